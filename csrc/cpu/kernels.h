@@ -1,0 +1,68 @@
+// What one instruction set offers. Each is built from the same sources with its own compiler flags; the choice
+// is made once, from the processor, when the library is loaded.
+#pragma once
+
+#include "plan.h"
+
+namespace lmser {
+
+template <class T>
+struct ConvCall {
+  const ConvPlan* plan;
+  Source source;
+  Sink sink;
+  const T* weight;  // packed
+};
+
+template <class T>
+struct WeightGradCall {
+  const WeightGradPlan* plan;
+  Source big, small;
+  T* sum;  // (kernel_h, kernel_w * in_c, padded_out_c), added to
+};
+
+// g = base * f'(output) [* (gate > 0)] over a range of rows, written to `pre`; g + extra to `total`; the sum of
+// g over pixels added to `bias`. Any of the three may be absent.
+struct TransformCall {
+  Source source;
+  View pre, total;
+  double* bias = nullptr;
+  bool bias_by_row = false;  // bias[row], not bias[channel]
+};
+
+template <class T>
+struct AddActCall {
+  View y, u, out;
+  const T* bias = nullptr;
+  bool bias_by_row = false;
+  Activation activation = Activation::identity;
+  double slope = 0;
+};
+
+template <class T>
+struct Kernels {
+  TileShape tile;
+  std::int64_t (*conv_scratch)(const ConvCall<T>&);  // values of T
+  void (*conv_unit)(const ConvCall<T>&, std::int64_t unit, T* scratch);
+  std::int64_t (*weight_grad_scratch)(const WeightGradCall<T>&);
+  // Bands [band0, band1) of kernel_h * bands_per_row: a task may take a part of the gradient instead of a part of the pixels.
+  void (*weight_grad_unit)(const WeightGradCall<T>&, std::int64_t unit, std::int64_t band0, std::int64_t band1, T* scratch);
+  std::int64_t (*transform_scratch)(const TransformCall&);
+  void (*transform_rows)(const TransformCall&, std::int64_t image, std::int64_t row0, std::int64_t row1, T* scratch);
+  std::int64_t (*add_act_scratch)(const AddActCall<T>&);
+  void (*add_act_rows)(const AddActCall<T>&, std::int64_t image, std::int64_t row0, std::int64_t row1, T* scratch);
+  // Peak probe: `rounds` dependent-free fused multiply-adds over a full register tile; returns operations done.
+  double (*fma_rounds)(std::int64_t rounds, T* sink);
+};
+
+struct InstructionSet {
+  const char* name;
+  Kernels<float> f32;
+  Kernels<double> f64;
+};
+
+// The best one this processor runs, and all that were compiled in and run here.
+const InstructionSet& instruction_set();
+const InstructionSet* const* instruction_sets(int* count);
+
+}  // namespace lmser

@@ -1,0 +1,163 @@
+#include "plan.h"
+
+#include <algorithm>
+
+namespace lmser {
+namespace {
+
+std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+std::int64_t round_up(std::int64_t a, std::int64_t b) { return ceil_div(a, b) * b; }
+
+// Half of the smallest second-level cache of the machines aimed at (512 KiB): the other half is for weights.
+constexpr std::int64_t kSlabBytes = 192 * 1024;
+// Below this many multiply-adds a second thread costs more than it brings.
+constexpr double kSerialWork = 40e3;
+
+// One axis of one phase.
+struct Axis {
+  std::int64_t out0, count, offset;
+  int taps, first_tap;
+};
+
+Axis axis_of_phase(const Geometry& g, bool vertical, int phase) {
+  const std::int64_t out = vertical ? g.out_h : g.out_w;
+  const int kernel = vertical ? g.kernel_h : g.kernel_w, stride = vertical ? g.stride_h : g.stride_w;
+  const int pad = vertical ? g.pad_h : g.pad_w;
+  if (!g.transposed) return {0, out, -std::int64_t(pad), kernel, 0};
+  // Output o = phase + stride * q receives input (o + pad - i) / stride for every kernel index
+  // i = i0 + stride * t; descending i meets ascending input.
+  const int i0 = (phase + pad) % stride;
+  const int taps = i0 < kernel ? (kernel - 1 - i0) / stride + 1 : 0;
+  const std::int64_t count = phase < out ? ceil_div(out - phase, stride) : 0;
+  return {phase, count, (phase + pad - i0) / stride - (taps - 1), taps, i0 + stride * (taps - 1)};
+}
+
+void split_blocks(ConvPlan& p) {
+  const int vectors = int(ceil_div(p.geometry.out_c, p.tile.lanes));
+  const int count = int(ceil_div(vectors, p.tile.max_vectors));
+  int done = 0;
+  for (int b = 0; b < count; ++b) {
+    const int width = int(ceil_div(vectors - done, count - b));
+    p.blocks.push_back({done * p.tile.lanes, width, std::int64_t(done) * p.tile.lanes});
+    done += width;
+  }
+  p.padded_out_c = std::int64_t(vectors) * p.tile.lanes;
+}
+
+}  // namespace
+
+double ConvPlan::flops() const {
+  const Geometry& g = geometry;
+  const double pixels = g.transposed ? double(g.in_h) * double(g.in_w) : double(g.out_h) * double(g.out_w);
+  return 2.0 * double(g.batch) * pixels * double(g.in_c) * double(g.out_c) * g.kernel_h * g.kernel_w;
+}
+
+RowSpan input_rows(const ConvPlan& p, std::int64_t r0, std::int64_t r1) {
+  RowSpan span{INT64_MAX, INT64_MIN};
+  for (const Phase& ph : p.phases) {
+    if (ph.taps_h == 0 || ph.taps_w == 0) continue;
+    const std::int64_t q0 = std::max<std::int64_t>(0, ceil_div(std::max<std::int64_t>(r0 - ph.out_h0, 0), p.out_step_h));
+    const std::int64_t q1 = std::min(ph.rows, ceil_div(std::max<std::int64_t>(r1 - ph.out_h0, 0), p.out_step_h));
+    if (q0 >= q1) continue;
+    span.first = std::min(span.first, ph.off_h + q0 * p.in_step_h);
+    span.last = std::max(span.last, ph.off_h + (q1 - 1) * p.in_step_h + ph.taps_h - 1);
+  }
+  if (span.first > span.last) return {0, -1};
+  return span;
+}
+
+ConvPlan plan_conv(const Geometry& g, const TileShape& tile, std::int64_t value_bytes, int threads) {
+  ConvPlan p;
+  p.geometry = g;
+  p.tile = tile;
+  const int phases_h = g.transposed ? g.stride_h : 1, phases_w = g.transposed ? g.stride_w : 1;
+  p.out_step_h = phases_h;
+  p.out_step_w = phases_w;
+  p.in_step_h = g.transposed ? 1 : g.stride_h;
+  p.in_step_w = g.transposed ? 1 : g.stride_w;
+  split_blocks(p);
+  std::int64_t first_col = INT64_MAX, last_col = INT64_MIN;
+  for (int a = 0; a < phases_h; ++a)
+    for (int b = 0; b < phases_w; ++b) {
+      const Axis v = axis_of_phase(g, true, a), u = axis_of_phase(g, false, b);
+      if (v.count == 0 || u.count == 0) continue;
+      const bool empty = v.taps == 0 || u.taps == 0;
+      Phase ph{v.out0, u.out0, v.count, u.count, v.offset, u.offset, empty ? 0 : v.taps, empty ? 0 : u.taps,
+               v.first_tap, u.first_tap, p.packed_size};
+      if (!empty) {
+        first_col = std::min(first_col, u.offset);
+        last_col = std::max(last_col, u.offset + (u.count - 1) * p.in_step_w + u.taps - 1);
+      }
+      p.packed_size += std::int64_t(ph.taps_h) * ph.taps_w * g.in_c * p.padded_out_c;
+      p.phases.push_back(ph);
+    }
+  if (first_col > last_col) first_col = 0, last_col = -1;
+  p.slab_w0 = first_col;
+  p.slab_cols = last_col - first_col + 1;
+
+  const std::int64_t row_bytes = std::max<std::int64_t>(1, p.slab_cols * g.in_c * value_bytes);
+  const std::int64_t want_units = 4 * std::int64_t(threads);
+  const RowSpan all = input_rows(p, 0, g.out_h);
+  const std::int64_t image_rows = all.last - all.first + 1;
+  // Rows of output whose staged input fills the slab; the halo of the kernel comes on top.
+  const double rows_in_per_out = double(std::max<std::int64_t>(1, image_rows)) / double(std::max<std::int64_t>(1, g.out_h));
+  std::int64_t rows = std::int64_t(double(kSlabBytes) / double(row_bytes) / rows_in_per_out);
+  rows = std::clamp<std::int64_t>(rows, 1, std::max<std::int64_t>(1, g.out_h));
+  if (rows < g.out_h || g.batch == 1) {
+    // At least four pixel tiles a unit, so that short rows do not leave half-filled tiles everywhere.
+    const std::int64_t least = ceil_div(4 * tile.pixels, std::max<std::int64_t>(1, g.out_w));
+    rows = std::clamp<std::int64_t>(std::min(rows, ceil_div(g.out_h * g.batch, want_units)), std::min(least, g.out_h), g.out_h);
+    rows = round_up(rows, p.out_step_h);
+    p.row_units = ceil_div(g.out_h, rows);
+    p.unit_rows = round_up(ceil_div(g.out_h, p.row_units), p.out_step_h);
+    p.row_units = ceil_div(g.out_h, p.unit_rows);
+    p.unit_images = 1;
+  } else {
+    p.unit_rows = g.out_h;
+    p.row_units = 1;
+    const std::int64_t images = std::max<std::int64_t>(1, kSlabBytes / std::max<std::int64_t>(1, row_bytes * image_rows));
+    p.unit_images = std::clamp<std::int64_t>(images, 1, std::max<std::int64_t>(1, g.batch / want_units));
+  }
+  p.image_units = ceil_div(g.batch, p.unit_images);
+  // The largest slab any row range needs.
+  for (std::int64_t u = 0; u < p.row_units; ++u) {
+    const RowSpan s = input_rows(p, u * p.unit_rows, std::min(g.out_h, (u + 1) * p.unit_rows));
+    p.slab_rows = std::max(p.slab_rows, s.last - s.first + 1);
+  }
+  p.slab_values = p.unit_images * p.slab_rows * p.slab_cols * g.in_c;
+  const std::int64_t pixel_units = p.image_units * p.row_units;
+  if (pixel_units > 0 && pixel_units < threads && p.flops() > 2 * kSerialWork)
+    p.block_splits = int(std::min<std::int64_t>(std::int64_t(p.blocks.size()), ceil_div(threads, pixel_units)));
+  p.units = pixel_units * p.block_splits;
+  return p;
+}
+
+WeightGradPlan plan_weight_grad(const Geometry& g, const TileShape& tile, std::int64_t value_bytes, int threads) {
+  WeightGradPlan p;
+  p.geometry = g;
+  p.tile = tile;
+  p.padded_out_c = round_up(g.out_c, tile.lanes);
+  p.sum_values = std::int64_t(g.kernel_h) * g.kernel_w * g.in_c * p.padded_out_c;
+  p.slab_cols = (g.out_w - 1) * g.stride_w + g.kernel_w;
+  const std::int64_t row_bytes = value_bytes * (p.slab_cols * g.in_c * g.stride_h + g.out_w * p.padded_out_c);
+  std::int64_t rows = std::clamp<std::int64_t>(kSlabBytes / std::max<std::int64_t>(1, row_bytes), 1, std::max<std::int64_t>(1, g.out_h));
+  rows = std::clamp<std::int64_t>(std::min(rows, ceil_div(g.out_h * g.batch, threads)), 1, std::max<std::int64_t>(1, g.out_h));
+  p.row_units = ceil_div(g.out_h, rows);
+  p.unit_rows = ceil_div(g.out_h, std::max<std::int64_t>(1, p.row_units));
+  if (p.row_units <= 1) {
+    const std::int64_t images = kSlabBytes / std::max<std::int64_t>(1, row_bytes * g.out_h);
+    p.unit_images = std::clamp<std::int64_t>(images, 1, std::max<std::int64_t>(1, g.batch / threads));
+  }
+  p.image_units = ceil_div(g.batch, p.unit_images);
+  p.units = p.row_units * p.image_units;
+  p.slab_rows = (p.unit_rows - 1) * g.stride_h + g.kernel_h;
+  p.big_values = p.unit_images * p.slab_rows * p.slab_cols * g.in_c;
+  p.small_values = p.unit_images * p.unit_rows * g.out_w * p.padded_out_c;
+  p.bands_per_row = ceil_div(std::int64_t(g.kernel_w) * g.in_c, tile.pixels);
+  // A sum per task is zeroed, added and reduced; taking bands instead, every task reads all pixels.
+  const double values = double(g.batch) * (double(g.in_h) * double(g.in_w) * double(g.in_c) + double(g.out_h) * double(g.out_w) * double(g.out_c));
+  p.split_pixels = p.units >= threads && 2.0 * double(p.sum_values) < values;
+  return p;
+}
+
+}  // namespace lmser

@@ -1,0 +1,120 @@
+// What a convolution kernel is told to do, free of torch and of any instruction set.
+//
+// Both directions are one algorithm, an implicit matrix product over channels-last pixels. A *phase* is the
+// set of output pixels that use the same kernel taps: a convolution has one, a transposed convolution of
+// stride s has s*s (sub-pixel form, no zeros are multiplied). In each phase the taps used, reordered where
+// needed, meet consecutive input rows and columns, so that for one kernel row the products run over one
+// contiguous piece of memory of taps_w * channels values.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "../activation.h"
+
+namespace lmser {
+
+enum class DType : int { f32, f64, bf16, f16 };
+
+// A 4-D tensor (N, C, H, W) anywhere in memory; strides in elements.
+struct View {
+  void* data = nullptr;
+  DType dtype = DType::f32;
+  std::int64_t n = 0, c = 0, h = 0, w = 0;
+  std::int64_t sn = 0, sc = 0, sh = 0, sw = 0;
+  explicit operator bool() const { return data != nullptr; }
+};
+
+// What is read: value = base [* f'(output)] [* (gate > 0)] [+ extra], then summed over windows of
+// pool_h x pool_w and multiplied by scale. Sizes are those of `base`.
+struct Source {
+  View base, output, gate, extra;
+  Activation activation = Activation::identity;
+  double slope = 0;
+  int pool_h = 1, pool_w = 1;
+  double scale = 1;
+  bool plain() const { return !output && !gate && !extra && pool_h == 1 && pool_w == 1 && scale == 1; }
+};
+
+// What is written: out = f(scale * up(linear) + add + bias) [* (gate > 0)], drive = scale * up(linear),
+// where up repeats pixels upsample_h x upsample_w times. Rows and columns of `out` beyond that are zero.
+struct Sink {
+  View out, drive, add, gate;
+  const void* bias = nullptr;  // in the compute type, one value per channel
+  Activation activation = Activation::identity;
+  double slope = 0;
+  int upsample_h = 1, upsample_w = 1;
+  double scale = 1;
+};
+
+struct Phase {
+  std::int64_t out_h0, out_w0;  // its first output row and column
+  std::int64_t rows, cols;      // how many it has of each
+  std::int64_t off_h, off_w;    // input row and column under its first tap, for its first pixel
+  int taps_h, taps_w;
+  int first_tap_h, first_tap_w;  // kernel index of tap 0; the next is one up (conv) or one stride down
+  std::int64_t weight_offset;   // into the packed weight, in values
+};
+
+struct Geometry {
+  bool transposed = false;
+  std::int64_t batch = 0;
+  std::int64_t in_c = 0, in_h = 0, in_w = 0;     // after pooling
+  std::int64_t out_c = 0, out_h = 0, out_w = 0;  // before upsampling
+  int kernel_h = 1, kernel_w = 1, stride_h = 1, stride_w = 1, pad_h = 0, pad_w = 0;
+};
+
+// One block of output channels: `vectors` registers wide.
+struct Block {
+  int channel, vectors;
+  std::int64_t weight_column;  // channels before it, rounded up to whole registers
+};
+
+// The register tile of an instruction set.
+struct TileShape {
+  int lanes;        // values in a register
+  int pixels;       // rows of the tile
+  int max_vectors;  // columns of the tile, in registers
+};
+
+struct ConvPlan {
+  Geometry geometry;
+  TileShape tile{};
+  std::vector<Phase> phases;
+  std::vector<Block> blocks;
+  std::int64_t out_step_h = 1, out_step_w = 1;  // between pixels of a phase
+  std::int64_t in_step_h = 1, in_step_w = 1;
+  std::int64_t packed_size = 0;   // values
+  std::int64_t padded_out_c = 0;  // out_c in whole registers
+  // Units of work: `unit_images` whole images, or `unit_rows` output rows of one image, times a range of
+  // channel blocks.
+  std::int64_t unit_images = 1, unit_rows = 1, row_units = 1, image_units = 1;
+  int block_splits = 1;
+  std::int64_t units = 0;
+  // Staged input of a unit: columns [slab_w0, slab_w0 + slab_cols), rows as the unit needs them.
+  std::int64_t slab_w0 = 0, slab_cols = 0, slab_rows = 0, slab_values = 0;
+  double flops() const;
+};
+
+// Rows of input that output rows [r0, r1) of any phase need: [first, last].
+struct RowSpan {
+  std::int64_t first, last;
+};
+RowSpan input_rows(const ConvPlan& plan, std::int64_t r0, std::int64_t r1);
+
+ConvPlan plan_conv(const Geometry& geometry, const TileShape& tile, std::int64_t value_bytes, int threads);
+
+// Weight gradient of one pair: big (N, in_c, H, W) under kernel taps, small (N, out_c, h, w).
+struct WeightGradPlan {
+  Geometry geometry;  // of the convolution big -> small
+  TileShape tile{};
+  std::int64_t unit_images = 1, unit_rows = 1, row_units = 1, image_units = 1, units = 0;
+  std::int64_t slab_cols = 0, slab_rows = 0, big_values = 0, small_values = 0;
+  std::int64_t padded_out_c = 0, sum_values = 0;  // (kernel_h, kernel_w * in_c, padded_out_c)
+  std::int64_t bands_per_row = 1;                 // pieces of kernel_w * in_c, one tile high each
+  bool split_pixels = true;  // else tasks take bands, and one sum serves all
+};
+WeightGradPlan plan_weight_grad(const Geometry& geometry, const TileShape& tile, std::int64_t value_bytes,
+                                int threads);
+
+}  // namespace lmser

@@ -1,0 +1,136 @@
+// Vectors of one instruction set, by the compiler's vector extensions. Included once per instruction set,
+// inside the namespace that the including file names (LMSER_ISA): nothing here may be shared between them.
+//
+// LMSER_VECTOR_BYTES is the register width. Products and sums contract to fused multiply-adds
+// (-ffp-contract=fast) where the instruction set has them.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "../activation.h"
+
+namespace lmser::LMSER_ISA {
+
+template <class T>
+struct VectorOf {
+  typedef T type __attribute__((vector_size(LMSER_VECTOR_BYTES)));
+  typedef T unaligned __attribute__((vector_size(LMSER_VECTOR_BYTES), aligned(sizeof(T)), may_alias));
+  static constexpr int lanes = LMSER_VECTOR_BYTES / sizeof(T);
+};
+template <class T>
+using Vec = typename VectorOf<T>::type;
+template <class T>
+inline constexpr int kLanes = VectorOf<T>::lanes;
+
+template <class T>
+LMSER_HD Vec<T> load(const T* p) {
+  return *reinterpret_cast<const typename VectorOf<T>::unaligned*>(p);
+}
+template <class T>
+LMSER_HD void store(T* p, Vec<T> v) {
+  *reinterpret_cast<typename VectorOf<T>::unaligned*>(p) = v;
+}
+template <class T>
+LMSER_HD Vec<T> splat(T x) {
+  return Vec<T>{} + x;
+}
+// The first `n` lanes from memory, zero elsewhere: never touches what lies behind.
+template <class T>
+LMSER_HD Vec<T> load_partial(const T* p, int n) {
+  alignas(LMSER_VECTOR_BYTES) T buffer[kLanes<T>] = {};
+  for (int i = 0; i < n; ++i) buffer[i] = p[i];
+  return load<T>(buffer);
+}
+template <class T>
+LMSER_HD void store_partial(T* p, Vec<T> v, int n) {
+  alignas(LMSER_VECTOR_BYTES) T buffer[kLanes<T>];
+  store<T>(buffer, v);
+  for (int i = 0; i < n; ++i) p[i] = buffer[i];
+}
+
+// exp, sigmoid and tanh. float: polynomials after Cephes (expf, tanhf), below 2 ulp where the result is
+// normal. double: the C library, lane by lane (float64 is for checking, not for speed).
+template <class T>
+struct Math;
+
+template <>
+struct Math<float> {
+  using V = Vec<float>;
+  typedef std::int32_t I __attribute__((vector_size(LMSER_VECTOR_BYTES)));
+  static LMSER_HD V splat(float x) { return V{} + x; }
+  static LMSER_HD V exp(V x) {
+    x = x > 88.3762626647949f ? splat(88.3762626647949f) : x;
+    x = x < -87.3365478515625f ? splat(-87.3365478515625f) : x;
+    const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to the nearest integer
+    const V shifted = x * 1.44269504088896341f + magic;
+    const V n = shifted - magic;
+    const V r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
+    V p = splat(1.9875691500e-4f);
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * (r * r) + r + 1.0f;
+    I bits;
+    std::memcpy(&bits, &shifted, sizeof bits);
+    bits = (bits + (127 - 0x4B400000)) << 23;  // low bits of `shifted` hold n
+    V scale;
+    std::memcpy(&scale, &bits, sizeof scale);
+    return p * scale;
+  }
+  static LMSER_HD V sigmoid(V z) { return 1.0f / (exp(-z) + 1.0f); }
+  static LMSER_HD V tanh(V z) {
+    const V a = z < 0.0f ? -z : z;
+    const V s = z * z;
+    V p = splat(-5.70498872745e-3f);
+    p = p * s + 2.06390887954e-2f;
+    p = p * s + -5.37397155531e-2f;
+    p = p * s + 1.33314422036e-1f;
+    p = p * s + -3.33332819422e-1f;
+    const V small = p * s * z + z;
+    const V big = 1.0f - 2.0f / (exp(a + a) + 1.0f);
+    return a < 0.625f ? small : (z < 0.0f ? -big : big);
+  }
+};
+
+template <>
+struct Math<double> {
+  using V = Vec<double>;
+  static LMSER_HD V splat(double x) { return V{} + x; }
+  static V sigmoid(V z) {
+    V r{};
+    for (int i = 0; i < kLanes<double>; ++i) r[i] = 1.0 / (1.0 + __builtin_exp(-z[i]));
+    return r;
+  }
+  static V tanh(V z) {
+    V r{};
+    for (int i = 0; i < kLanes<double>; ++i) r[i] = __builtin_tanh(z[i]);
+    return r;
+  }
+};
+
+template <Activation A, class T>
+LMSER_HD Vec<T> act(Vec<T> z, T slope) {
+  return activate<A, Vec<T>, T, Math<T>>(z, slope);
+}
+template <Activation A, class T>
+LMSER_HD Vec<T> act_derivative(Vec<T> h, T slope) {
+  return derivative<A, Vec<T>, T, Math<T>>(h, slope);
+}
+
+// Calls f with the activation as a compile-time constant.
+template <class F>
+LMSER_HD void with_activation(Activation a, F&& f) {
+  switch (a) {
+    case Activation::identity: return f.template operator()<Activation::identity>();
+    case Activation::relu: return f.template operator()<Activation::relu>();
+    case Activation::leaky_relu: return f.template operator()<Activation::leaky_relu>();
+    case Activation::sigmoid: return f.template operator()<Activation::sigmoid>();
+    case Activation::tanh: return f.template operator()<Activation::tanh>();
+    case Activation::leaky_sigmoid: return f.template operator()<Activation::leaky_sigmoid>();
+  }
+}
+
+}  // namespace lmser::LMSER_ISA

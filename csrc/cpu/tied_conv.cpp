@@ -1,0 +1,260 @@
+// conv2d_add_act, conv_transpose2d_add_act, tied_conv2d and their backward passes: checks, allocation, one call
+// into the engine.
+#include "../tensor.h"
+#include "torch_pool.h"
+
+namespace lmser {
+namespace {
+
+struct Conv {
+  Geometry geometry;  // of the convolution x -> y, whichever direction runs
+  Pair pool;          // of x before it, or upsampling after the transposed direction
+};
+
+// x is the big side (N, C_in, H, W) after pooling, y the small one.
+Geometry conv_geometry(std::int64_t n, std::int64_t c_in, std::int64_t h, std::int64_t w, std::int64_t c_out, std::int64_t kh, std::int64_t kw,
+                       Pair stride, Pair pad) {
+  STD_TORCH_CHECK(h + 2 * pad.h >= kh && w + 2 * pad.w >= kw, "the kernel (", kh, ", ", kw, ") is larger than the padded input (", h + 2 * pad.h,
+                  ", ", w + 2 * pad.w, ")");
+  Geometry g;
+  g.batch = n, g.in_c = c_in, g.in_h = h, g.in_w = w, g.out_c = c_out;
+  g.out_h = (h + 2 * pad.h - kh) / stride.h + 1, g.out_w = (w + 2 * pad.w - kw) / stride.w + 1;
+  g.kernel_h = int(kh), g.kernel_w = int(kw), g.stride_h = stride.h, g.stride_w = stride.w, g.pad_h = pad.h, g.pad_w = pad.w;
+  return g;
+}
+Geometry transposed(Geometry g) {
+  g.transposed = true;
+  std::swap(g.in_c, g.out_c), std::swap(g.in_h, g.out_h), std::swap(g.in_w, g.out_w);
+  return g;
+}
+
+View weight_view(const Tensor& weight, const Tensor& first, const char* first_name) {
+  check_like(weight, "weight", first, first_name);
+  const View w = view_of(weight, "weight");
+  STD_TORCH_CHECK(w.n > 0 && w.c > 0 && w.h > 0 && w.w > 0, "weight has shape ", shape_text(weight), "; expected no empty dimension");
+  return w;
+}
+
+// Geometry of the convolution for an x of shape `v` (before pooling).
+Geometry geometry_from_x(const View& v, const Tensor& x, const View& w, const Tensor& weight, Pair stride, Pair pad, Pair pool) {
+  STD_TORCH_CHECK(v.c == w.c, "x has ", v.c, " channels (shape ", shape_text(x), ") but weight ", shape_text(weight), " takes ", w.c);
+  return conv_geometry(v.n, v.c, v.h / pool.h, v.w / pool.w, w.n, w.h, w.w, stride, pad);
+}
+// The same for a z on the small side whose transposed convolution is pinned to `size`.
+Geometry geometry_from_z(const View& v, const Tensor& z, const View& w, const Tensor& weight, Pair stride, Pair pad, Pair size) {
+  STD_TORCH_CHECK(v.c == w.n, "z has ", v.c, " channels (shape ", shape_text(z), ") but weight ", shape_text(weight), " gives ", w.n);
+  const Geometry g = conv_geometry(v.n, w.c, size.h, size.w, w.n, w.h, w.w, stride, pad);
+  STD_TORCH_CHECK(g.out_h == v.h && g.out_w == v.w, "output_size (", size.h, ", ", size.w, ") does not fit z of shape ", shape_text(z),
+                  ": its convolution would be (", g.out_h, ", ", g.out_w, ")");
+  return g;
+}
+
+Source source_of(const View& v) {
+  Source s;
+  s.base = v;
+  return s;
+}
+Sink sink_of(const View& v) {
+  Sink s;
+  s.out = v;
+  return s;
+}
+
+std::tuple<Tensor, Tensor> conv2d_add_act(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& add, const std::optional<Tensor>& bias,
+                                          const Ints& stride, const Ints& padding, const Ints& pool, const std::string& activation, double slope,
+                                          bool with_drive) {
+  const View v = view_of(x, "x"), w = weight_view(weight, x, "x");
+  const Pair p = pair_of(pool, "pool", 1);
+  const Geometry g = geometry_from_x(v, x, w, weight, pair_of(stride, "stride", 1), pair_of(padding, "padding", 0), p);
+  Sink sink;
+  sink.activation = activation_named(activation), sink.slope = slope;
+  sink.add = same_shape_view(add, "add", x, "x", g.batch, g.out_c, g.out_h, g.out_w);
+  const View b = bias_view(bias, x, "x", g.out_c);
+  const bool last = channels_last(v);
+  Tensor h = empty_4d(x, last, g.batch, g.out_c, g.out_h, g.out_w);
+  Tensor drive = with_drive ? empty_4d(x, last, g.batch, g.out_c, g.out_h, g.out_w) : empty_1d(x, 0);
+  sink.out = view_of(h, "h");
+  if (with_drive) sink.drive = view_of(drive, "drive");
+  Source source = source_of(v);
+  source.pool_h = p.h, source.pool_w = p.w, source.scale = 1.0 / (double(p.h) * p.w);
+  run_conv(instruction_set(), torch_pool(), g, source, sink, w, b);
+  return {h, drive};
+}
+
+std::tuple<Tensor, Tensor> conv_transpose2d_add_act(const Tensor& z, const Tensor& weight, const std::optional<Tensor>& add,
+                                                    const std::optional<Tensor>& bias, const std::optional<Tensor>& gate, const Ints& stride,
+                                                    const Ints& padding, const Ints& output_size, const Ints& upsample,
+                                                    const std::string& activation, double slope, bool with_drive) {
+  const View v = view_of(z, "z"), w = weight_view(weight, z, "z");
+  const Pair up = pair_of(upsample, "upsample", 1), size = pair_of(output_size, "output_size", 1);
+  const Geometry g = geometry_from_z(v, z, w, weight, pair_of(stride, "stride", 1), pair_of(padding, "padding", 0), size);
+  const std::int64_t out_h = g.in_h * up.h, out_w = g.in_w * up.w;
+  Sink sink;
+  sink.activation = activation_named(activation), sink.slope = slope;
+  sink.upsample_h = up.h, sink.upsample_w = up.w;
+  sink.add = same_shape_view(add, "add", z, "z", g.batch, g.in_c, out_h, out_w);
+  sink.gate = same_shape_view(gate, "gate", z, "z", g.batch, g.in_c, out_h, out_w);
+  const View b = bias_view(bias, z, "z", g.in_c);
+  const bool last = channels_last(v);
+  Tensor h = empty_4d(z, last, g.batch, g.in_c, out_h, out_w);
+  Tensor drive = with_drive ? empty_4d(z, last, g.batch, g.in_c, out_h, out_w) : empty_1d(z, 0);
+  sink.out = view_of(h, "h");
+  if (with_drive) sink.drive = view_of(drive, "drive");
+  run_conv(instruction_set(), torch_pool(), transposed(g), source_of(v), sink, w, b);
+  return {h, drive};
+}
+
+std::tuple<Tensor, Tensor> tied_conv2d(const Tensor& x, const Tensor& z, const Tensor& weight, const Ints& stride, const Ints& padding) {
+  const View vx = view_of(x, "x"), w = weight_view(weight, x, "x"), vz = like_view(z, "z", x, "x");
+  const Geometry g = geometry_from_x(vx, x, w, weight, pair_of(stride, "stride", 1), pair_of(padding, "padding", 0), {1, 1});
+  STD_TORCH_CHECK(vz.n == g.batch && vz.c == g.out_c && vz.h == g.out_h && vz.w == g.out_w, "z has shape ", shape_text(z),
+                  "; expected that of the convolution of x, (", g.batch, ", ", g.out_c, ", ", g.out_h, ", ", g.out_w, ")");
+  const bool last = channels_last(vx);
+  Tensor y = empty_4d(x, last, g.batch, g.out_c, g.out_h, g.out_w), u = empty_4d(x, last, g.batch, g.in_c, g.in_h, g.in_w);
+  run_conv(instruction_set(), torch_pool(), g, source_of(vx), sink_of(view_of(y, "y")), w, {});
+  run_conv(instruction_set(), torch_pool(), transposed(g), source_of(vz), sink_of(view_of(u, "u")), w, {});
+  return {y, u};
+}
+
+Tensor tied_conv2d_weight_grad(const Tensor& x, const Tensor& grad_y, const std::optional<Tensor>& grad_u, const std::optional<Tensor>& z,
+                               const Ints& kernel_size, const Ints& stride, const Ints& padding) {
+  const View vx = view_of(x, "x"), vy = like_view(grad_y, "grad_y", x, "x");
+  const Pair k = pair_of(kernel_size, "kernel_size", 1);
+  const Geometry g = conv_geometry(vx.n, vx.c, vx.h, vx.w, vy.c, k.h, k.w, pair_of(stride, "stride", 1), pair_of(padding, "padding", 0));
+  STD_TORCH_CHECK(vy.n == g.batch && vy.h == g.out_h && vy.w == g.out_w, "grad_y has shape ", shape_text(grad_y), "; expected (", g.batch, ", *, ",
+                  g.out_h, ", ", g.out_w, ")");
+  STD_TORCH_CHECK(grad_u.has_value() == z.has_value(), "grad_u and z must be given together");
+  std::vector<WeightGradPair> pairs{{source_of(vx), source_of(vy)}};
+  if (z) {
+    const View vu = same_shape_view(grad_u, "grad_u", x, "x", vx.n, vx.c, vx.h, vx.w), vz = same_shape_view(z, "z", x, "x", vy.n, vy.c, vy.h, vy.w);
+    pairs.push_back({source_of(vu), source_of(vz)});
+  }
+  Tensor grad = empty_4d(x, false, g.out_c, g.in_c, k.h, k.w);
+  run_weight_grad(instruction_set(), torch_pool(), g, std::move(pairs), view_of(grad, "grad"));
+  return grad;
+}
+
+// What flows back into the linear part: grad * f'(h) [* (gate > 0)] + grad_drive; with an identity and no gate the
+// gradient itself.
+struct Incoming {
+  Source pre;    // without grad_drive
+  Source total;  // with it
+};
+Incoming incoming(const std::optional<Tensor>& grad, const std::optional<Tensor>& grad_drive, const Tensor& h, const std::optional<Tensor>& gate,
+                  const std::string& activation, double slope) {
+  STD_TORCH_CHECK(grad || grad_drive, "grad and grad_drive are both missing");
+  const View vh = view_of(h, "h");
+  Incoming in;
+  in.pre.activation = activation_named(activation), in.pre.slope = slope;
+  const View drive = same_shape_view(grad_drive, "grad_drive", h, "h", vh.n, vh.c, vh.h, vh.w);
+  if (grad) {
+    in.pre.base = same_shape_view(grad, "grad", h, "h", vh.n, vh.c, vh.h, vh.w);
+    if (in.pre.activation != Activation::identity) in.pre.output = vh;
+    in.pre.gate = same_shape_view(gate, "gate", h, "h", vh.n, vh.c, vh.h, vh.w);
+    in.total = in.pre;
+    in.total.extra = drive;
+  } else {
+    in.total.base = drive;
+  }
+  return in;
+}
+
+struct Needs {
+  bool input, weight, add, bias;
+};
+Needs needs_of(const std::vector<bool>& needs) {
+  STD_TORCH_CHECK(needs.size() == 4, "needs has ", needs.size(), " values; expected 4 (input, weight, add, bias)");
+  return {needs[0], needs[1], needs[2], needs[3]};
+}
+
+// Gradients of the two that see only the neuron, add and bias. Where the sum before the activation is written
+// anyway, the other gradients read it instead of forming it again.
+void neuron_grads(Incoming& in, bool have_grad, const Needs& needs, const Tensor& h, Tensor& grad_add, Tensor& grad_bias) {
+  const View vh = view_of(h, "h");
+  if (needs.add) grad_add = empty_4d(h, channels_last(vh), vh.n, vh.c, vh.h, vh.w);
+  if (needs.bias) grad_bias = empty_1d(h, vh.c);
+  if (!needs.add && !needs.bias) return;
+  const View none;
+  const View bias = needs.bias ? View{grad_bias.data_ptr(), vh.dtype, 1, vh.c, 1, 1, 0, 1, 0, 0} : none;
+  if (!have_grad) {
+    if (needs.add) torch::stable::zero_(grad_add);
+    if (needs.bias) torch::stable::zero_(grad_bias);
+    return;
+  }
+  const View add = needs.add ? view_of(grad_add, "grad_add") : none;
+  run_transform(instruction_set(), torch_pool(), in.pre, add, none, bias);
+  if (needs.add && (in.pre.output || in.pre.gate)) {
+    const View extra = in.total.extra;
+    in.total = source_of(add);
+    in.total.extra = extra;
+  }
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> conv2d_add_act_backward(const std::optional<Tensor>& grad, const std::optional<Tensor>& grad_drive,
+                                                                   const Tensor& h, const Tensor& x, const Tensor& weight, const Ints& stride,
+                                                                   const Ints& padding, const Ints& pool, const std::string& activation,
+                                                                   double slope, const std::vector<bool>& needed) {
+  const View v = view_of(x, "x"), w = weight_view(weight, x, "x");
+  const Pair p = pair_of(pool, "pool", 1);
+  const Geometry g = geometry_from_x(v, x, w, weight, pair_of(stride, "stride", 1), pair_of(padding, "padding", 0), p);
+  same_shape_view(h, "h", x, "x", g.batch, g.out_c, g.out_h, g.out_w);
+  const Needs needs = needs_of(needed);
+  Incoming in = incoming(grad, grad_drive, h, std::nullopt, activation, slope);
+  Tensor grad_x = empty_1d(x, 0), grad_w = empty_1d(x, 0), grad_add = empty_1d(x, 0), grad_bias = empty_1d(x, 0);
+  neuron_grads(in, grad.has_value(), needs, h, grad_add, grad_bias);
+  const double scale = 1.0 / (double(p.h) * p.w);
+  if (needs.input) {
+    grad_x = empty_4d(x, channels_last(v), v.n, v.c, v.h, v.w);
+    Sink sink = sink_of(view_of(grad_x, "grad_x"));
+    sink.upsample_h = p.h, sink.upsample_w = p.w, sink.scale = scale;
+    run_conv(instruction_set(), torch_pool(), transposed(g), in.total, sink, w, {});
+  }
+  if (needs.weight) {
+    grad_w = empty_4d(x, false, w.n, w.c, w.h, w.w);
+    Source big = source_of(v);
+    big.pool_h = p.h, big.pool_w = p.w, big.scale = scale;
+    run_weight_grad(instruction_set(), torch_pool(), g, {{big, in.total}}, view_of(grad_w, "grad_weight"));
+  }
+  return {grad_x, grad_w, grad_add, grad_bias};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> conv_transpose2d_add_act_backward(const std::optional<Tensor>& grad,
+                                                                             const std::optional<Tensor>& grad_drive, const Tensor& h,
+                                                                             const Tensor& z, const Tensor& weight,
+                                                                             const std::optional<Tensor>& gate, const Ints& stride,
+                                                                             const Ints& padding, const Ints& upsample,
+                                                                             const std::string& activation, double slope,
+                                                                             const std::vector<bool>& needed) {
+  const View v = view_of(z, "z"), w = weight_view(weight, z, "z"), vh = like_view(h, "h", z, "z");
+  const Pair up = pair_of(upsample, "upsample", 1);
+  STD_TORCH_CHECK(vh.n == v.n && vh.c == w.c && vh.h % up.h == 0 && vh.w % up.w == 0, "h has shape ", shape_text(h), ", which upsampling by (", up.h,
+                  ", ", up.w, ") of ", w.c, " channels cannot give");
+  const Geometry g = geometry_from_z(v, z, w, weight, pair_of(stride, "stride", 1), pair_of(padding, "padding", 0),
+                                     {int(vh.h / up.h), int(vh.w / up.w)});
+  const Needs needs = needs_of(needed);
+  Incoming in = incoming(grad, grad_drive, h, gate, activation, slope);
+  Tensor grad_z = empty_1d(z, 0), grad_w = empty_1d(z, 0), grad_add = empty_1d(z, 0), grad_bias = empty_1d(z, 0);
+  neuron_grads(in, grad.has_value(), needs, h, grad_add, grad_bias);
+  in.total.pool_h = up.h, in.total.pool_w = up.w;  // each repeated pixel passes its gradient on: a sum
+  if (needs.input) {
+    grad_z = empty_4d(z, channels_last(v), v.n, v.c, v.h, v.w);
+    run_conv(instruction_set(), torch_pool(), g, in.total, sink_of(view_of(grad_z, "grad_z")), w, {});
+  }
+  if (needs.weight) {
+    grad_w = empty_4d(z, false, w.n, w.c, w.h, w.w);
+    run_weight_grad(instruction_set(), torch_pool(), g, {{in.total, source_of(v)}}, view_of(grad_w, "grad_weight"));
+  }
+  return {grad_z, grad_w, grad_add, grad_bias};
+}
+
+}  // namespace
+}  // namespace lmser
+
+STABLE_TORCH_LIBRARY_IMPL(lmser, CPU, m) {
+  m.impl("conv2d_add_act", TORCH_BOX(&lmser::conv2d_add_act));
+  m.impl("conv2d_add_act_backward", TORCH_BOX(&lmser::conv2d_add_act_backward));
+  m.impl("conv_transpose2d_add_act", TORCH_BOX(&lmser::conv_transpose2d_add_act));
+  m.impl("conv_transpose2d_add_act_backward", TORCH_BOX(&lmser::conv_transpose2d_add_act_backward));
+  m.impl("tied_conv2d", TORCH_BOX(&lmser::tied_conv2d));
+  m.impl("tied_conv2d_weight_grad", TORCH_BOX(&lmser::tied_conv2d_weight_grad));
+}

@@ -1,0 +1,24 @@
+// Every operator of the library, by schema. Implementations register themselves per device; fakes, autograd and
+// autocast are Python's (lmser_kernels/*/ops.py).
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(lmser, m) {
+  m.def(
+      "conv2d_add_act(Tensor x, Tensor weight, Tensor? add, Tensor? bias, SymInt[] stride, SymInt[] padding, SymInt[] pool, str activation, "
+      "float slope, bool drive) -> (Tensor, Tensor)");
+  m.def(
+      "conv2d_add_act_backward(Tensor? grad, Tensor? grad_drive, Tensor h, Tensor x, Tensor weight, SymInt[] stride, SymInt[] padding, "
+      "SymInt[] pool, str activation, float slope, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "conv_transpose2d_add_act(Tensor z, Tensor weight, Tensor? add, Tensor? bias, Tensor? gate, SymInt[] stride, SymInt[] padding, "
+      "SymInt[] output_size, SymInt[] upsample, str activation, float slope, bool drive) -> (Tensor, Tensor)");
+  m.def(
+      "conv_transpose2d_add_act_backward(Tensor? grad, Tensor? grad_drive, Tensor h, Tensor z, Tensor weight, Tensor? gate, SymInt[] stride, "
+      "SymInt[] padding, SymInt[] upsample, str activation, float slope, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def("tied_conv2d(Tensor x, Tensor z, Tensor weight, SymInt[] stride, SymInt[] padding) -> (Tensor, Tensor)");
+  m.def(
+      "tied_conv2d_weight_grad(Tensor x, Tensor grad_y, Tensor? grad_u, Tensor? z, SymInt[] kernel_size, SymInt[] stride, SymInt[] padding) "
+      "-> Tensor");
+  m.def("add_act(Tensor y, Tensor? u, Tensor? bias, str activation, float slope) -> Tensor");
+  m.def("add_act_backward(Tensor grad, Tensor h, str activation, float slope, bool needs_bias) -> (Tensor, Tensor)");
+}

@@ -1,0 +1,104 @@
+// Between stable-ABI tensors and the kernels' plain views, with the checks that every operator makes.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "cpu/plan.h"
+
+namespace lmser {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using Ints = std::vector<std::int64_t>;
+
+inline Activation activation_named(const std::string& name) {
+  static constexpr const char* names[] = {"identity", "relu", "leaky_relu", "sigmoid", "tanh", "leaky_sigmoid"};
+  for (int i = 0; i < 6; ++i)
+    if (name == names[i]) return Activation(i);
+  STD_TORCH_CHECK(false, "activation is '", name, "'; expected identity, relu, leaky_relu, sigmoid, tanh or leaky_sigmoid");
+}
+
+inline DType dtype_of(const Tensor& t, const char* name) {
+  switch (t.scalar_type()) {
+    case ScalarType::Float: return DType::f32;
+    case ScalarType::Double: return DType::f64;
+    case ScalarType::BFloat16: return DType::bf16;
+    case ScalarType::Half: return DType::f16;
+    default: STD_TORCH_CHECK(false, name, " must be float32, float64, bfloat16 or float16");
+  }
+}
+
+inline std::string shape_text(const Tensor& t) {
+  std::string s = "(";
+  for (std::int64_t i = 0; i < t.dim(); ++i) s += (i ? ", " : "") + std::to_string(t.size(i));
+  return s + ")";
+}
+
+inline View view_of(const Tensor& t, const char* name) {
+  STD_TORCH_CHECK(t.dim() == 4, name, " has shape ", shape_text(t), "; expected 4 dimensions (N, C, H, W)");
+  return {t.data_ptr(), dtype_of(t, name), t.size(0), t.size(1), t.size(2), t.size(3), t.stride(0), t.stride(1), t.stride(2), t.stride(3)};
+}
+
+inline void check_like(const Tensor& t, const char* name, const Tensor& first, const char* first_name) {
+  STD_TORCH_CHECK(t.is_cpu() == first.is_cpu(), name, " and ", first_name, " are on different devices");
+  STD_TORCH_CHECK(t.scalar_type() == first.scalar_type(), name, " and ", first_name, " have different dtypes");
+}
+inline View like_view(const std::optional<Tensor>& t, const char* name, const Tensor& first, const char* first_name) {
+  if (!t) return {};
+  check_like(*t, name, first, first_name);
+  View v = view_of(*t, name);
+  static char nothing;
+  if (!v.data) v.data = &nothing;  // an empty tensor is still there
+  return v;
+}
+inline View same_shape_view(const std::optional<Tensor>& t, const char* name, const Tensor& first, const char* first_name, std::int64_t n,
+                            std::int64_t c, std::int64_t h, std::int64_t w) {
+  const View v = like_view(t, name, first, first_name);
+  STD_TORCH_CHECK(!v || (v.n == n && v.c == c && v.h == h && v.w == w), name, " has shape ", shape_text(*t), "; expected the output's (", n,
+                  ", ", c, ", ", h, ", ", w, ")");
+  return v;
+}
+inline View bias_view(const std::optional<Tensor>& t, const Tensor& first, const char* first_name, std::int64_t channels) {
+  if (!t) return {};
+  check_like(*t, "bias", first, first_name);
+  STD_TORCH_CHECK(t->dim() == 1 && t->size(0) == channels, "bias has shape ", shape_text(*t), "; expected (", channels, ",)");
+  return {t->data_ptr(), dtype_of(*t, "bias"), 1, channels, 1, 1, 0, t->stride(0), 0, 0};
+}
+
+// Channels-last in, channels-last out; a tensor that is both or neither gives a plainly contiguous result.
+inline bool channels_last(const View& v) {
+  const auto matches = [&](std::int64_t sn, std::int64_t sc, std::int64_t sh, std::int64_t sw) {
+    return (v.n == 1 || v.sn == sn) && (v.c == 1 || v.sc == sc) && (v.h == 1 || v.sh == sh) && (v.w == 1 || v.sw == sw);
+  };
+  if (v.n * v.c * v.h * v.w == 0) return false;
+  return matches(v.h * v.w * v.c, 1, v.w * v.c, v.c) && !matches(v.c * v.h * v.w, v.h * v.w, v.w, 1);
+}
+inline Tensor empty_4d(const Tensor& like, bool last, std::int64_t n, std::int64_t c, std::int64_t h, std::int64_t w) {
+  const std::int64_t size[] = {n, c, h, w};
+  return torch::stable::empty(torch::headeronly::IntHeaderOnlyArrayRef(size, 4), like.scalar_type(), std::nullopt, like.device(), std::nullopt,
+                              last ? torch::headeronly::MemoryFormat::ChannelsLast : torch::headeronly::MemoryFormat::Contiguous);
+}
+inline Tensor empty_1d(const Tensor& like, std::int64_t n) {
+  const std::int64_t size[] = {n};
+  return torch::stable::empty(torch::headeronly::IntHeaderOnlyArrayRef(size, 1), like.scalar_type(), std::nullopt, like.device());
+}
+
+struct Pair {
+  int h, w;
+};
+inline Pair pair_of(const Ints& v, const char* name, std::int64_t least) {
+  STD_TORCH_CHECK(v.size() == 2, name, " has ", v.size(), " values; expected 2");
+  STD_TORCH_CHECK(v[0] >= least && v[1] >= least && v[0] < (1 << 20) && v[1] < (1 << 20), name, " is (", v[0], ", ", v[1], "); expected at least ",
+                  least);
+  return {int(v[0]), int(v[1])};
+}
+
+}  // namespace lmser

@@ -1,0 +1,171 @@
+"""One training of one network: its own folder, resumable, skipped once it is finished.
+
+In the folder, besides what `lmser.training.train` keeps there until the job is done:
+
+``weights.safetensors``   the trained network
+``pictures.safetensors``  what the evaluations returned as pictures, for the figures
+``result.json``           settings, metrics, curve; written last, so that its presence means finished
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lmser._atomic import atomic_write
+from lmser._extras import require
+from lmser.experiments.results import write_json
+from lmser.experiments.run_directory import RunRefused
+from lmser.training import Diverged, TrainConfig, save_weights, train
+
+__all__ = ["JobResult", "train_job"]
+
+_RESULT, _PICTURES, _WEIGHTS, _CHECKPOINT = "result.json", "pictures.safetensors", "weights.safetensors", "checkpoint.pt"
+
+
+@dataclass(frozen=True)
+class JobResult:
+    """What a finished job leaves behind.
+
+    metrics:          evaluation step -> metric -> value; NaN for every step from a divergence on
+    curve:            ``[(step, loss), ...]``
+    pictures:         evaluation step -> pictures on the CPU, for steps that were reached
+    seconds:          training time of all sessions together; `seconds_per_step` is the median of a step
+    diverged_at:      the step at which the loss stopped being finite, or None
+    """
+
+    metrics: dict[int, dict[str, float]]
+    curve: list[tuple[int, float]]
+    pictures: dict[int, Tensor]
+    seconds: float
+    seconds_per_step: float
+    diverged_at: int | None
+
+    def final(self, metric: str) -> float:
+        """The metric at the last evaluation."""
+        return self.metrics[max(self.metrics)][metric]
+
+
+def train_job(
+    directory: Path,
+    *,
+    build: Callable[[], nn.Module],
+    loss: Callable[..., Tensor],
+    data: Tensor | Sequence[Tensor],
+    config: TrainConfig,
+    eval_at: Sequence[int],
+    evaluate: Callable[[nn.Module], Mapping[str, float]],
+    metrics: Sequence[str],
+    pictures: Callable[[nn.Module], Tensor],
+    identity: Mapping[str, Any],
+    device: torch.device,
+    description: str,
+    progress: bool | None = None,
+) -> JobResult:
+    """Train, or continue, or only read, the job in `directory`.
+
+    Args:
+        build: makes the network. Called under ``torch.manual_seed(config.seed)``, on the CPU, so that the initial
+            weights are the same on every device.
+        loss, data, config, eval_at: as for `lmser.training.train`.
+        evaluate: gives exactly `metrics` (names) at every step of `eval_at`.
+        pictures: gives the pictures to keep at the same steps.
+        identity: further plain values that decide the numbers.
+
+    Raises:
+        RunRefused: the job in `directory` was finished under other settings. Otherwise what `train` raises, except
+            `Diverged`: that is a result, and written as one.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    settings = json.loads(json.dumps({**identity, **config.deciding(), "eval_at": list(eval_at)}))
+    if (directory / _RESULT).exists():
+        return _read(directory, settings)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = build().to(device)
+
+    def measure(network: nn.Module) -> dict[str, Any]:
+        return {**evaluate(network), "pictures": pictures(network).cpu()}
+
+    diverged_at = None
+    try:
+        done = train(
+            model,
+            loss,
+            data,
+            config,
+            run_dir=directory,
+            resume=True,
+            eval_at=eval_at,
+            evaluate=measure,
+            identity=identity,
+            progress=progress,
+            description=description,
+        )
+        curve, evaluations = done.curve, done.evaluations
+        seconds, seconds_per_step = done.seconds, done.seconds_per_step
+        save_weights(model, directory / _WEIGHTS)
+    except Diverged as error:
+        diverged_at, curve, evaluations, seconds, seconds_per_step = error.step, error.curve, {}, 0.0, 0.0
+    reached = {step: dict(values) for step, values in evaluations.items()}
+    shown = {f"step {step}": values.pop("pictures").contiguous() for step, values in reached.items()}
+    with atomic_write(directory / _PICTURES) as file:
+        file.write(require("safetensors.torch").save(shown))
+    lost = dict.fromkeys(metrics, math.nan)
+    write_json(
+        directory / _RESULT,
+        {
+            "settings": settings,
+            "metrics": {str(step): _finite(reached.get(step, lost)) for step in eval_at},
+            "diverged_at": diverged_at,
+            "seconds": seconds,
+            "seconds_per_step": seconds_per_step,
+            "curve": [[step, value if math.isfinite(value) else None] for step, value in curve],
+        },
+    )
+    # The checkpoint holds the optimiser's state, three times the weights, and has no further use.
+    (directory / _CHECKPOINT).unlink(missing_ok=True)
+    return _read(directory, settings)
+
+
+def _finite(values: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: float(value) if math.isfinite(value) else None for name, value in values.items()}
+
+
+def _read(directory: Path, settings: Mapping[str, Any]) -> JobResult:
+    path = directory / _RESULT
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        different = sorted(
+            key for key in {*data["settings"], *settings} if data["settings"].get(key) != settings.get(key)
+        )
+        if different:
+            key = different[0]
+            raise RunRefused(
+                f"{directory} holds a finished job with other settings ({key}: {data['settings'].get(key)!r} there, "
+                f"{settings.get(key)!r} asked for): choose another folder with --out"
+            )
+        shown = require("safetensors.torch").load((directory / _PICTURES).read_bytes())
+        return JobResult(
+            metrics={int(step): _numbers(values) for step, values in data["metrics"].items()},
+            curve=[(int(step), math.nan if value is None else float(value)) for step, value in data["curve"]],
+            pictures={int(name.removeprefix("step ")): value for name, value in shown.items()},
+            seconds=data["seconds"],
+            seconds_per_step=data["seconds_per_step"],
+            diverged_at=data["diverged_at"],
+        )
+    except RunRefused:
+        raise
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError, OSError) as error:
+        raise RunRefused(f"{path} or the files beside it are damaged ({error}): remove {directory} to redo it") from error
+
+
+def _numbers(values: Mapping[str, float | None]) -> dict[str, float]:
+    return {name: math.nan if value is None else float(value) for name, value in values.items()}

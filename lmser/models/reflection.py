@@ -1,0 +1,265 @@
+"""Reflection: bottom-up and top-down passes through tied weights (001 Eqs. 3-5), one fused operation per layer.
+
+Layers 0 ... L, layer 0 visible. One weight `W_l` per edge and direction of view:
+
+    bottom-up drive   y_l = conv(h_{l-1}, W_l)                 top-down drive   u_l = conv_transpose(h_{l+1}, W_{l+1})
+    neuron            h_l = f(y_l + u_l + b_l)                 reconstruction   u_0 + b_0, no activation
+
+The first bottom-up pass has all `u = 0`; a top-down pass runs l = L-1 ... 1 with the `y` of the last bottom-up pass,
+the next bottom-up pass runs with the `u` of the last top-down pass. One of each is a reflection.
+
+Readings where the papers leave a choice (tried on MNIST, 784-300-100-10, in eager code; they reproduce the pattern of
+000 Table 1):
+
+- `f` acts on every layer above the visible one, the code layer included, as 001 Eq. (3) says for all i > 0. With a
+  linear code AE and Lmser(un-n) come out better than 000 reports.
+- One bias per channel and layer, the same in both directions and also where the neurons are not paired.
+- Class logits (000 Eq. 4) and style units (000, Generation) are read and sent down linearly: a logit and the mean of a
+  Gaussian have either sign.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from lmser_kernels import activation as activations
+from lmser_kernels import add_act, conv2d_add_act, conv_transpose2d_add_act
+from torch import Tensor, nn
+
+from lmser.models.initialisation import SCHEMES, initialise
+
+Pair = tuple[int, int]
+
+
+class Reflected(NamedTuple):
+    """What a forward pass returns.
+
+    reconstruction: `u_0 + b_0`, shaped like the input
+    code:           state of the top layer as it was sent down: ``(N, C_L)`` of an `Lmser`, ``(N, C_L, H_L, W_L)`` of a
+                    `CLmser`. Its first `num_classes` channels are the logits, its last `style_units` the style units
+                    (with their noise in training mode), both linear; the others are `f` of their drive
+    logits:         ``(N, num_classes)``, averaged over positions; None without `num_classes`
+    """
+
+    reconstruction: Tensor
+    code: Tensor
+    logits: Tensor | None
+
+
+def reflection_loss(output: Reflected, x: Tensor, y: Tensor | None = None) -> Tensor:
+    """`J = 1/N sum_n (1/2 ||x_n - u_0n||² + cross_entropy(logits_n, y_n))` (001 Eq. 1, 000 Eq. 4), a 0-d tensor.
+
+    The square is summed over all values of a sample, not averaged: with Adam the scale matters only beside the
+    cross-entropy, and there only the sum reproduces 000 Table 1. Per-value MSE is `2 J / x[0].numel()` of the
+    unsupervised loss. Half precision is summed in float32.
+
+    x: what was to be reconstructed, shaped like ``output.reconstruction``. y: ``(N,)`` int64 labels, or ``(N,
+    num_classes)`` probabilities, or None to leave the second term out.
+
+    Raises ValueError where the shapes differ and where labels come without logits.
+    """
+    reconstruction, _, logits = output
+    if reconstruction.shape != x.shape:
+        raise ValueError(f"x: expected the reconstruction's shape {tuple(reconstruction.shape)}, got {tuple(x.shape)}")
+    if x.dtype in (torch.float16, torch.bfloat16) or reconstruction.dtype in (torch.float16, torch.bfloat16):
+        reconstruction, x = reconstruction.float(), x.float()
+    loss = F.mse_loss(reconstruction, x, reduction="sum") * (0.5 / len(x))
+    if y is None:
+        return loss
+    if logits is None:
+        raise ValueError("y: labels were given but the network has no class units (num_classes=None)")
+    return loss + F.cross_entropy(logits, y)
+
+
+class ReflectionNetwork(nn.Module):
+    """What `Lmser` and `CLmser` share; build one of those.
+
+    Parameters (names of the ``state_dict``): ``weights.0 ... weights.L-1`` (edge l-1 -> l is number l-1),
+    ``biases.0 ... biases.L-1`` (layers 1 ... L), ``reconstruction_bias`` (layer 0), and without DCW
+    ``decoder_weights.0 ... decoder_weights.L-1``, shaped like `weights`.
+    """
+
+    def __init__(
+        self,
+        weight_shapes: Sequence[tuple[int, ...]],
+        strides: Sequence[Pair],
+        *,
+        dcw: bool,
+        dpn: bool,
+        reflections: int,
+        num_classes: int | None,
+        style_units: int,
+        activation: str,
+        slope: float | None,
+        init: str,
+        impl: str,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        super().__init__()
+        whole("reflections", reflections)
+        if num_classes is not None:
+            whole("num_classes", num_classes)
+        whole("style_units", style_units, least=0)
+        if (num_classes or 0) + style_units > weight_shapes[-1][0]:
+            raise ValueError(
+                f"num_classes: {num_classes} class units and {style_units} style units do not fit into a top layer "
+                f"of {weight_shapes[-1][0]}"
+            )
+        if init not in SCHEMES:
+            raise ValueError(f"init: expected one of {', '.join(map(repr, SCHEMES))}, got {init!r}")
+        activations.check(activation, slope)
+        self.activation, self.slope, self.init, self.impl = activation, slope, init, impl
+        self.dcw, self.dpn = bool(dcw), bool(dpn)
+        self.reflections, self.num_classes, self.style_units = reflections, num_classes, style_units
+        self.strides = tuple(strides)
+        self.kernel_sizes: tuple[Pair, ...] = tuple((*shape[2:], 1, 1)[:2] for shape in weight_shapes)  # type: ignore[misc]
+        self.paddings: tuple[Pair, ...] = tuple((kh // 2, kw // 2) for kh, kw in self.kernel_sizes)
+
+        def empty(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+
+        self.weights = nn.ParameterList([empty(*shape) for shape in weight_shapes])
+        self.biases = nn.ParameterList([empty(shape[0]) for shape in weight_shapes])
+        self.reconstruction_bias = empty(weight_shapes[0][1])
+        self.decoder_weights = None if dcw else nn.ParameterList([empty(*shape) for shape in weight_shapes])
+        linear = torch.zeros(1, weight_shapes[-1][0], 1, 1, dtype=torch.bool, device=device)
+        linear[:, : num_classes or 0] = True
+        linear[:, linear.shape[1] - style_units :] = True
+        self._linear_units: Tensor
+        self.register_buffer("_linear_units", linear, persistent=False)
+        self._top_is_linear, self._top_is_mixed = bool(linear.all()), bool(linear.any() and not linear.all())
+        self.reset_parameters()
+
+    @property
+    def depth(self) -> int:
+        """L, the number of layers above the visible one."""
+        return len(self.weights)
+
+    def reset_parameters(self) -> None:
+        """Draw all parameters anew by the scheme `init` (see `lmser.models.initialisation`), from torch's generator."""
+        initialise(self, self.init)
+
+    def extra_repr(self) -> str:
+        widths = [self.reconstruction_bias.numel(), *(b.numel() for b in self.biases)]
+        return (
+            f"{'-'.join(map(str, widths))}, dcw={self.dcw}, dpn={self.dpn}, reflections={self.reflections}, "
+            f"num_classes={self.num_classes}, style_units={self.style_units}, activation={self.activation!r}"
+        )
+
+    # The two directions of an edge. `down` pins its output to the size of the layer below.
+
+    def _edge(self, weight: Tensor) -> Tensor:
+        return weight if weight.dim() == 4 else weight[:, :, None, None]
+
+    def _up(self, layer: int, below: Tensor, add: Tensor | None, activation: str, drive: bool) -> tuple[Tensor, Tensor]:
+        edge = layer - 1
+        result = conv2d_add_act(
+            below, self._edge(self.weights[edge]), add, self.biases[edge],
+            stride=self.strides[edge], padding=self.paddings[edge],
+            activation=activation, slope=self._slope(activation), impl=self.impl, return_drive=drive,
+        )  # fmt: skip
+        return (channels_last(result[0]), channels_last(result[1])) if drive else (channels_last(result), result)
+
+    def _down(self, layer: int, above: Tensor, add: Tensor | None, size: Pair, drive: bool) -> tuple[Tensor, Tensor]:
+        weight = (self.weights if self.decoder_weights is None else self.decoder_weights)[layer]
+        bias = self.reconstruction_bias if layer == 0 else self.biases[layer - 1]
+        activation = "identity" if layer == 0 else self.activation
+        result = conv_transpose2d_add_act(
+            above, self._edge(weight), add, bias,
+            stride=self.strides[layer], padding=self.paddings[layer], output_size=size,
+            activation=activation, slope=self._slope(activation), impl=self.impl, return_drive=drive,
+        )  # fmt: skip
+        return (channels_last(result[0]), channels_last(result[1])) if drive else (channels_last(result), result)
+
+    def _slope(self, activation: str) -> float | None:
+        return None if activation == "identity" else self.slope
+
+    def _top(self, below: Tensor, noise: Tensor | None) -> Tensor:
+        """State of the top layer, which has no drive from above: `f` of its drive, linear where it is read out."""
+        linear = self._top_is_linear or self._top_is_mixed
+        top, _ = self._up(self.depth, below, None, "identity" if linear else self.activation, drive=False)
+        if self._top_is_mixed:
+            active = add_act(top, activation=self.activation, slope=self.slope, impl=self.impl)
+            top = torch.where(self._linear_units, top, active)
+        return top if noise is None else top + noise
+
+    def _style_noise(self, batch: int, size: Pair, like: Tensor, generator: torch.Generator | None) -> Tensor | None:
+        if not (self.training and self.style_units):
+            return None
+        shape = (batch, self.style_units, *size)
+        sample = torch.randn(shape, generator=generator, device=like.device, dtype=like.dtype)
+        return F.pad(sample, (0, 0, 0, 0, len(self.biases[-1]) - self.style_units, 0))
+
+    def _reflect(self, visible: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """``(u_0 + b_0, h_L)`` of a visible state ``(N, C_0, H_0, W_0)``."""
+        depth, paired = self.depth, self.dpn
+        # Without pairing nothing that comes down reaches the next pass up: all reflections are the first.
+        reflections = self.reflections if paired else 1
+        sizes = self.layer_sizes((visible.shape[2], visible.shape[3]))
+        y: list[Tensor | None] = [None] * depth  # drives held between passes; y[0] and u[0] stay empty
+        u: list[Tensor | None] = [None] * depth
+
+        state = visible
+        for layer in range(1, depth):
+            state, drive = self._up(layer, state, None, self.activation, drive=paired)
+            y[layer] = drive if paired else None
+        noise = self._style_noise(len(visible), sizes[depth], visible, generator)
+        top = self._top(state, noise)
+        for remaining in reversed(range(reflections)):
+            state = top
+            for layer in range(depth - 1, 0, -1):
+                # u_1 is not needed again: the pass up starts with h_1 = f(y_1 + u_1 + b_1), y_1 that of the clamped
+                # image, which is the very state that the pass down ends with.
+                hold = remaining > 0 and layer > 1
+                state, drive = self._down(layer, state, y[layer], sizes[layer], drive=hold)
+                u[layer] = drive if hold else None
+            if remaining == 0 or depth == 1:
+                break
+            for layer in range(2, depth):
+                state, y[layer] = self._up(layer, state, u[layer], self.activation, drive=True)
+            top = self._top(state, noise)
+        reconstruction, _ = self._down(0, state, None, sizes[0], drive=False)
+        return reconstruction, top
+
+    def _send_down(self, top: Tensor, sizes: Sequence[Pair]) -> Tensor:
+        """Reconstruction from a top state alone: no drive from below, `h_l = f(u_l + b_l)`."""
+        state = top
+        for layer in range(self.depth - 1, -1, -1):
+            state, _ = self._down(layer, state, None, sizes[layer], drive=False)
+        return state
+
+    def _logits(self, top: Tensor) -> Tensor | None:
+        return None if self.num_classes is None else top[:, : self.num_classes].mean((2, 3))
+
+    def layer_sizes(self, visible: Pair) -> list[Pair]:
+        """Height and width of layers 0 ... L for a visible layer of the size given."""
+        sizes = [visible]
+        for (kh, kw), (sh, sw), (ph, pw) in zip(self.kernel_sizes, self.strides, self.paddings, strict=True):
+            height, width = sizes[-1]
+            sizes.append(((height + 2 * ph - kh) // sh + 1, (width + 2 * pw - kw) // sw + 1))
+        return sizes
+
+    def loss(self, x: Tensor, y: Tensor | None = None, *, generator: torch.Generator | None = None) -> Tensor:
+        """`reflection_loss` of this network's output for `x` and, where labels are given, `y`."""
+        return reflection_loss(self(x, generator=generator), x, y)
+
+
+def channels_last(tensor: Tensor) -> Tensor:
+    """In the kernels' own layout. A 1x1 map is in every layout at once, and so is one channel, whose successor comes
+    out of an operation in the other one: hence after every operation, a copy only in those cases."""
+    if tensor.shape[2] == 1 and tensor.shape[3] == 1:
+        return tensor
+    return tensor.contiguous(memory_format=torch.channels_last)
+
+
+def whole(name: str, value: object, least: int = 1) -> int:
+    """`value` if it is an int of at least `least`; TypeError or ValueError naming it otherwise."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name}: expected an int, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name}: expected at least {least}, got {value}")
+    return value

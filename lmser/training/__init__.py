@@ -1,0 +1,57 @@
+"""Training: one plain loop that can be stopped at any moment and continued to the same bits.
+
+    from lmser.training import TrainConfig, train
+
+    config = TrainConfig(steps=20_000, batch_size=50, lr=0.001, gamma=0.9999, seed=0)
+    result = train(
+        model,
+        lambda model, x, y: model.loss(x, y),      # loss_fn(model, *batch) -> 0-d tensor
+        (x_train, y_train),                        # one tensor, or a tuple of tensors of equal length
+        config,
+        run_dir=Path("runs/mnist/un/seed-0"),      # None: nothing is written, nothing can be resumed
+        resume=True,
+        eval_at=(500, 5000, 20_000),
+        evaluate=lambda model: {"mse": test_mse(model), "images": model(x_shown).reconstruction},
+        identity={"experiment": "mnist-reconstruction", "variant": "un", "init": "default"},
+    )
+    result.curve                # [(step, loss), ...], step counts from 1
+    result.evaluations[500]     # {"mse": 0.0045, "images": tensor}
+    result.seconds_per_step     # median
+    result.peak_memory_bytes    # above what the process held before, or None where it cannot be known
+
+A run is a pure function of (initial weights, data, configuration): the order of the samples is a pure
+function of (seed, epoch), and the torch, numpy and python generators are seeded for the run and given back
+as they were afterwards. What is in a run directory:
+
+``checkpoint.pt``   the newest complete state (`load_checkpoint` reads it with ``weights_only=True``)
+``log.jsonl``       one line per recorded step and per evaluation; holds nothing that depends on the clock,
+                    so that a resumed run's log equals an uninterrupted run's byte for byte
+
+Every file appears by rename, so none is ever half written (`atomic_write`, free for use by other parts of
+the package). Weights for other programs: `save_weights(model, path)` writes safetensors.
+"""
+
+from lmser.training.atomic import atomic_write
+from lmser.training.checkpoint import ConfigMismatch, load_checkpoint
+from lmser.training.config import TrainConfig
+from lmser.training.loop import Diverged, Interrupted, Run, TrainResult, train
+from lmser.training.sampler import Sampler, steps_per_epoch
+from lmser.training.schedules import learning_rate
+from lmser.training.weights import load_weights, save_weights
+
+__all__ = [
+    "ConfigMismatch",
+    "Diverged",
+    "Interrupted",
+    "Run",
+    "Sampler",
+    "TrainConfig",
+    "TrainResult",
+    "atomic_write",
+    "learning_rate",
+    "load_checkpoint",
+    "load_weights",
+    "save_weights",
+    "steps_per_epoch",
+    "train",
+]

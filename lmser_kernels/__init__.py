@@ -1,0 +1,16 @@
+"""Fused operations on one convolution weight used in both directions. See each function for its equation."""
+
+from lmser_kernels import nn, reference
+from lmser_kernels.add_act.api import add_act
+from lmser_kernels.explain import explain
+from lmser_kernels.tied_conv.api import conv2d_add_act, conv_transpose2d_add_act, tied_conv2d
+
+__all__ = [
+    "add_act",
+    "conv2d_add_act",
+    "conv_transpose2d_add_act",
+    "explain",
+    "nn",
+    "reference",
+    "tied_conv2d",
+]

@@ -1,0 +1,47 @@
+"""Loads the compiled extension `lmser_kernels._C`, once, at import.
+
+The extension is one shared library: loading it registers the operators `torch.ops.lmser.*` and gives the
+inspection functions (`build_info`, `cpu_info`, `plan`, …). A platform without it is a supported one: `available`
+is then False, `error` says why in one line, and every operation runs through its reference.
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+import torch  # before the extension, which takes torch's C symbols from the process
+
+OPERATORS = (
+    "conv2d_add_act",
+    "conv2d_add_act_backward",
+    "conv_transpose2d_add_act",
+    "conv_transpose2d_add_act_backward",
+    "tied_conv2d",
+    "tied_conv2d_weight_grad",
+    "add_act",
+    "add_act_backward",
+)
+
+
+def _load() -> tuple[ModuleType | None, str | None]:
+    try:
+        extension = importlib.import_module("lmser_kernels._C")
+    except ModuleNotFoundError as problem:
+        if problem.name != "lmser_kernels._C":
+            return None, f"lmser_kernels._C could not be loaded: {_one_line(problem)}"
+        return None, "lmser_kernels._C is not there: the package was installed or checked out without compiling it"
+    except (ImportError, OSError) as problem:
+        return None, f"lmser_kernels._C could not be loaded: {_one_line(problem)}"
+    missing = [name for name in OPERATORS if not hasattr(torch.ops.lmser, name)]
+    if missing:
+        return None, f"lmser_kernels._C is older than the Python beside it (no {', '.join(missing)}): build it again"
+    return extension, None
+
+
+def _one_line(problem: Exception) -> str:
+    return " ".join(str(problem).split()) or type(problem).__name__
+
+
+module, error = _load()
+available = module is not None

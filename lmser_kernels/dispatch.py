@@ -1,0 +1,81 @@
+"""Which implementation a call takes, and the shortest way into an operator from eager mode."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lmser_kernels import _library
+
+IMPLEMENTATIONS = ("auto", "native", "triton", "reference")
+
+
+def native(operation: str, impl: str, tensor: Tensor) -> bool:
+    """True if this call takes the compiled operator, False if the reference.
+
+    "auto" takes the compiled one where it can run; an explicit choice never falls back: `RuntimeError` where it
+    cannot run, `ValueError` for an unknown name.
+    """
+    if impl == "auto":
+        return _library.available and tensor.is_cpu
+    if impl == "reference":
+        return False
+    if impl == "native":
+        if not _library.available:
+            raise RuntimeError(f'impl="native": {_library.error}')
+        if not tensor.is_cpu:
+            raise RuntimeError(f'impl="native": no compiled kernel of {operation} for {tensor.device.type} tensors')
+        return True
+    if impl == "triton":
+        raise RuntimeError(f'impl="triton": this version has no Triton kernel of {operation}')
+    raise ValueError(f"impl must be one of {', '.join(IMPLEMENTATIONS)}; got {impl!r}")
+
+
+def reason(impl: str, tensor: Tensor) -> str:
+    """Why `native` decided as it did, for a call that it accepts."""
+    if impl != "auto":
+        return f'impl="{impl}" was asked for'
+    if not _library.available:
+        return str(_library.error)
+    if not tensor.is_cpu:
+        return f"the compiled library has no kernel for {tensor.device.type} tensors"
+    return "compiled kernel for CPU tensors"
+
+
+def differentiable(
+    name: str, setup_context: Callable[..., None], backward: Callable[..., tuple[Any, ...]]
+) -> Callable[..., Any]:
+    """Registers the derivative of the operator `lmser::name` and returns the callable to use for it.
+
+    `torch.compile`, `torch.export` and functorch go through the registered operator. In eager mode the callable
+    reaches the same kernel with the same two functions through `autograd.Function`, or with nothing in between
+    where no gradient is asked for: the registered path costs a small layer more than its arithmetic.
+    """
+    operator = getattr(torch.ops.lmser, name).default
+    torch.library.register_autograd(f"lmser::{name}", backward, setup_context=setup_context)
+
+    def forward(*args: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            return operator(*args)
+
+    eager = type(
+        f"{name}_eager",
+        (torch.autograd.Function,),
+        {
+            "forward": staticmethod(forward),
+            "setup_context": staticmethod(setup_context),
+            "backward": staticmethod(backward),
+        },
+    )
+
+    def call(*args: Any) -> Any:
+        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+            return operator(*args)
+        if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
+            return eager.apply(*args)  # type: ignore[attr-defined]
+        return forward(*args)
+
+    return call

@@ -1,0 +1,190 @@
+"""Which kernel a call would take, why, and what it costs: nothing is run but the argument checks."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from lmser_kernels import _library, dispatch
+from lmser_kernels.add_act.api import add_act
+from lmser_kernels.arguments import pair
+from lmser_kernels.tied_conv.api import conv2d_add_act, conv_transpose2d_add_act, tied_conv2d
+
+_OPERATIONS: dict[str, Callable[..., Any]] = {
+    "add_act": add_act,
+    "conv2d_add_act": conv2d_add_act,
+    "conv_transpose2d_add_act": conv_transpose2d_add_act,
+    "tied_conv2d": tied_conv2d,
+}
+_MEASURE_SECONDS = 0.02
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What `explain` found; `print` shows it.
+
+    `flops` counts a multiply-add as two and only what the definition asks for; `bytes` is every argument read and
+    every result written once. `peak_gflops` (of this dtype's arithmetic) and `bandwidth_gbs` are measured by the
+    call, for the threads in use; both are None without the compiled library, and so are `bound` and `seconds`.
+    """
+
+    operation: str
+    implementation: str
+    kernel: str
+    reason: str
+    output_shapes: tuple[tuple[int, ...], ...]
+    dtype: torch.dtype
+    threads: int
+    flops: float
+    bytes: float
+    peak_gflops: float | None = None
+    bandwidth_gbs: float | None = None
+    plans: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def intensity(self) -> float:
+        """Flops per byte."""
+        return self.flops / self.bytes if self.bytes else 0.0
+
+    @property
+    def bound(self) -> str | None:
+        """"compute" or "memory": which of the two floors is the higher one on this machine."""
+        if self.peak_gflops is None or self.bandwidth_gbs is None:
+            return None
+        return "compute" if self.flops / self.peak_gflops > self.bytes / self.bandwidth_gbs else "memory"
+
+    @property
+    def seconds(self) -> float | None:
+        """The higher floor itself: no implementation of this arithmetic can be faster here."""
+        if self.peak_gflops is None or self.bandwidth_gbs is None:
+            return None
+        return max(self.flops / self.peak_gflops, self.bytes / self.bandwidth_gbs) / 1e9
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.operation} -> {self.implementation}: {self.kernel}",
+            f"  because   {self.reason}",
+            f"  output    {', '.join(str(shape) for shape in self.output_shapes)} {self.dtype}",
+            f"  work      {self.flops / 1e6:.4g} MFLOP, {self.bytes / 1e6:.4g} MB, {self.intensity:.3g} flop/byte",
+        ]
+        if self.bound is None or self.seconds is None:
+            lines.append("  bound     unknown: peaks are measured by the compiled library, which is not loaded")
+        else:
+            lines.append(
+                f"  bound     {self.bound}: at least {self.seconds * 1e6:.3g} µs ({self.peak_gflops:.0f} GFLOP/s, "
+                f"{self.bandwidth_gbs:.1f} GB/s, {self.threads} thread{'s' if self.threads > 1 else ''})"
+            )
+        for name, plan in self.plans.items():
+            lines.append(f"  plan      {name}: " + ", ".join(f"{key} {value}" for key, value in plan.items()))
+        return "\n".join(lines)
+
+
+def explain(operation: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:
+    """Explains the call `operation(*args, **kwargs)` of one of this package's operations (or its name).
+
+    The arguments are checked as the call would check them and raise the same errors.
+
+        print(explain(conv2d_add_act, x, weight, stride=2, padding=1))
+    """
+    name = operation if isinstance(operation, str) else getattr(operation, "__name__", repr(operation))
+    if name not in _OPERATIONS or (callable(operation) and operation is not _OPERATIONS[name]):
+        raise ValueError(f"operation must be one of {', '.join(_OPERATIONS)}; got {operation!r}")
+    function = _OPERATIONS[name]
+    bound = inspect.signature(function).bind(*args, **kwargs)
+    bound.apply_defaults()
+    given = bound.arguments
+    first = next(iter(given.values()))
+    if not isinstance(first, Tensor):
+        function(*args, **kwargs)  # raises, naming the argument
+    native = dispatch.native(name, given["impl"], first)
+
+    # The public function itself checks the arguments and gives sizes and dtype, on tensors without memory.
+    with FakeTensorMode() as mode, torch.no_grad():
+        shadow = {k: mode.from_tensor(v) if isinstance(v, Tensor) else v for k, v in given.items()}
+        result = function(**shadow | {"impl": "reference"})
+    outputs = result if isinstance(result, tuple) else (result,)
+    tensors = [value for value in given.values() if isinstance(value, Tensor)]
+    threads = torch.get_num_threads()
+    peak, bandwidth = _peaks(outputs[0].dtype, threads) if first.is_cpu else (None, None)
+    plans = _plans(name, given, outputs, threads) if native else {}
+    return Explanation(
+        operation=name,
+        implementation="native" if native else "reference",
+        kernel=_kernel(name, plans) if native else "eager PyTorch",
+        reason=_reason(given["impl"], first, plans),
+        output_shapes=tuple(tuple(output.shape) for output in outputs),
+        dtype=outputs[0].dtype,
+        threads=threads,
+        flops=_flops(name, given, outputs),
+        bytes=float(sum(t.numel() * t.element_size() for t in (*tensors, *outputs))),
+        peak_gflops=peak,
+        bandwidth_gbs=bandwidth,
+        plans=plans,
+    )
+
+
+def _peaks(dtype: torch.dtype, threads: int) -> tuple[float | None, float | None]:
+    library = _library.module
+    if library is None:
+        return None, None
+    # The measured peak is float32's; bfloat16 and float16 are computed in float32, float64 has half the lanes.
+    share = 0.5 if dtype == torch.float64 else 1.0
+    peak = share * library.measure_fma_peak(_MEASURE_SECONDS, threads)
+    return peak, library.measure_copy_bandwidth(_MEASURE_SECONDS, threads)
+
+
+def _flops(name: str, given: dict[str, Any], outputs: tuple[Tensor, ...]) -> float:
+    if name == "add_act":
+        terms = sum(given[key] is not None for key in ("u", "bias"))
+        return float(outputs[0].numel() * (terms + 1))
+    per_pixel = 2.0 * given["weight"].numel()
+    if name == "conv_transpose2d_add_act":
+        z = given["z"]
+        return per_pixel * z.shape[0] * z.shape[2] * z.shape[3]
+    y = outputs[0]
+    return (2 if name == "tied_conv2d" else 1) * per_pixel * y.shape[0] * y.shape[2] * y.shape[3]
+
+
+def _plans(
+    name: str, given: dict[str, Any], outputs: tuple[Tensor, ...], threads: int
+) -> dict[str, Mapping[str, Any]]:
+    """The compiled library's plan of each convolution in the call; an elementwise pass has none."""
+    if name == "add_act":
+        return {}
+    out, weight = outputs[0], given["weight"]
+    stride, padding = pair("stride", given["stride"], 1), pair("padding", given["padding"], 0)
+
+    def plan(operation: str, source: Tensor, factor: tuple[int, int], size: tuple[int, int]) -> Mapping[str, Any]:
+        channels_last = source.is_contiguous(memory_format=torch.channels_last) and not source.is_contiguous()
+        assert _library.module is not None
+        return _library.module.plan(
+            operation, str(out.dtype).removeprefix("torch."), list(source.shape), list(weight.shape), stride,
+            padding, factor, size, channels_last, threads,
+        )
+
+    if name == "conv2d_add_act":
+        return {"conv": plan(name, given["x"], pair("pool", given["pool"], 1), (out.shape[2], out.shape[3]))}
+    if name == "conv_transpose2d_add_act":
+        up = pair("upsample", given["upsample"], 1)
+        return {"convᵀ": plan(name, given["z"], up, (out.shape[2] // up[0], out.shape[3] // up[1]))}
+    u = outputs[1]
+    return {
+        "conv": plan("conv2d_add_act", given["x"], (1, 1), (out.shape[2], out.shape[3])),
+        "convᵀ": plan("conv_transpose2d_add_act", given["z"], (1, 1), (u.shape[2], u.shape[3])),
+    }
+
+
+def _kernel(name: str, plans: Mapping[str, Mapping[str, Any]]) -> str:
+    return " and ".join(dict.fromkeys(str(plan["kernel"]) for plan in plans.values())) or f"{name}, one fused pass"
+
+
+def _reason(impl: str, first: Tensor, plans: Mapping[str, Mapping[str, Any]]) -> str:
+    reasons = [dispatch.reason(impl, first)]
+    reasons += dict.fromkeys(str(plan["reason"]) for plan in plans.values() if plan.get("reason"))
+    return "; ".join(reasons)
