@@ -64,6 +64,17 @@ py::dict cpu_info() {
   return d;
 }
 
+// For tests and benchmarks that compare instruction sets; returns the name used until now.
+std::string choose_isa(const std::string& name) {
+  const std::string before = instruction_set().name;
+  if (!choose_instruction_set(name.c_str())) {
+    std::string known;
+    for (const std::string& n : names()) known += (known.empty() ? "" : ", ") + n;
+    throw py::value_error("instruction set '" + name + "' does not run here; expected one of " + known);
+  }
+  return before;
+}
+
 using Clock = std::chrono::steady_clock;
 double since(Clock::time_point t) { return std::chrono::duration<double>(Clock::now() - t).count(); }
 
@@ -173,6 +184,8 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "lmser's compiled operators (torch.ops.lmser.*) and what can be asked about them.";
   m.def("build_info", &lmser::build_info);
   m.def("cpu_info", &lmser::cpu_info);
+  m.def("choose_isa", &lmser::choose_isa, py::arg("name"),
+        "Makes every operator use this instruction set from now on (for comparing them); returns the one used before.");
   m.def("measure_fma_peak", &lmser::measure_fma_peak, py::arg("seconds") = 0.3, py::arg("threads") = 1,
         "float32 fused multiply-adds, GFLOP/s, best of short rounds.");
   m.def("measure_copy_bandwidth", &lmser::measure_copy_bandwidth, py::arg("seconds") = 0.3, py::arg("threads") = 1,

@@ -1,4 +1,4 @@
-"""What the compiled extension offers besides the operators `torch.ops.lmser.*`, which loading it registers."""
+"""What the compiled extension offers; loading it also registers the operators `torch.ops.lmser.*`."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,10 +11,10 @@ def plan(
     op: str,
     dtype: str,
     shape: Sequence[int],
-    weight_shape: Sequence[int],
+    weight: Sequence[int],
     stride: Sequence[int],
     padding: Sequence[int],
-    pool_or_upsample: Sequence[int],
+    pool: Sequence[int],
     output_size: Sequence[int],
     channels_last: bool,
     threads: int,

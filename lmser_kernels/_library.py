@@ -1,8 +1,8 @@
 """Loads the compiled extension `lmser_kernels._C`, once, at import.
 
 The extension is one shared library: loading it registers the operators `torch.ops.lmser.*` and gives the
-inspection functions (`build_info`, `cpu_info`, `plan`, …). A platform without it is a supported one: `available`
-is then False, `error` says why in one line, and every operation runs through its reference.
+inspection functions (`build_info`, `cpu_info`, `plan`, …). A platform without it is a supported one:
+`available` is then False, `error` says why in one line, and every operation runs through its reference.
 """
 
 from __future__ import annotations
@@ -30,12 +30,18 @@ def _load() -> tuple[ModuleType | None, str | None]:
     except ModuleNotFoundError as problem:
         if problem.name != "lmser_kernels._C":
             return None, f"lmser_kernels._C could not be loaded: {_one_line(problem)}"
-        return None, "lmser_kernels._C is not there: the package was installed or checked out without compiling it"
+        return (
+            None,
+            "lmser_kernels._C is not there: the package was installed or checked out without compiling it",
+        )
     except (ImportError, OSError) as problem:
         return None, f"lmser_kernels._C could not be loaded: {_one_line(problem)}"
     missing = [name for name in OPERATORS if not hasattr(torch.ops.lmser, name)]
     if missing:
-        return None, f"lmser_kernels._C is older than the Python beside it (no {', '.join(missing)}): build it again"
+        return (
+            None,
+            f"lmser_kernels._C is older than the Python beside it (no {', '.join(missing)}): build it again",
+        )
     return extension, None
 
 

@@ -11,9 +11,9 @@ For each of them `f'(z)` can be read off `h = f(z)`, so an operation saves nothi
     leaky_sigmoid   z on [-1, 1], slope (z - 1) + 1 above,  1 if |h| <= 1 else slope    0
                     slope (z + 1) - 1 below
 
-`leaky_sigmoid` is the activation of the attractor networks. At the kinks relu'(0) = 0 and leaky_relu'(0) = slope as
-in PyTorch, and leaky_sigmoid'(±1) = 1. A negative slope (or a zero one for leaky_sigmoid, whose outer pieces it
-would make flat at ±1) is refused: the output would no longer tell the derivative.
+`leaky_sigmoid` is the activation of the attractor networks. At the kinks relu'(0) = 0 and leaky_relu'(0) =
+slope as in PyTorch, and leaky_sigmoid'(±1) = 1. A negative slope (or a zero one for leaky_sigmoid, whose
+outer pieces it would make flat at ±1) is refused: the output would no longer tell the derivative.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ DEFAULT_SLOPES = {"leaky_relu": 0.01, "leaky_sigmoid": 0.2}
 def check(activation: str, slope: float | None = None) -> float:
     """The slope that `activation` will use (0.0 where it has none).
 
-    Raises `ValueError` for an unknown activation, for a slope given to an activation that has none, and for one
-    that is negative, not finite, or zero where it must be positive; `TypeError` where it is not a number.
+    Raises `ValueError` for an unknown activation, for a slope given to an activation that has none, and for
+    one that is negative, not finite, or zero where it must be positive; `TypeError` where it is not a
+    number.
     """
     if slope is None:
         if activation in ACTIVATIONS:
@@ -40,7 +41,9 @@ def check(activation: str, slope: float | None = None) -> float:
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}; got {activation!r}")
     if activation not in DEFAULT_SLOPES:
-        raise ValueError(f"slope is for leaky_relu and leaky_sigmoid only; got slope={slope!r} with {activation!r}")
+        raise ValueError(
+            f"slope is for leaky_relu and leaky_sigmoid only; got slope={slope!r} with {activation!r}"
+        )
     if isinstance(slope, bool) or not isinstance(slope, (int, float)):
         raise TypeError(f"slope must be a number; got {type(slope).__name__}")
     if not math.isfinite(slope) or slope < 0:
@@ -84,6 +87,15 @@ def derivative(h: Tensor, activation: str, slope: float | None = None) -> Tensor
     if activation == "leaky_sigmoid":
         return torch.where(h.abs() > 1, torch.full_like(h, slope), torch.ones_like(h))
     return torch.ones_like(h)
+
+
+def pull_back(grad: Tensor, h: Tensor, activation: str, slope: float | None = None) -> Tensor:
+    """`grad · f'(z)` with `h = f(z)`; relu selects as PyTorch's does: 0 even for an infinite `grad`."""
+    if activation == "identity":
+        return grad
+    if activation == "relu":
+        return torch.where(h <= 0, torch.zeros_like(grad), grad)
+    return grad * derivative(h, activation, slope)
 
 
 def second_derivative(h: Tensor, activation: str) -> Tensor | None:

@@ -1,7 +1,7 @@
-"""What every operation asks of its arguments: checked, normalised, and cast under autocast, before anything runs.
+"""What every operation asks of its arguments: checked, normalised and cast before anything runs.
 
-All of it is plain tests on types, shapes and integers, so `torch.compile` and `torch.export` trace through it with
-static and with dynamic sizes, and it costs a few microseconds.
+All of it is plain tests on types, shapes and integers, so `torch.compile` and `torch.export` trace through
+it with static and with dynamic sizes, and it costs a few microseconds.
 """
 
 from __future__ import annotations
@@ -38,10 +38,11 @@ def _is_int(value: object) -> bool:
 def operands(names: tuple[str, ...], tensors: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
     """The tensor arguments, cast under autocast, all of one dtype and on one device.
 
-    The first is the one that the others must agree with. Raises `TypeError` for what is not a tensor or has a dtype
-    that is not one of float32, float64, bfloat16, float16 or not the first one's, `ValueError` for another device.
+    The first is the one that the others must agree with. Raises `TypeError` for what is not a tensor or has
+    a dtype that is not one of float32, float64, bfloat16, float16 or not the first one's, `ValueError` for
+    another device.
     """
-    for name, tensor in zip(names, tensors):
+    for name, tensor in zip(names, tensors, strict=True):
         if tensor is not None and not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a tensor; got {type(tensor).__name__}")
     first = tensors[0]
@@ -54,7 +55,7 @@ def operands(names: tuple[str, ...], tensors: tuple[Tensor | None, ...]) -> tupl
     dtype, device = first.dtype, first.device
     if dtype not in DTYPES:
         raise TypeError(f"{names[0]} must be float32, float64, bfloat16 or float16; got {dtype}")
-    for name, tensor in zip(names, tensors):
+    for name, tensor in zip(names, tensors, strict=True):
         if tensor is not None:
             if tensor.dtype != dtype:
                 raise TypeError(f"{name} must have the dtype of {names[0]}, {dtype}; got {tensor.dtype}")
@@ -63,11 +64,18 @@ def operands(names: tuple[str, ...], tensors: tuple[Tensor | None, ...]) -> tupl
     return tensors
 
 
-def _autocast(names: tuple[str, ...], tensors: tuple[Tensor | None, ...], dtype: torch.dtype) -> tuple[Tensor | None, ...]:
+def _autocast(
+    names: tuple[str, ...], tensors: tuple[Tensor | None, ...], dtype: torch.dtype
+) -> tuple[Tensor | None, ...]:
     # As F.conv2d under autocast: every floating argument but float64.
     cast: list[Tensor | None] = []
-    for name, tensor in zip(names, tensors):
-        if tensor is None or tensor.dtype == dtype or tensor.dtype not in DTYPES or tensor.dtype == torch.float64:
+    for name, tensor in zip(names, tensors, strict=True):
+        if (
+            tensor is None
+            or tensor.dtype == dtype
+            or tensor.dtype not in DTYPES
+            or tensor.dtype == torch.float64
+        ):
             cast.append(tensor)
         elif name == "gate":
             # Only its sign matters, and a small positive value must not be rounded to zero.
@@ -90,4 +98,6 @@ def same_shape(name: str, tensor: Tensor, expected: Sequence[int], of: str) -> N
 
 def per_channel(bias: Tensor, channels: int, of: str) -> None:
     if bias.dim() != 1 or bias.shape[0] != channels:
-        raise ValueError(f"bias must have one value per channel of {of}, shape ({channels},); got {tuple(bias.shape)}")
+        raise ValueError(
+            f"bias must have one value per channel of {of}, shape ({channels},); got {tuple(bias.shape)}"
+        )

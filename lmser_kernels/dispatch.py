@@ -16,8 +16,8 @@ IMPLEMENTATIONS = ("auto", "native", "triton", "reference")
 def native(operation: str, impl: str, tensor: Tensor) -> bool:
     """True if this call takes the compiled operator, False if the reference.
 
-    "auto" takes the compiled one where it can run; an explicit choice never falls back: `RuntimeError` where it
-    cannot run, `ValueError` for an unknown name.
+    "auto" takes the compiled one where it can run; an explicit choice never falls back: `RuntimeError`
+    where it cannot run, `ValueError` for an unknown name.
     """
     if impl == "auto":
         return _library.available and tensor.is_cpu
@@ -27,7 +27,9 @@ def native(operation: str, impl: str, tensor: Tensor) -> bool:
         if not _library.available:
             raise RuntimeError(f'impl="native": {_library.error}')
         if not tensor.is_cpu:
-            raise RuntimeError(f'impl="native": no compiled kernel of {operation} for {tensor.device.type} tensors')
+            raise RuntimeError(
+                f'impl="native": no compiled kernel of {operation} for {tensor.device.type} tensors'
+            )
         return True
     if impl == "triton":
         raise RuntimeError(f'impl="triton": this version has no Triton kernel of {operation}')
@@ -50,9 +52,10 @@ def differentiable(
 ) -> Callable[..., Any]:
     """Registers the derivative of the operator `lmser::name` and returns the callable to use for it.
 
-    `torch.compile`, `torch.export` and functorch go through the registered operator. In eager mode the callable
-    reaches the same kernel with the same two functions through `autograd.Function`, or with nothing in between
-    where no gradient is asked for: the registered path costs a small layer more than its arithmetic.
+    `torch.compile`, `torch.export` and functorch go through the registered operator. In eager mode the
+    callable reaches the same kernel with the same two functions through `autograd.Function`, or with
+    nothing in between where no gradient is asked for: the registered path costs a small layer more than its
+    arithmetic.
     """
     operator = getattr(torch.ops.lmser, name).default
     torch.library.register_autograd(f"lmser::{name}", backward, setup_context=setup_context)

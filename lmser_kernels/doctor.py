@@ -1,7 +1,7 @@
 """`python -m lmser_kernels.doctor`: what is installed, which paths run here, and the measured peaks.
 
-Answers in one screen why a call takes the path that it takes. Exit status 0 whether or not the compiled library is
-there: a platform without it is supported, and the first line of the report says so.
+Answers in one screen why a call takes the path that it takes. Exit status 0 whether or not the compiled
+library is there: a platform without it is supported, and the first line of the report says so.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ OPERATIONS = ("conv2d_add_act", "conv_transpose2d_add_act", "tied_conv2d", "add_
 
 
 def examine(seconds: float = 0.2) -> dict[str, Any]:
-    """The report as plain data; measures FMA peak and copy bandwidth for `seconds` each where the library is loaded."""
+    """The report as plain data; with the library loaded, each peak is measured for `seconds`."""
     report: dict[str, Any] = {
         "library": {"loaded": _library.available, "reason": _library.error},
         "versions": {
@@ -41,7 +41,9 @@ def examine(seconds: float = 0.2) -> dict[str, Any]:
         report["cpu"] = dict(library.cpu_info())
         report["measured"] = {
             "fma_peak_gflops": {str(n): library.measure_fma_peak(seconds, n) for n in sorted({1, threads})},
-            "copy_bandwidth_gbs": {str(n): library.measure_copy_bandwidth(seconds, n) for n in sorted({1, threads})},
+            "copy_bandwidth_gbs": {
+                str(n): library.measure_copy_bandwidth(seconds, n) for n in sorted({1, threads})
+            },
         }
     return report
 
@@ -68,7 +70,7 @@ def render(report: dict[str, Any]) -> str:
     loaded = f"loaded, {library['file']}" if library["loaded"] else f"not loaded: {library['reason']}"
     lines = [f"compiled library   {loaded}"]
     if not library["loaded"]:
-        lines.append("                   every operation runs through impl=\"reference\" (eager PyTorch)")
+        lines.append('                   every operation runs through impl="reference" (eager PyTorch)')
     versions = report["versions"]
     cuda = versions["cuda_of_torch"] or "none"
     lines.append(f"python             {versions['python']} on {versions['platform']}")
@@ -79,10 +81,13 @@ def render(report: dict[str, Any]) -> str:
             lines.append(f"{title + ' ' + key.replace('_', ' '):<18} {shown}")
     measured = report.get("measured")
     if measured:
-        for name, unit, key in (("FMA peak", "GFLOP/s", "fma_peak_gflops"), ("copy", "GB/s", "copy_bandwidth_gbs")):
+        for name, unit, key in (
+            ("FMA peak", "GFLOP/s", "fma_peak_gflops"),
+            ("copy", "GB/s", "copy_bandwidth_gbs"),
+        ):
             each = ", ".join(f"{value:.1f} {unit} on {n}" for n, value in measured[key].items())
             lines.append(f"{name:<18} {each} thread(s), float32, measured now")
-    lines.append("paths, the one of impl=\"auto\" first")
+    lines.append('paths, the one of impl="auto" first')
     for operation, devices in report["paths"].items():
         each = "; ".join(f"{device}: {', '.join(paths)}" for device, paths in devices.items())
         lines.append(f"  {operation:<25} {each}")
@@ -90,9 +95,13 @@ def render(report: dict[str, Any]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m lmser_kernels.doctor", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m lmser_kernels.doctor", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
-    parser.add_argument("--seconds", type=float, default=0.2, help="how long each peak is measured (default 0.2)")
+    parser.add_argument(
+        "--seconds", type=float, default=0.2, help="how long each peak is measured (default 0.2)"
+    )
     options = parser.parse_args(argv)
     if not options.seconds > 0:
         parser.error(f"--seconds must be positive; got {options.seconds}")

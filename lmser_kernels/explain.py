@@ -29,9 +29,10 @@ _MEASURE_SECONDS = 0.02
 class Explanation:
     """What `explain` found; `print` shows it.
 
-    `flops` counts a multiply-add as two and only what the definition asks for; `bytes` is every argument read and
-    every result written once. `peak_gflops` (of this dtype's arithmetic) and `bandwidth_gbs` are measured by the
-    call, for the threads in use; both are None without the compiled library, and so are `bound` and `seconds`.
+    `flops` counts a multiply-add as two and only what the definition asks for; `bytes` is every argument
+    read and every result written once. `peak_gflops` (of this dtype's arithmetic) and `bandwidth_gbs` are
+    measured by the call, for the threads in use; both are None without the compiled library, and so are
+    `bound` and `seconds`.
     """
 
     operation: str
@@ -54,7 +55,7 @@ class Explanation:
 
     @property
     def bound(self) -> str | None:
-        """"compute" or "memory": which of the two floors is the higher one on this machine."""
+        """ "compute" or "memory": which of the two floors is the higher one on this machine."""
         if self.peak_gflops is None or self.bandwidth_gbs is None:
             return None
         return "compute" if self.flops / self.peak_gflops > self.bytes / self.bandwidth_gbs else "memory"
@@ -71,15 +72,16 @@ class Explanation:
             f"{self.operation} -> {self.implementation}: {self.kernel}",
             f"  because   {self.reason}",
             f"  output    {', '.join(str(shape) for shape in self.output_shapes)} {self.dtype}",
-            f"  work      {self.flops / 1e6:.4g} MFLOP, {self.bytes / 1e6:.4g} MB, {self.intensity:.3g} flop/byte",
+            f"  work      {self.flops / 1e6:.4g} MFLOP, {self.bytes / 1e6:.4g} MB, "
+            f"{self.intensity:.3g} flop/byte",
         ]
         if self.bound is None or self.seconds is None:
-            lines.append("  bound     unknown: peaks are measured by the compiled library, which is not loaded")
-        else:
             lines.append(
-                f"  bound     {self.bound}: at least {self.seconds * 1e6:.3g} µs ({self.peak_gflops:.0f} GFLOP/s, "
-                f"{self.bandwidth_gbs:.1f} GB/s, {self.threads} thread{'s' if self.threads > 1 else ''})"
+                "  bound     unknown: peaks are measured by the compiled library, which is not loaded"
             )
+        else:
+            peaks = f"{self.peak_gflops:.0f} GFLOP/s, {self.bandwidth_gbs:.1f} GB/s, {self.threads} thread(s)"
+            lines.append(f"  bound     {self.bound}: at least {self.seconds * 1e6:.3g} µs ({peaks})")
         for name, plan in self.plans.items():
             lines.append(f"  plan      {name}: " + ", ".join(f"{key} {value}" for key, value in plan.items()))
         return "\n".join(lines)
@@ -133,7 +135,7 @@ def _peaks(dtype: torch.dtype, threads: int) -> tuple[float | None, float | None
     library = _library.module
     if library is None:
         return None, None
-    # The measured peak is float32's; bfloat16 and float16 are computed in float32, float64 has half the lanes.
+    # The measured peak is float32's; bfloat16 and float16 compute in float32, float64 has half the lanes.
     share = 0.5 if dtype == torch.float64 else 1.0
     peak = share * library.measure_fma_peak(_MEASURE_SECONDS, threads)
     return peak, library.measure_copy_bandwidth(_MEASURE_SECONDS, threads)
@@ -160,12 +162,22 @@ def _plans(
     out, weight = outputs[0], given["weight"]
     stride, padding = pair("stride", given["stride"], 1), pair("padding", given["padding"], 0)
 
-    def plan(operation: str, source: Tensor, factor: tuple[int, int], size: tuple[int, int]) -> Mapping[str, Any]:
-        channels_last = source.is_contiguous(memory_format=torch.channels_last) and not source.is_contiguous()
+    def plan(
+        operation: str, source: Tensor, factor: tuple[int, int], size: tuple[int, int]
+    ) -> Mapping[str, Any]:
+        channels_last = source.is_contiguous(memory_format=torch.channels_last)
         assert _library.module is not None
         return _library.module.plan(
-            operation, str(out.dtype).removeprefix("torch."), list(source.shape), list(weight.shape), stride,
-            padding, factor, size, channels_last, threads,
+            operation,
+            str(out.dtype).removeprefix("torch."),
+            list(source.shape),
+            list(weight.shape),
+            stride,
+            padding,
+            factor,
+            size,
+            channels_last,
+            threads,
         )
 
     if name == "conv2d_add_act":
@@ -181,7 +193,10 @@ def _plans(
 
 
 def _kernel(name: str, plans: Mapping[str, Mapping[str, Any]]) -> str:
-    return " and ".join(dict.fromkeys(str(plan["kernel"]) for plan in plans.values())) or f"{name}, one fused pass"
+    return (
+        " and ".join(dict.fromkeys(str(plan["kernel"]) for plan in plans.values()))
+        or f"{name}, one fused pass"
+    )
 
 
 def _reason(impl: str, first: Tensor, plans: Mapping[str, Mapping[str, Any]]) -> str:

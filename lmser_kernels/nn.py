@@ -1,129 +1,29 @@
 """The fused operations as layers, with `torch.nn`'s argument names, initialisation and `state_dict` keys.
 
-A `Conv2dAddAct` loads an `nn.Conv2d`'s state, a `ConvTranspose2dAddAct` an `nn.ConvTranspose2d`'s, a `TiedLinear` an
-`nn.Linear`'s; with the same seed they also start from the same values. What the kernels do not have (dilation,
-groups, a padding mode other than zeros) is refused by the constructor.
+A `Conv2dAddAct` loads an `nn.Conv2d`'s state, a `ConvTranspose2dAddAct` an `nn.ConvTranspose2d`'s, a
+`TiedLinear` an `nn.Linear`'s; with the same seed they also start from the same values. What the kernels do
+not have (dilation, groups, a padding mode other than zeros) is refused by the constructor.
 """
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
-from lmser_kernels import activation as activations
 from lmser_kernels.add_act.api import add_act
 from lmser_kernels.arguments import Pair, pair
+from lmser_kernels.layer import Activated, Convolution, Weighted
 from lmser_kernels.tied_conv.api import conv2d_add_act, conv_transpose2d_add_act, tied_conv2d
 
 __all__ = ["AddAct", "Conv2dAddAct", "ConvTranspose2dAddAct", "TiedConv2d", "TiedLinear"]
 
 
-class _Activated(nn.Module):
-    """A layer that ends in an activation: keeps its name, its slope and the implementation asked for."""
-
-    def __init__(self, activation: str, slope: float | None, impl: str) -> None:
-        super().__init__()
-        activations.check(activation, slope)
-        self.activation, self.slope, self.impl = activation, slope, impl
-
-    def _activation_repr(self) -> str:
-        slope = "" if self.slope is None else f", slope={self.slope}"
-        impl = "" if self.impl == "auto" else f", impl={self.impl!r}"
-        return f"activation={self.activation!r}{slope}{impl}"
-
-
-class _Weighted(_Activated):
-    """A layer with one weight and perhaps a bias, initialised as `torch.nn`'s are: U(±1/√fan_in)."""
-
-    weight: nn.Parameter
-    bias: nn.Parameter | None
-
-    def _make_parameters(
-        self, shape: tuple[int, ...], channels: int, bias: bool, device: torch.device | str | None,
-        dtype: torch.dtype | None,
-    ) -> None:
-        self.weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
-        if bias:
-            self.bias = nn.Parameter(torch.empty(channels, device=device, dtype=dtype))
-        else:
-            self.register_parameter("bias", None)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Draws weight and bias as `nn.Conv2d` and `nn.Linear` do."""
-        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
-        if self.bias is not None:
-            bound = 1 / math.sqrt(self.weight[0].numel())
-            nn.init.uniform_(self.bias, -bound, bound)
-
-
-class _Convolution(_Weighted):
-    transposed = False
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Pair,
-        stride: Pair = 1,
-        padding: Pair | str = 0,
-        dilation: Pair = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: str = "zeros",
-        activation: str = "identity",
-        slope: float | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        *,
-        impl: str = "auto",
-    ) -> None:
-        super().__init__(activation, slope, impl)
-        for name, count in (("in_channels", in_channels), ("out_channels", out_channels)):
-            if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-                raise ValueError(f"{name} must be a positive int; got {count!r}")
-        if pair("dilation", dilation, 1) != (1, 1):
-            raise ValueError(f"dilation must be 1, the kernels have no other; got {dilation!r}")
-        if groups != 1:
-            raise ValueError(f"groups must be 1, the kernels have no other; got {groups!r}")
-        if padding_mode != "zeros":
-            raise ValueError(f"padding_mode must be 'zeros', the kernels have no other; got {padding_mode!r}")
-        self.in_channels, self.out_channels = in_channels, out_channels
-        self.kernel_size = pair("kernel_size", kernel_size, 1)
-        self.stride = pair("stride", stride, 1)
-        self.padding = self._resolve_padding(padding)
-        edge = (in_channels, out_channels) if self.transposed else (out_channels, in_channels)
-        self._make_parameters((*edge, *self.kernel_size), out_channels, bias, device, dtype)
-
-    def _resolve_padding(self, padding: Pair | str) -> tuple[int, int]:
-        if padding == "valid":
-            return 0, 0
-        if padding == "same":
-            if self.stride != (1, 1):
-                raise ValueError(f"padding='same' needs stride 1; got stride {self.stride}")
-            if self.kernel_size[0] % 2 == 0 or self.kernel_size[1] % 2 == 0:
-                raise ValueError(f"padding='same' needs an odd kernel_size; got {self.kernel_size}")
-            return self.kernel_size[0] // 2, self.kernel_size[1] // 2
-        if isinstance(padding, str):
-            raise ValueError(f"padding must be an int, a pair of ints, 'same' or 'valid'; got {padding!r}")
-        return pair("padding", padding, 0)
-
-    def extra_repr(self) -> str:
-        text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
-        if self.padding != (0, 0):
-            text += f", padding={self.padding}"
-        if self.bias is None:
-            text += ", bias=False"
-        return f"{text}, {self._activation_repr()}"
-
-
-class Conv2dAddAct(_Convolution):
+class Conv2dAddAct(Convolution):
     """`h = f(conv(avg_pool(x)) + bias + add)`; see `lmser_kernels.conv2d_add_act`.
 
-    Arguments are `nn.Conv2d`'s, in its order, then `activation`, `slope`, `device`, `dtype`, and by keyword `pool` (the
-    average pool before the convolution) and `impl`. `state_dict` keys `weight (C_out, C_in, kh, kw)` and `bias`.
+    Arguments are `nn.Conv2d`'s, in its order, then `activation`, `slope`, `device`, `dtype`, and by keyword
+    `pool` (the average pool before the convolution) and `impl`. `state_dict` keys `weight (C_out, C_in, kh,
+    kw)` and `bias`.
     """
 
     def __init__(
@@ -146,15 +46,35 @@ class Conv2dAddAct(_Convolution):
         impl: str = "auto",
     ) -> None:
         super().__init__(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, activation,
-            slope, device, dtype, impl=impl,
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias,
+            padding_mode,
+            activation,
+            slope,
+            device,
+            dtype,
+            impl=impl,
         )
         self.pool = pair("pool", pool, 1)
 
     def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
         return conv2d_add_act(
-            x, self.weight, add, self.bias, stride=self.stride, padding=self.padding, pool=self.pool,
-            activation=self.activation, slope=self.slope, impl=self.impl,
+            x,
+            self.weight,
+            add,
+            self.bias,
+            stride=self.stride,
+            padding=self.padding,
+            pool=self.pool,
+            activation=self.activation,
+            slope=self.slope,
+            impl=self.impl,
         )
 
     def extra_repr(self) -> str:
@@ -162,13 +82,13 @@ class Conv2dAddAct(_Convolution):
         return super().extra_repr() + pool
 
 
-class ConvTranspose2dAddAct(_Convolution):
+class ConvTranspose2dAddAct(Convolution):
     """`h = f(up(convᵀ(z)) + bias + add) · [gate > 0]`; see `lmser_kernels.conv_transpose2d_add_act`.
 
-    Arguments as `Conv2dAddAct`'s, where `in_channels` are `z`'s; by keyword `output_padding` (what the output size has
-    beyond the smallest possible, when `forward` is not given one), `upsample` and `impl`. `weight` is that of the
-    convolution whose other direction this is, `(in_channels, out_channels, kh, kw)`, which is `nn.ConvTranspose2d`'s
-    layout too.
+    Arguments as `Conv2dAddAct`'s, where `in_channels` are `z`'s; by keyword `output_padding` (what the
+    output size has beyond the smallest possible, when `forward` is not given one), `upsample` and `impl`.
+    `weight` is that of the convolution whose other direction this is, `(in_channels, out_channels, kh,
+    kw)`, which is `nn.ConvTranspose2d`'s layout too.
     """
 
     transposed = True
@@ -194,26 +114,56 @@ class ConvTranspose2dAddAct(_Convolution):
         impl: str = "auto",
     ) -> None:
         super().__init__(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, activation,
-            slope, device, dtype, impl=impl,
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias,
+            padding_mode,
+            activation,
+            slope,
+            device,
+            dtype,
+            impl=impl,
         )
         self.output_padding = pair("output_padding", output_padding, 0)
         if self.output_padding[0] >= self.stride[0] or self.output_padding[1] >= self.stride[1]:
-            raise ValueError(f"output_padding must be less than the stride {self.stride}; got {output_padding!r}")
+            raise ValueError(
+                f"output_padding must be less than the stride {self.stride}; got {output_padding!r}"
+            )
         self.upsample = pair("upsample", upsample, 1)
 
     def forward(
-        self, z: Tensor, add: Tensor | None = None, output_size: Pair | None = None, gate: Tensor | None = None
+        self,
+        z: Tensor,
+        add: Tensor | None = None,
+        output_size: Pair | None = None,
+        gate: Tensor | None = None,
     ) -> Tensor:
         if output_size is None and self.output_padding != (0, 0) and z.dim() == 4:
             output_size = tuple(
-                (z.shape[2 + i] - 1) * self.stride[i] - 2 * self.padding[i] + self.kernel_size[i]
+                (z.shape[2 + i] - 1) * self.stride[i]
+                - 2 * self.padding[i]
+                + self.kernel_size[i]
                 + self.output_padding[i]
                 for i in (0, 1)
             )
         return conv_transpose2d_add_act(
-            z, self.weight, add, self.bias, stride=self.stride, padding=self.padding, output_size=output_size,
-            upsample=self.upsample, gate=gate, activation=self.activation, slope=self.slope, impl=self.impl,
+            z,
+            self.weight,
+            add,
+            self.bias,
+            stride=self.stride,
+            padding=self.padding,
+            output_size=output_size,
+            upsample=self.upsample,
+            gate=gate,
+            activation=self.activation,
+            slope=self.slope,
+            impl=self.impl,
         )
 
     def extra_repr(self) -> str:
@@ -223,22 +173,30 @@ class ConvTranspose2dAddAct(_Convolution):
         return text if self.upsample == (1, 1) else f"{text}, upsample={self.upsample}"
 
 
-class TiedConv2d(_Convolution):
+class TiedConv2d(Convolution):
     """One weight, both directions: an edge between two layers.
 
         up     forward(x, add)                    h = f(conv(x) + bias + add)
         down   transpose(z, add, output_size)     h = f(convᵀ(z) + bias_below + add) [· gate > 0]
         both   drives(x, z)                       (conv(x), convᵀ(z)), with one weight gradient
 
-    Arguments are `nn.Conv2d`'s, in its order, then `activation`, `slope`, `device`, `dtype`. `bias` belongs to the
-    layer above, so only `forward` adds it. The layer below has its own, one per channel, shared with the edge
-    beneath it: hand it to `transpose` as `bias`. So the `state_dict` has `weight` and `bias` and nothing else.
+    Arguments are `nn.Conv2d`'s, in its order, then `activation`, `slope`, `device`, `dtype`. `bias` belongs
+    to the layer above, so only `forward` adds it. The layer below has its own, one per channel, shared with
+    the edge beneath it: hand it to `transpose` as `bias`. So the `state_dict` has `weight` and `bias` and
+    nothing else.
     """
 
     def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
         return conv2d_add_act(
-            x, self.weight, add, self.bias, stride=self.stride, padding=self.padding, activation=self.activation,
-            slope=self.slope, impl=self.impl,
+            x,
+            self.weight,
+            add,
+            self.bias,
+            stride=self.stride,
+            padding=self.padding,
+            activation=self.activation,
+            slope=self.slope,
+            impl=self.impl,
         )
 
     def transpose(
@@ -250,10 +208,19 @@ class TiedConv2d(_Convolution):
         bias: Tensor | None = None,
         gate: Tensor | None = None,
     ) -> Tensor:
-        """`f(convᵀ(z) + bias + add)`, of `output_size` (default: the smallest that the convolution maps to `z`'s)."""
+        """`f(convᵀ(z) + bias + add)`, of `output_size` (None: the smallest one possible)."""
         return conv_transpose2d_add_act(
-            z, self.weight, add, bias, stride=self.stride, padding=self.padding, output_size=output_size, gate=gate,
-            activation=self.activation, slope=self.slope, impl=self.impl,
+            z,
+            self.weight,
+            add,
+            bias,
+            stride=self.stride,
+            padding=self.padding,
+            output_size=output_size,
+            gate=gate,
+            activation=self.activation,
+            slope=self.slope,
+            impl=self.impl,
         )
 
     def drives(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -261,13 +228,14 @@ class TiedConv2d(_Convolution):
         return tied_conv2d(x, z, self.weight, stride=self.stride, padding=self.padding, impl=self.impl)
 
 
-class TiedLinear(_Weighted):
+class TiedLinear(Weighted):
     """One weight `(out_features, in_features)`, both directions, on `(N, features)` input.
 
         up     forward(x, add)       h = f(x Wᵀ + bias + add)
         down   transpose(z, add)     h = f(z W + bias_below + add)
 
-    The bias belongs to the layer above, as in `TiedConv2d`. Runs on the 1×1 convolution kernels.
+    The bias belongs to the layer above, as in `TiedConv2d`. Runs on the convolution's kernels,
+    as one pixel.
     """
 
     def __init__(
@@ -292,8 +260,13 @@ class TiedLinear(_Weighted):
     def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
         return _rows(
             conv2d_add_act(
-                _pixels("x", x), _pixels("weight", self.weight), None if add is None else _pixels("add", add), self.bias,
-                activation=self.activation, slope=self.slope, impl=self.impl,
+                _pixels("x", x),
+                _pixels("weight", self.weight),
+                None if add is None else _pixels("add", add),
+                self.bias,
+                activation=self.activation,
+                slope=self.slope,
+                impl=self.impl,
             )
         )
 
@@ -301,8 +274,13 @@ class TiedLinear(_Weighted):
         """`f(z W + bias + add)`."""
         return _rows(
             conv_transpose2d_add_act(
-                _pixels("z", z), _pixels("weight", self.weight), None if add is None else _pixels("add", add), bias,
-                activation=self.activation, slope=self.slope, impl=self.impl,
+                _pixels("z", z),
+                _pixels("weight", self.weight),
+                None if add is None else _pixels("add", add),
+                bias,
+                activation=self.activation,
+                slope=self.slope,
+                impl=self.impl,
             )
         )
 
@@ -311,8 +289,8 @@ class TiedLinear(_Weighted):
         return f"{self.in_features}, {self.out_features}{bias}, {self._activation_repr()}"
 
 
-class AddAct(_Activated):
-    """`h = f(y + u + bias)`; see `lmser_kernels.add_act`. With `channels`, one bias per channel, zero at the start."""
+class AddAct(Activated):
+    """`h = f(y + u + bias)`; see `lmser_kernels.add_act`. With `channels`, a bias for each, zero at first."""
 
     bias: nn.Parameter | None
 

@@ -27,7 +27,7 @@ def test_mse_by_hand() -> None:
 
 def test_psnr_is_the_mean_over_images() -> None:
     x = torch.zeros(2, 1, 2, 2)
-    y = torch.stack([torch.full((1, 2, 2), 0.1), torch.full((1, 2, 2), 0.01)]).double()
+    y = torch.tensor([0.1, 0.01], dtype=torch.float64).reshape(2, 1, 1, 1).expand(2, 1, 2, 2)
     assert psnr(x, y, 1.0) == pytest.approx((20 + 40) / 2, abs=1e-9)
     assert psnr_of_mse(mse(x, y), 1.0) == pytest.approx(-10 * math.log10((0.01 + 0.0001) / 2))
     assert psnr(x, y, 2.0) - psnr(x, y, 1.0) == pytest.approx(20 * math.log10(2))

@@ -10,9 +10,9 @@ namespace lmser::LMSER_ISA {
 
 LMSER_HD std::int64_t div_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 template <class X>
-LMSER_HD X lesser(X a, X b) { return a < b ? a : b; }
+constexpr X lesser(X a, X b) { return a < b ? a : b; }
 template <class X>
-LMSER_HD X greater(X a, X b) { return a > b ? a : b; }
+constexpr X greater(X a, X b) { return a > b ? a : b; }
 
 // The input is used where it lies: channels-last values of T without padding, transform or conversion.
 template <class T>
@@ -55,7 +55,7 @@ struct ConvScratch {
       rows = RowScratch<T>::values(call.source.base.w * call.source.base.c);
     }
     const std::int64_t pixels = p.unit_images * (div_up(p.unit_rows, p.out_step_h) + 1) * (div_up(g.out_w, p.out_step_w) + 1);
-    offsets = 2 * pixels * std::int64_t(sizeof(std::int64_t)) / std::int64_t(sizeof(T));
+    offsets = 2 * (pixels + 16) * std::int64_t(sizeof(std::int64_t)) / std::int64_t(sizeof(T));
     if (!direct_sink(call)) {
       linear = p.unit_images * p.unit_rows * g.out_w * g.out_c;
       out_row = 3 * greater(call.sink.out.w, g.out_w * call.sink.upsample_w) * g.out_c;
@@ -64,6 +64,9 @@ struct ConvScratch {
   }
   std::int64_t values() const { return slab + rows + offsets + linear + out_row; }
 };
+
+template <class T>
+inline constexpr int kTileValues = kLanes<T> * greater(greater(kTilePixels[1], 2 * kTilePixels[2]), 3 * kTilePixels[3]) + kLanes<T>;
 
 template <class T>
 struct Finish {
@@ -201,7 +204,7 @@ void conv_unit(const ConvCall<T>& call, std::int64_t unit, T* scratch) {
     dst = linear - c0;
   }
 
-  alignas(64) T tile[kTilePixels * kTileVectors * kLanes<T>];
+  alignas(64) T tile[kTileValues<T>];
   for (const Phase& ph : p.phases) {
     const std::int64_t q0 = div_up(greater<std::int64_t>(r0 - ph.out_h0, 0), p.out_step_h);
     const std::int64_t q1 = lesser(ph.rows, div_up(greater<std::int64_t>(r1 - ph.out_h0, 0), p.out_step_h));
@@ -216,10 +219,35 @@ void conv_unit(const ConvCall<T>& call, std::int64_t unit, T* scratch) {
         }
       }
     if (pixels == 0) continue;
-    const std::int64_t tiles = div_up(pixels, kTilePixels);
     const std::int64_t depth = std::int64_t(ph.taps_h) * ph.taps_w * g.in_c;
+    if (p.dot) {
+      const int channels = int(g.out_c), most = kLanes<T> / channels;
+      // The last tile repeats its last pixel: the tile is cheap, and always full.
+      for (std::int64_t i = pixels; i < pixels + most; ++i) in_offset[i] = in_offset[pixels - 1];
+      const Finish<T> finish = direct_out ? Finish<T>{static_cast<const T*>(out.bias), out.activation, T(out.slope)}
+                                          : Finish<T>{nullptr, Activation::identity, T(0)};
+      ProductTile<T> args{slab, nullptr, ph.taps_h, slab_row, ph.taps_w * g.in_c, call.weight + ph.weight_offset, tile};
+      const auto run = dot_fn<T>(channels);
+      // Pixels that follow each other in memory leave as one piece, with the bias repeated for each.
+      alignas(64) T repeated[2 * kLanes<T>];
+      Finish<T> joined = finish;
+      if (finish.bias) {
+        for (int i = 0; i < most * channels; ++i) repeated[i] = finish.bias[i % channels];
+        joined.bias = repeated;
+      }
+      for (std::int64_t done = 0; done < pixels; done += most) {
+        args.offset = in_offset + done;
+        run(args);
+        const int m = int(lesser<std::int64_t>(most, pixels - done));
+        const bool joins = out_offset[done + m - 1] - out_offset[done] == (m - 1) * channels;
+        if (joins) write_tile<T>(tile, 1, 0, m * channels, out_offset + done, dst, add, drive, joined);
+        else write_tile<T>(tile, m, channels, channels, out_offset + done, dst, add, drive, finish);
+      }
+      continue;
+    }
     for (int b = block0; b < block1; ++b) {
       const Block& block = p.blocks[b];
+      const std::int64_t tiles = div_up(pixels, kTilePixels[block.vectors]);
       const int width = block.vectors * kLanes<T>, channels = int(lesser<std::int64_t>(width, g.out_c - block.channel));
       const Finish<T> finish = direct_out ? Finish<T>{out.bias ? static_cast<const T*>(out.bias) + block.channel : nullptr, out.activation, T(out.slope)}
                                            : Finish<T>{nullptr, Activation::identity, T(0)};

@@ -1,3 +1,6 @@
+#include <atomic>
+#include <cstring>
+
 #include "kernels.h"
 
 namespace lmser {
@@ -36,9 +39,22 @@ const Available& available() {
   return a;
 }
 
+std::atomic<const InstructionSet*>& chosen() {
+  static std::atomic<const InstructionSet*> set{available().sets[0]};
+  return set;
+}
+
 }  // namespace
 
-const InstructionSet& instruction_set() { return *available().sets[0]; }
+const InstructionSet& instruction_set() { return *chosen().load(std::memory_order_relaxed); }
+bool choose_instruction_set(const char* name) {
+  for (int i = 0; i < available().count; ++i)
+    if (std::strcmp(available().sets[i]->name, name) == 0) {
+      chosen().store(available().sets[i], std::memory_order_relaxed);
+      return true;
+    }
+  return false;
+}
 const InstructionSet* const* instruction_sets(int* count) {
   *count = available().count;
   return available().sets;

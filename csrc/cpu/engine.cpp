@@ -125,6 +125,28 @@ const T* dense_weight(const View& w, Buffer<T>& copy) {
   return copy.get();
 }
 
+// A phase for the dot tile: [tap row][depth in registers][output channel][lanes], zero behind the depth.
+template <class T>
+void pack_dot(const ConvPlan& p, const Phase& ph, const T* weight, T* packed) {
+  const Geometry& g = p.geometry;
+  const std::int64_t taps = std::int64_t(g.kernel_h) * g.kernel_w, lanes = p.tile.lanes;
+  const std::int64_t out_stride = g.transposed ? taps : g.in_c * taps, in_stride = g.transposed ? g.out_c * taps : taps;
+  const std::int64_t registers = (ph.taps_w * g.in_c + lanes - 1) / lanes;
+  T* row = packed + ph.weight_offset;
+  for (int a = 0; a < ph.taps_h; ++a, row += registers * g.out_c * lanes) {
+    std::memset(static_cast<void*>(row), 0, sizeof(T) * registers * g.out_c * lanes);
+    const int i = g.transposed ? ph.first_tap_h - a * g.stride_h : a;
+    for (int b = 0; b < ph.taps_w; ++b) {
+      const int j = g.transposed ? ph.first_tap_w - b * g.stride_w : b;
+      for (std::int64_t c = 0; c < g.in_c; ++c) {
+        const std::int64_t k = b * g.in_c + c;
+        for (std::int64_t v = 0; v < g.out_c; ++v)
+          row[(k / lanes * g.out_c + v) * lanes + k % lanes] = weight[v * out_stride + c * in_stride + i * g.kernel_w + j];
+      }
+    }
+  }
+}
+
 // One block of one phase: [tap row][tap column][input channel][block width], zero beyond the last channel.
 template <class T>
 void pack_block(const ConvPlan& p, const Phase& ph, const Block& block, const T* weight, T* packed) {
@@ -154,6 +176,10 @@ void pack_block(const ConvPlan& p, const Phase& ph, const Block& block, const T*
 
 template <class T>
 void pack(const ThreadPool& pool, const ConvPlan& p, const T* weight, T* packed) {
+  if (p.dot) {
+    for (const Phase& ph : p.phases) pack_dot<T>(p, ph, weight, packed);
+    return;
+  }
   const std::int64_t blocks = std::int64_t(p.blocks.size()), pieces = blocks * std::int64_t(p.phases.size());
   const auto piece = [&](std::int64_t i) { pack_block<T>(p, p.phases[i / blocks], p.blocks[i % blocks], weight, packed); };
   if (p.packed_size < 1 << 16 || pool.threads == 1) {

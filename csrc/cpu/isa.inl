@@ -8,7 +8,7 @@ namespace {
 
 template <class T>
 constexpr Kernels<T> kernels() {
-  return {{kLanes<T>, kTilePixels, kTileVectors}, conv_scratch<T>,   conv_unit<T>,      weight_grad_scratch<T>, weight_grad_unit<T>,
+  return {{kLanes<T>, kTilePixels[kTileVectors], kTileVectors, {0, kTilePixels[1], kTilePixels[2], kTilePixels[3]}}, conv_scratch<T>,   conv_unit<T>,      weight_grad_scratch<T>, weight_grad_unit<T>,
           transform_scratch<T>,                   transform_rows<T>, add_act_scratch<T>, add_act_rows<T>,        fma_rounds<T>};
 }
 

@@ -61,8 +61,10 @@ struct InstructionSet {
   Kernels<double> f64;
 };
 
-// The best one this processor runs, and all that were compiled in and run here.
+// The one in use: the best this processor runs, unless another was chosen to compare them. All that run here,
+// best first.
 const InstructionSet& instruction_set();
+bool choose_instruction_set(const char* name);
 const InstructionSet* const* instruction_sets(int* count);
 
 }  // namespace lmser

@@ -76,6 +76,8 @@ ConvPlan plan_conv(const Geometry& g, const TileShape& tile, std::int64_t value_
   p.in_step_h = g.transposed ? 1 : g.stride_h;
   p.in_step_w = g.transposed ? 1 : g.stride_w;
   split_blocks(p);
+  // Half a register of channels or less, and depth enough to fill registers the other way.
+  p.dot = 2 * g.out_c <= tile.lanes && g.in_c * g.kernel_w >= 2 * g.out_c && g.in_c * g.kernel_w >= tile.lanes / 2;
   std::int64_t first_col = INT64_MAX, last_col = INT64_MIN;
   for (int a = 0; a < phases_h; ++a)
     for (int b = 0; b < phases_w; ++b) {
@@ -88,7 +90,8 @@ ConvPlan plan_conv(const Geometry& g, const TileShape& tile, std::int64_t value_
         first_col = std::min(first_col, u.offset);
         last_col = std::max(last_col, u.offset + (u.count - 1) * p.in_step_w + u.taps - 1);
       }
-      p.packed_size += std::int64_t(ph.taps_h) * ph.taps_w * g.in_c * p.padded_out_c;
+      const std::int64_t length = std::int64_t(ph.taps_w) * g.in_c;
+      p.packed_size += ph.taps_h * (p.dot ? round_up(length, tile.lanes) * g.out_c : length * p.padded_out_c);
       p.phases.push_back(ph);
     }
   if (first_col > last_col) first_col = 0, last_col = -1;
@@ -153,7 +156,7 @@ WeightGradPlan plan_weight_grad(const Geometry& g, const TileShape& tile, std::i
   p.slab_rows = (p.unit_rows - 1) * g.stride_h + g.kernel_h;
   p.big_values = p.unit_images * p.slab_rows * p.slab_cols * g.in_c;
   p.small_values = p.unit_images * p.unit_rows * g.out_w * p.padded_out_c;
-  p.bands_per_row = ceil_div(std::int64_t(g.kernel_w) * g.in_c, tile.pixels);
+  p.bands_per_row = ceil_div(std::int64_t(g.kernel_w) * g.in_c, tile.pixels_by_width[std::min<std::int64_t>(p.padded_out_c / tile.lanes, tile.max_vectors)]);
   // A sum per task is zeroed, added and reduced; taking bands instead, every task reads all pixels.
   const double values = double(g.batch) * (double(g.in_h) * double(g.in_w) * double(g.in_c) + double(g.out_h) * double(g.out_w) * double(g.out_c));
   p.split_pixels = p.units >= threads && 2.0 * double(p.sum_values) < values;

@@ -75,6 +75,7 @@ struct TileShape {
   int lanes;        // values in a register
   int pixels;       // rows of the tile
   int max_vectors;  // columns of the tile, in registers
+  int pixels_by_width[4];  // most rows of a narrower tile
 };
 
 struct ConvPlan {
@@ -82,6 +83,7 @@ struct ConvPlan {
   TileShape tile{};
   std::vector<Phase> phases;
   std::vector<Block> blocks;
+  bool dot = false;  // few output channels: registers run along the depth (dot_tile)
   std::int64_t out_step_h = 1, out_step_w = 1;  // between pixels of a phase
   std::int64_t in_step_h = 1, in_step_w = 1;
   std::int64_t packed_size = 0;   // values

@@ -5,10 +5,14 @@
 
 namespace lmser::LMSER_ISA {
 
+// Per-channel sums are formed over blocks of whole registers: a few channels repeat until they fill some.
+template <class T>
+std::int64_t bias_block(std::int64_t channels) { return channels % kLanes<T> == 0 ? channels : channels * kLanes<T>; }
+
 template <class T>
 std::int64_t transform_scratch(const TransformCall& call) {
   const View& v = call.source.base;
-  return RowScratch<T>::values(v.w * v.c) + v.w * v.c + v.c + 16;
+  return RowScratch<T>::values(v.w * v.c) + v.w * v.c + bias_block<T>(v.c);
 }
 
 template <class T>
@@ -32,10 +36,13 @@ void transform_rows(const TransformCall& call, std::int64_t n, std::int64_t r0, 
       for (int k = 0; k < 16; ++k) sum += part[k];
       call.bias[r] += sum;
     } else if (call.bias) {
-      std::memset(sums, 0, sizeof(T) * v.c);
-      for (std::int64_t x = 0; x < v.w; ++x)
-        for_lanes<T>(v.c, [&](std::int64_t i, int k) { store_n<T>(sums + i, load_n<T>(sums + i, k) + load_n<T>(g + x * v.c + i, k), k); });
-      for (std::int64_t k = 0; k < v.c; ++k) call.bias[k] += sums[k];
+      const std::int64_t block = bias_block<T>(v.c), whole = count / block * block;
+      std::memset(sums, 0, sizeof(T) * block);
+      for (std::int64_t i = 0; i < whole; i += block)
+        for (std::int64_t k = 0; k < block; k += kLanes<T>) store<T>(sums + k, load<T>(sums + k) + load<T>(g + i + k));
+      for (std::int64_t i = whole; i < count; ++i) sums[i - whole] += g[i];
+      for (std::int64_t k = 0; k < block; k += v.c)
+        for (std::int64_t c = 0; c < v.c; ++c) call.bias[c] += sums[k + c];
     }
     if (call.total) {
       const T* out = g;
@@ -82,7 +89,7 @@ void add_act_rows(const AddActCall<T>& call, std::int64_t n, std::int64_t r0, st
 // Peak probe: a full register tile of independent fused multiply-adds.
 template <class T>
 double fma_rounds(std::int64_t rounds, T* sink) {
-  constexpr int M = kTilePixels * kTileVectors;
+  constexpr int M = kTilePixels[kTileVectors] * kTileVectors;
   Vec<T> sum[M];
 #pragma GCC unroll 32
   for (int m = 0; m < M; ++m) sum[m] = splat<T>(T(m));

@@ -4,6 +4,7 @@
 // gradient_tile: taps x output channels, over pixels, for the weight gradient.
 #pragma once
 
+#include <type_traits>
 #include <utility>
 
 #include "simd.h"
@@ -21,39 +22,107 @@ struct ProductTile {
   T* result;                   // [pixel][vectors * lanes]
 };
 
+// How many values of depth are multiplied between two visits of a pixel's pointer: narrow tiles hold more pixels
+// than there are address registers, so each pointer that is fetched should serve several products.
+constexpr int depth_step(int vectors) { return vectors == 1 ? 4 : vectors == 2 ? 2 : 1; }
+
+template <class T, int M, int V, int K>
+LMSER_HD void product_step(Vec<T> (&sum)[M][V], const T* const (&pixel)[M], std::int64_t k, const T* w) {
+  constexpr int L = kLanes<T>;
+  Vec<T> b[K][V];
+#pragma GCC unroll 4
+  for (int d = 0; d < K; ++d)
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) b[d][v] = load<T>(w + (d * V + v) * L);
+#pragma GCC unroll 32
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+    for (int d = 0; d < K; ++d) {
+      const T a = pixel[m][k + d];
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) sum[m][v] += a * b[d][v];
+    }
+}
+
 template <class T, int M, int V>
 void product_tile(const ProductTile<T>& t) {
-  constexpr int L = kLanes<T>;
+  constexpr int L = kLanes<T>, K = depth_step(V);
   Vec<T> sum[M][V];
 #pragma GCC unroll 32
   for (int m = 0; m < M; ++m)
-#pragma GCC unroll 8
+#pragma GCC unroll 4
     for (int v = 0; v < V; ++v) sum[m][v] = Vec<T>{};
   const T* pixel[M];
 #pragma GCC unroll 32
   for (int m = 0; m < M; ++m) pixel[m] = t.slab + t.offset[m];
   const T* w = t.weight;
-  const std::int64_t length = t.length;
+  const std::int64_t length = t.length, whole = length / K * K;
   for (int r = 0; r < t.kernel_rows; ++r) {
-    for (std::int64_t k = 0; k < length; ++k) {
-      Vec<T> b[V];
-#pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) b[v] = load<T>(w + v * L);
-      w += V * L;
-#pragma GCC unroll 32
-      for (int m = 0; m < M; ++m) {
-        const T a = pixel[m][k];
-#pragma GCC unroll 8
-        for (int v = 0; v < V; ++v) sum[m][v] += a * b[v];
-      }
-    }
+    std::int64_t k = 0;
+    for (; k < whole; k += K, w += K * V * L) product_step<T, M, V, K>(sum, pixel, k, w);
+    for (; k < length; ++k, w += V * L) product_step<T, M, V, 1>(sum, pixel, k, w);
 #pragma GCC unroll 32
     for (int m = 0; m < M; ++m) pixel[m] += t.row_stride;
   }
 #pragma GCC unroll 32
   for (int m = 0; m < M; ++m)
-#pragma GCC unroll 8
+#pragma GCC unroll 4
     for (int v = 0; v < V; ++v) store<T>(t.result + (m * V + v) * L, sum[m][v]);
+}
+
+// Few output channels (C <= lanes / 2): a register of depth instead of one of channels. Accumulators hold partial
+// sums of pixel p, channel c in the order p * C + c; adding neighbours of pairs of registers log2(lanes) times
+// leaves their totals, in that order, in one register: the pixels as they lie in memory.
+template <class T>
+LMSER_HD Vec<T> add_neighbours(Vec<T> a, Vec<T> b) {
+  constexpr int L = kLanes<T>;
+  using I = std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t>;
+  typedef I Index __attribute__((vector_size(LMSER_VECTOR_BYTES)));
+  Index even{}, odd{};
+#pragma GCC unroll 16
+  for (int i = 0; i < L; ++i) even[i] = I(2 * i), odd[i] = I(2 * i + 1);
+  return __builtin_shuffle(a, b, even) + __builtin_shuffle(a, b, odd);
+}
+
+template <class T, int C>
+void dot_tile(const ProductTile<T>& t) {
+  constexpr int L = kLanes<T>, M = L / C;
+  Vec<T> sum[L];
+#pragma GCC unroll 16
+  for (int i = 0; i < L; ++i) sum[i] = Vec<T>{};
+  const T* pixel[M];
+#pragma GCC unroll 16
+  for (int m = 0; m < M; ++m) pixel[m] = t.slab + t.offset[m];
+  const T* w = t.weight;  // [kernel row][depth in registers][C][lanes], zero behind the depth
+  const std::int64_t length = t.length, whole = length / L * L;
+  const int rest = int(length - whole);
+  for (int r = 0; r < t.kernel_rows; ++r) {
+    for (std::int64_t k = 0; k < whole; k += L, w += C * L) {
+      Vec<T> b[C];
+#pragma GCC unroll 8
+      for (int c = 0; c < C; ++c) b[c] = load<T>(w + c * L);
+#pragma GCC unroll 16
+      for (int m = 0; m < M; ++m) {
+        const Vec<T> a = load<T>(pixel[m] + k);
+#pragma GCC unroll 8
+        for (int c = 0; c < C; ++c) sum[m * C + c] += a * b[c];
+      }
+    }
+    if (rest) {
+      for (int m = 0; m < M; ++m) {
+        const Vec<T> a = load_partial<T>(pixel[m] + whole, rest);
+        for (int c = 0; c < C; ++c) sum[m * C + c] += a * load<T>(w + c * L);
+      }
+      w += C * L;
+    }
+#pragma GCC unroll 16
+    for (int m = 0; m < M; ++m) pixel[m] += t.row_stride;
+  }
+#pragma GCC unroll 16
+  for (int width = L / 2; width >= 1; width /= 2)
+#pragma GCC unroll 16
+    for (int i = 0; i < width; ++i) sum[i] = add_neighbours<T>(sum[2 * i], sum[2 * i + 1]);
+  store<T>(t.result, sum[0]);
 }
 
 template <class T>
@@ -118,25 +187,34 @@ LMSER_HD GradientFn<T> gradient_of(int m, std::integer_sequence<int, M...>) {
   return table[m - 1];
 }
 
-inline constexpr int kTilePixels = LMSER_TILE_PIXELS;    // of product_tile, and of gradient_tile at full width
-inline constexpr int kTileVectors = LMSER_TILE_VECTORS;  // at most
+inline constexpr int kTileVectors = LMSER_TILE_VECTORS;  // at most 3
+static_assert(kTileVectors == 2 || kTileVectors == 3);
+// Most pixels (or taps) of a tile, by its width in registers.
+inline constexpr int kTilePixels[4] = {0, LMSER_TILE_PIXELS_1, LMSER_TILE_PIXELS_2, LMSER_TILE_PIXELS_3};
 
 template <class T>
 ProductFn<T> product_fn(int m, int v) {
-  using Seq = std::make_integer_sequence<int, kTilePixels>;
-  static_assert(kTileVectors == 2 || kTileVectors == 3);
-  if (v == 1) return product_of<T, 1>(m, Seq{});
-  if (v == 2) return product_of<T, 2>(m, Seq{});
-  if constexpr (kTileVectors == 3) return product_of<T, 3>(m, Seq{});
+  if (v == 1) return product_of<T, 1>(m, std::make_integer_sequence<int, kTilePixels[1]>{});
+  if (v == 2) return product_of<T, 2>(m, std::make_integer_sequence<int, kTilePixels[2]>{});
+  if constexpr (kTileVectors == 3) return product_of<T, 3>(m, std::make_integer_sequence<int, kTilePixels[3]>{});
   return nullptr;
 }
 template <class T>
 GradientFn<T> gradient_fn(int m, int v) {
-  using Seq = std::make_integer_sequence<int, kTilePixels>;
-  if (v == 1) return gradient_of<T, 1>(m, Seq{});
-  if (v == 2) return gradient_of<T, 2>(m, Seq{});
-  if constexpr (kTileVectors == 3) return gradient_of<T, 3>(m, Seq{});
+  if (v == 1) return gradient_of<T, 1>(m, std::make_integer_sequence<int, kTilePixels[1]>{});
+  if (v == 2) return gradient_of<T, 2>(m, std::make_integer_sequence<int, kTilePixels[2]>{});
+  if constexpr (kTileVectors == 3) return gradient_of<T, 3>(m, std::make_integer_sequence<int, kTilePixels[3]>{});
   return nullptr;
+}
+
+template <class T, int... C>
+LMSER_HD ProductFn<T> dot_of(int c, std::integer_sequence<int, C...>) {
+  static constexpr ProductFn<T> table[] = {dot_tile<T, C + 1>...};
+  return table[c - 1];
+}
+template <class T>
+ProductFn<T> dot_fn(int channels) {
+  return dot_of<T>(channels, std::make_integer_sequence<int, kLanes<T> / 2>{});
 }
 
 }  // namespace lmser::LMSER_ISA

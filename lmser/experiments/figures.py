@@ -67,6 +67,9 @@ def _svg(figure: Any) -> bytes:
     text = buffer.getvalue()
     text = text[text.index("<svg") :].replace(_TEXT, "currentColor")
     text = re.sub(r"\s*<metadata>.*?</metadata>", "", text, count=1, flags=re.DOTALL)
+    # matplotlib's style element would apply to the whole page; as attributes of the root the two settings are inherited.
+    text = re.sub(r"\s*<defs>\s*<style.*?</style>\s*</defs>", "", text, count=1, flags=re.DOTALL)
+    text = text.replace("<svg ", '<svg stroke-linejoin="round" stroke-linecap="butt" ', 1)
     # The page decides the width; the view box keeps the shape.
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r'\1 width="100%"', text, count=1)
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)

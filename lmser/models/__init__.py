@@ -1,4 +1,4 @@
-"""The networks: reflection networks of 000 and 001 on fully connected (`Lmser`) and convolutional (`CLmser`) layers."""
+"""The reflection networks of 000 and 001 on fully connected (`Lmser`) and convolutional (`CLmser`) layers."""
 
 from lmser.models.clmser import CLmser
 from lmser.models.lmser import Lmser

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -13,24 +14,26 @@ from lmser.models.reflection import Pair, Reflected, ReflectionNetwork, channels
 class CLmser(ReflectionNetwork):
     """CNN based Lmser (001, "Deep CNN Based Lmser and Strengths of Two Built-In Dualities").
 
-        h_l = f(conv(h_{l-1}, W_l) + conv_transpose(h_{l+1}, W_{l+1}) + b_l);   reconstruction conv_transpose(h_1) + b_0
+        h_l = f(conv(h_{l-1}, W_l) + conv_transpose(h_{l+1}, W_{l+1}) + b_l);   reconstruction
+        conv_transpose(h_1) + b_0
 
     with the passes and readings of `lmser.models.reflection`. 001's names: ``CLmser`` has both dualities,
-    ``CLmser-w`` is ``dcw=False``, ``CLmser-n`` is ``dpn=False``, ``CAE`` is ``dcw=False, dpn=False``. STL10 (Table 2):
-    ``CLmser(3, (16, 32, 64, 128, 256), (1, 2, 2, 2, 2))``.
+    ``CLmser-w`` is ``dcw=False``, ``CLmser-n`` is ``dpn=False``, ``CAE`` is ``dcw=False, dpn=False``. STL10
+    (Table 2): ``CLmser(3, (16, 32, 64, 128, 256), (1, 2, 2, 2, 2))``.
 
     in_channels: channels of the image
     channels:    of layers 1 ... L
     strides:     of the edges into layers 1 ... L, ints or pairs (height, width)
     kernel_size: of all edges, an int or a pair; padding is half of it, so that a stride s divides a size by s
                  (rounding up, for an odd kernel). A 1-D signal is ``(N, C, 1, W)`` with kernel ``(1, k)``
-    dcw, dpn, reflections, num_classes, style_units, activation, slope, init, impl: as in `Lmser`; class logits are
+    dcw, dpn, reflections, num_classes, style_units, activation, slope, init, impl: as in `Lmser`; class
+    logits are
                  the first channels of the top layer averaged over positions, and style units are channels
 
-    The top-down pass pins every layer to its size on the way up, whatever the parity: 97x97 comes back as 97x97.
-    All states are channels-last inside; an image in another layout is converted once, and the reconstruction is
-    channels-last. Weights are `nn.Conv2d`'s ``(C_out, C_in, kh, kw)``. Raises TypeError or ValueError naming the
-    argument.
+    The top-down pass pins every layer to its size on the way up, whatever the parity: 97x97 comes back as
+    97x97. All states are channels-last inside; an image in another layout is converted once, and the
+    reconstruction is channels-last. Weights are `nn.Conv2d`'s ``(C_out, C_in, kh, kw)``. Raises TypeError or
+    ValueError naming the argument.
     """
 
     def __init__(
@@ -59,11 +62,13 @@ class CLmser(ReflectionNetwork):
         for width in channels:
             whole("channels", width)
         if len(strides) != len(channels):
-            raise ValueError(f"strides: expected one for each of the {len(channels)} layers, got {len(strides)}")
+            raise ValueError(
+                f"strides: expected one for each of the {len(channels)} layers, got {len(strides)}"
+            )
         kernel = _pair("kernel_size", kernel_size)
         widths = (in_channels, *channels[:-1], channels[-1] + whole("style_units", style_units, least=0))
         super().__init__(
-            [(above, below, *kernel) for below, above in zip(widths, widths[1:], strict=False)],
+            [(above, below, *kernel) for below, above in pairwise(widths)],
             [_pair("strides", stride) for stride in strides],
             dcw=dcw, dpn=dpn, reflections=reflections, num_classes=num_classes, style_units=style_units,
             activation=activation, slope=slope, init=init, impl=impl, device=device, dtype=dtype,
@@ -71,7 +76,10 @@ class CLmser(ReflectionNetwork):
         self.in_channels, self.channels = in_channels, channels
 
     def forward(self, x: Tensor, *, generator: torch.Generator | None = None) -> Reflected:
-        """Reflect images ``(N, in_channels, H, W)``; `generator` draws the style units' noise in training mode."""
+        """Reflect images ``(N, in_channels, H, W)``.
+
+        `generator` draws the noise of the style units in training mode; torch's global one by default.
+        """
         self._check(x, "x", self.in_channels)
         reconstruction, top = self._reflect(channels_last(x), generator)
         return Reflected(reconstruction, top, self._logits(top))
@@ -79,18 +87,12 @@ class CLmser(ReflectionNetwork):
     def decode(self, code: Tensor, size: Pair | None = None) -> Tensor:
         """Images ``(N, in_channels, *size)`` of a code ``(N, C_L, H_L, W_L)``, without a drive from below.
 
-        `h_l = f(u_l + b_l)`: there is no image to drive the neurons. `size` is needed where strides do not tell it
-        (28 -> 14 -> 7 -> 4 comes from 28, not from 32); by default the largest that gives a code of this size.
+        `h_l = f(u_l + b_l)`: there is no image to drive the neurons. `size` is needed where strides do not
+        tell it (28 -> 14 -> 7 -> 4 comes from 28, not from 32); by default the largest that gives a code of
+        this size.
         """
         self._check(code, "code", len(self.biases[-1]))
-        top = (code.shape[2], code.shape[3])
-        if size is None:
-            sizes = self._largest_sizes(top)
-        else:
-            sizes = self.layer_sizes(_pair("size", size))
-            if sizes[-1] != top:
-                raise ValueError(f"size: images of {tuple(size)} have codes of {sizes[-1]}, but this code is {top}")
-        return self._send_down(channels_last(code), sizes)
+        return self._send_down(channels_last(code), self._sizes_below(code, size))
 
     def loss(self, x: Tensor, y: Tensor | None = None, *, generator: torch.Generator | None = None) -> Tensor:
         # Once here, so that the comparison with the reconstruction does not run across two layouts.
@@ -99,7 +101,13 @@ class CLmser(ReflectionNetwork):
 
     loss.__doc__ = ReflectionNetwork.loss.__doc__
 
-    def _largest_sizes(self, top: Pair) -> list[Pair]:
+    def _sizes_below(self, code: Tensor, size: Pair | None) -> list[Pair]:
+        top = (code.shape[2], code.shape[3])
+        if size is not None:
+            sizes = self.layer_sizes(_pair("size", size))
+            if sizes[-1] != top:
+                raise ValueError(f"size: images of {size} have codes of {sizes[-1]}, but this code is {top}")
+            return sizes
         sizes = [top]
         edges = zip(self.kernel_sizes, self.strides, self.paddings, strict=True)
         for (kh, kw), (sh, sw), (ph, pw) in reversed(list(edges)):

@@ -1,25 +1,29 @@
 """Where a reflection network starts. All schemes draw from torch's global generator.
 
 ``"default"``
-    `nn.Linear`'s and `nn.Conv2d`'s: weights and biases uniform on ±1/sqrt(fan_in). The papers name none; this is what
-    their framework does. A free decoder weight is drawn like the weight whose shape it has, and `reconstruction_bias`
-    on ±1/sqrt(fan_in) of the top-down direction.
+    `nn.Linear`'s and `nn.Conv2d`'s: weights and biases uniform on ±1/sqrt(fan_in). The papers name none; this
+    is what their framework does. A free decoder weight is drawn like the weight whose shape it has, and
+    `reconstruction_bias` on ±1/sqrt(fan_in) of the top-down direction.
 
 ``"isometric"``
-    Each W, as a matrix over its patch ``(C_out, C_in kh kw)``, has orthonormal rows (or columns, where it has fewer of
-    them), times sqrt(sh sw / (kh kw)), that is stride / kernel: every pixel lies in kh kw / (sh sw) patches, so that
-    going up and down one edge is close to the identity, ``WᵀW ≈ I``, the principle that both papers start from. Biases
-    are zero. A free decoder weight starts as a copy of the weight it is free of, because the principle is about the
-    pair.
+    Each W, as a matrix over its patch ``(C_out, C_in kh kw)``, has orthonormal rows (or columns, where it has
+    fewer of them), times sqrt(sh sw / (kh kw)), that is stride / kernel: every pixel lies in kh kw / (sh sw)
+    patches, so that going up and down one edge is close to the identity, ``WᵀW ≈ I``, the principle that both
+    papers start from. Biases are zero. A free decoder weight starts as a copy of the weight it is free of,
+    because the principle is about the pair.
 
 ``"balanced"``
-    The isometric start times a gain `g` that accounts for how many drives a neuron adds. Follow a signal through the
-    network with ``WᵀW = I``: an edge multiplies it by g in either direction, and `f` by its mean slope `a` (ReLU: 1/2,
-    because it passes one half of a symmetric drive). Then the states are plain numbers times the same signal, and the
-    reflection itself, run on these numbers, tells the gain of the reconstruction, which g is solved to make 1. Without
-    paired neurons that is g² a = 1 per layer. With them, at one reflection, the drives add up to
-    ``sum_{l=1..L} (g² a)^l = 1``, so that g² a is close to 1/2: for ReLU the isometric start (g = 1) is already right,
-    for the identity or tanh it is too large by sqrt(2) per edge.
+    The isometric start times one gain `g` for all edges that accounts for how many drives a neuron adds. An
+    orthonormal W keeps only ``c_l = min(1, C_l / (C_{l-1} kh kw))`` of a signal on the way up and down an
+    edge, averaged over the draw of W, and `f` passes its mean slope `a` (ReLU: one half of a symmetric
+    drive). With paired neurons the drives add up, so that the reconstruction is on average
+
+        G(g) x,   G = a c_1 g² (1 + a c_2 g² (1 + ... (1 + a c_L g²)))
+
+    and g solves ``G(g) = 1``. Without them there is one drive, no g keeps both the signal and the noise of a
+    deep network, and g is the one that keeps the mean square on the way up: ``g² a sh sw / (kh kw) = 1`` on
+    each edge, He's rule for orthogonal weights. The rule assumes a signal that is symmetric about zero;
+    images on [0, 1] are not.
 """
 
 from __future__ import annotations
@@ -28,7 +32,7 @@ import math
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 if TYPE_CHECKING:
     from lmser.models.reflection import ReflectionNetwork
@@ -41,17 +45,13 @@ def initialise(network: ReflectionNetwork, scheme: str) -> None:
     with torch.no_grad():
         if scheme == "default":
             _default(network)
-            return
-        gain = 1.0
-        if scheme == "balanced":
-            slope = mean_slope(network.activation, network.slope)
-            gain = balanced_gain(network.depth, slope, network.dpn, network.reflections)
-        _isometric(network, gain)
+        else:
+            _orthogonal(network, balanced_gains(network) if scheme == "balanced" else [1.0] * network.depth)
 
 
 def _default(network: ReflectionNetwork) -> None:
-    # Weight and bias of one layer after the other, as nn.Linear and nn.Conv2d draw them: a stack of those built under
-    # the same seed holds the same numbers.
+    # Weight and bias of one layer after the other, as nn.Linear and nn.Conv2d draw them: a stack of those
+    # built under the same seed holds the same numbers.
     for weight, bias in zip(network.weights, network.biases, strict=True):
         bound = 1 / math.sqrt(weight[0].numel())
         nn.init.uniform_(weight, -bound, bound)
@@ -63,21 +63,19 @@ def _default(network: ReflectionNetwork) -> None:
     nn.init.uniform_(network.reconstruction_bias, -bound, bound)
 
 
-def _isometric(network: ReflectionNetwork, gain: float) -> None:
-    for weight, stride, kernel in zip(network.weights, network.strides, network.kernel_sizes, strict=True):
-        _orthogonal(weight, gain * math.sqrt(math.prod(stride) / math.prod(kernel)))
+def _orthogonal(network: ReflectionNetwork, gains: list[float]) -> None:
+    for weight, stride, kernel, gain in zip(
+        network.weights, network.strides, network.kernel_sizes, gains, strict=True
+    ):
+        # In float32 whatever the parameter's type: there is no QR in half precision.
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        matrix = torch.empty(weight.shape, dtype=dtype, device=weight.device)
+        weight.copy_(nn.init.orthogonal_(matrix, gain * math.sqrt(math.prod(stride) / math.prod(kernel))))
     if network.decoder_weights is not None:
         for free, weight in zip(network.decoder_weights, network.weights, strict=True):
             free.copy_(weight)
     for bias in (*network.biases, network.reconstruction_bias):
         bias.zero_()
-
-
-def _orthogonal(weight: Tensor, gain: float) -> None:
-    # In float32 whatever the parameter's type: there is no QR in half precision.
-    matrix = torch.empty(weight.shape, dtype=torch.promote_types(weight.dtype, torch.float32), device=weight.device)
-    nn.init.orthogonal_(matrix, gain)
-    weight.copy_(matrix)
 
 
 def mean_slope(activation: str, slope: float | None) -> float:
@@ -89,25 +87,24 @@ def mean_slope(activation: str, slope: float | None) -> float:
     return 0.25 if activation == "sigmoid" else 1.0
 
 
-def balanced_gain(depth: int, slope: float, paired: bool, reflections: int) -> float:
-    """The g at which a network of `depth` layers with ``WᵀW = g² I`` reconstructs with gain 1 (see the module)."""
-    low, high = 0.0, 2 / math.sqrt(slope)
-    for _ in range(80):  # bisection; the gain of the reconstruction rises with g
+def balanced_gains(network: ReflectionNetwork) -> list[float]:
+    """The factor on the isometric start of each edge under ``"balanced"`` (see the module)."""
+    slope = mean_slope(network.activation, network.slope)
+    kept, patches = [], []
+    for weight, stride, kernel in zip(network.weights, network.strides, network.kernel_sizes, strict=True):
+        kept.append(min(1.0, weight.shape[0] / weight[0].numel()))
+        patches.append(math.prod(stride) / math.prod(kernel))
+    if not network.dpn:
+        return [1 / math.sqrt(slope * share) for share in patches]
+
+    def reconstruction_gain(squared: float) -> float:
+        gain = 0.0
+        for share in reversed(kept):
+            gain = slope * share * squared * (1 + gain)
+        return gain
+
+    low, high = 0.0, 1 / (slope * kept[0])  # the first term of G alone is 1 at the upper end
+    for _ in range(60):
         middle = 0.5 * (low + high)
-        if _reconstruction_gain(middle, depth, slope, paired, reflections) < 1:
-            low = middle
-        else:
-            high = middle
-    return 0.5 * (low + high)
-
-
-def _reconstruction_gain(g: float, depth: int, slope: float, paired: bool, reflections: int) -> float:
-    up, down, state = [0.0] * (depth + 1), [0.0] * (depth + 1), [1.0] * (depth + 1)
-    for _ in range(reflections if paired else 1):
-        for layer in range(1, depth + 1):
-            up[layer] = g * state[layer - 1]
-            state[layer] = slope * (up[layer] + down[layer])
-        for layer in range(depth - 1, 0, -1):
-            down[layer] = g * state[layer + 1]
-            state[layer] = slope * (down[layer] + (up[layer] if paired else 0.0))
-    return g * state[1]
+        low, high = (middle, high) if reconstruction_gain(middle) < 1 else (low, middle)
+    return [math.sqrt(high)] * network.depth

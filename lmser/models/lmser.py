@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -11,26 +12,30 @@ from lmser.models.reflection import Reflected, ReflectionNetwork, whole
 
 
 class Lmser(ReflectionNetwork):
-    """Fully connected reflection network (000, "Revisit Lmser and implement it on multiple fully-connected layers").
+    """Fully connected reflection network (000, "Revisit Lmser and implement it on multiple fully-connected
+    layers").
 
         h_l = f(W_l h_{l-1} + W_{l+1}ᵀ h_{l+1} + b_l),  l = 1 ... L;   reconstruction  W_1ᵀ h_1 + b_0
 
-    with the passes and readings of `lmser.models.reflection`. 000's names: ``Lmser(un)`` and ``Lmser(sup)`` (with
-    `num_classes`) have both dualities, ``Lmser(un-n)`` is ``dpn=False``, ``AE`` is ``dcw=False, dpn=False``.
+    with the passes and readings of `lmser.models.reflection`. 000's names: ``Lmser(un)`` and ``Lmser(sup)``
+    (with `num_classes`) have both dualities, ``Lmser(un-n)`` is ``dpn=False``, ``AE`` is ``dcw=False,
+    dpn=False``.
 
     sizes:       units of layers 0 ... L, e.g. ``(784, 300, 100, 10)``
-    dcw:         duality in connection weights: one weight per edge serves both directions. False: a free decoder
-                 weight of the same shape
-    dpn:         duality in paired neurons: a neuron adds both drives. False: a neuron of the decoder is `f(u_l + b_l)`
-    reflections: k >= 1 bottom-up and top-down passes
+    dcw:         duality in connection weights: one weight per edge serves both directions. False: a free
+                 decoder weight of the same shape
+    dpn:         duality in paired neurons: a neuron adds both drives. False: a neuron of the decoder is
+    `f(u_l + b_l)` reflections: k >= 1 bottom-up and top-down passes
     num_classes: the first so many units of the top layer are class logits, sent down with the others
-    style_units: so many further units on top of ``sizes[-1]`` that take standard Gaussian noise in training mode
-                 before they go down; the encoder gives their mean (000, Generation)
-    activation:  one of identity, relu, leaky_relu, sigmoid, tanh, leaky_sigmoid; `slope` is the leak of the leaky ones
+    style_units: so many further units on top of ``sizes[-1]`` that take standard Gaussian noise in training
+                 mode before they go down; the encoder gives their mean (000, Generation)
+    activation:  one of identity, relu, leaky_relu, sigmoid, tanh, leaky_sigmoid; `slope` is the leak of the
+    leaky ones
     init:        ``"default"``, ``"isometric"`` or ``"balanced"``, see `lmser.models.initialisation`
     impl:        handed to every operation of `lmser_kernels`
 
-    Weights are ``(sizes[l], sizes[l-1])``, as `nn.Linear`'s. Raises TypeError or ValueError naming the argument.
+    Weights are ``(sizes[l], sizes[l-1])``, as `nn.Linear`'s. Raises TypeError or ValueError naming the
+    argument.
     """
 
     def __init__(
@@ -56,7 +61,7 @@ class Lmser(ReflectionNetwork):
             whole("sizes", size)
         widths = (*sizes[:-1], sizes[-1] + whole("style_units", style_units, least=0))
         super().__init__(
-            [(above, below) for below, above in zip(widths, widths[1:], strict=False)],
+            [(above, below) for below, above in pairwise(widths)],
             [(1, 1)] * (len(sizes) - 1),
             dcw=dcw, dpn=dpn, reflections=reflections, num_classes=num_classes, style_units=style_units,
             activation=activation, slope=slope, init=init, impl=impl, device=device, dtype=dtype,
@@ -75,13 +80,15 @@ class Lmser(ReflectionNetwork):
     def decode(self, code: Tensor) -> Tensor:
         """Reconstruction ``(N, sizes[0])`` of a code ``(N, sizes[-1] + style_units)``.
 
-        There is no image, so neurons get no drive from below: `h_l = f(u_l + b_l)`. With `dpn=False`, ``decode(code)``
-        of the code that an image gave is that image's reconstruction.
+        There is no image, so neurons get no drive from below: `h_l = f(u_l + b_l)`. With `dpn=False`,
+        ``decode(code)`` of the code that an image gave is that image's reconstruction.
         """
         top = self._units(code, "code", len(self.biases[-1]))
         return self._send_down(top, [(1, 1)] * self.depth).flatten(1)
 
     def _units(self, x: Tensor, name: str, expected: int) -> Tensor:
         if x.dim() < 2 or x[0:1].numel() not in (expected, 0) or (len(x) and x[0].numel() != expected):
-            raise ValueError(f"{name}: expected shape (N, {expected}) or one that flattens to it, got {tuple(x.shape)}")
+            raise ValueError(
+                f"{name}: expected shape (N, {expected}) or one that flattens to it, got {tuple(x.shape)}"
+            )
         return x.reshape(len(x), expected, 1, 1)

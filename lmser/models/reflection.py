@@ -1,21 +1,24 @@
-"""Reflection: bottom-up and top-down passes through tied weights (001 Eqs. 3-5), one fused operation per layer.
+"""Reflection: bottom-up and top-down passes through tied weights, one fused operation per layer (001 Eqs. 3-5).
 
-Layers 0 ... L, layer 0 visible. One weight `W_l` per edge and direction of view:
+Layers 0 ... L, layer 0 visible, edge l between layers l-1 and l:
 
-    bottom-up drive   y_l = conv(h_{l-1}, W_l)                 top-down drive   u_l = conv_transpose(h_{l+1}, W_{l+1})
-    neuron            h_l = f(y_l + u_l + b_l)                 reconstruction   u_0 + b_0, no activation
+    bottom-up drive   y_l = conv(h_{l-1}, W_l)
+    top-down drive    u_l = conv_transpose(h_{l+1}, W_{l+1})
+    neuron            h_l = f(y_l + u_l + b_l)
+    reconstruction    u_0 + b_0, no activation
 
-The first bottom-up pass has all `u = 0`; a top-down pass runs l = L-1 ... 1 with the `y` of the last bottom-up pass,
-the next bottom-up pass runs with the `u` of the last top-down pass. One of each is a reflection.
+The first bottom-up pass has all `u = 0`; a top-down pass runs l = L-1 ... 1 with the `y` of the last
+bottom-up pass, the next bottom-up pass runs with the `u` of the last top-down pass. One of each is a
+reflection.
 
-Readings where the papers leave a choice (tried on MNIST, 784-300-100-10, in eager code; they reproduce the pattern of
-000 Table 1):
+Readings where the papers leave a choice (on MNIST with 784-300-100-10 they reproduce the pattern of 000
+Table 1, which the alternatives named do not):
 
-- `f` acts on every layer above the visible one, the code layer included, as 001 Eq. (3) says for all i > 0. With a
-  linear code AE and Lmser(un-n) come out better than 000 reports.
+- `f` acts on every layer above the visible one, the code layer included, as 001 Eq. (3) says for all i > 0.
+  With a linear code AE and Lmser(un-n) come out better than 000 reports.
 - One bias per channel and layer, the same in both directions and also where the neurons are not paired.
-- Class logits (000 Eq. 4) and style units (000, Generation) are read and sent down linearly: a logit and the mean of a
-  Gaussian have either sign.
+- Class logits (000 Eq. 4) and style units (000, Generation) are read and sent down linearly: a logit and the
+  mean of a Gaussian have either sign.
 """
 
 from __future__ import annotations
@@ -25,11 +28,11 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from lmser_kernels import activation as activations
-from lmser_kernels import add_act, conv2d_add_act, conv_transpose2d_add_act
 from torch import Tensor, nn
 
 from lmser.models.initialisation import SCHEMES, initialise
+from lmser_kernels import activation as activations
+from lmser_kernels import add_act, conv2d_add_act, conv_transpose2d_add_act
 
 Pair = tuple[int, int]
 
@@ -38,9 +41,10 @@ class Reflected(NamedTuple):
     """What a forward pass returns.
 
     reconstruction: `u_0 + b_0`, shaped like the input
-    code:           state of the top layer as it was sent down: ``(N, C_L)`` of an `Lmser`, ``(N, C_L, H_L, W_L)`` of a
-                    `CLmser`. Its first `num_classes` channels are the logits, its last `style_units` the style units
-                    (with their noise in training mode), both linear; the others are `f` of their drive
+    code:           state of the top layer as it was sent down: ``(N, C_L)`` of an `Lmser`, ``(N, C_L, H_L,
+                    W_L)`` of a `CLmser`. Its first `num_classes` channels are the logits, its last
+                    `style_units` the style units (with their noise in training mode), both linear; the others
+                    are `f` of their drive
     logits:         ``(N, num_classes)``, averaged over positions; None without `num_classes`
     """
 
@@ -50,11 +54,13 @@ class Reflected(NamedTuple):
 
 
 def reflection_loss(output: Reflected, x: Tensor, y: Tensor | None = None) -> Tensor:
-    """`J = 1/N sum_n (1/2 ||x_n - u_0n||² + cross_entropy(logits_n, y_n))` (001 Eq. 1, 000 Eq. 4), a 0-d tensor.
+    """Loss of a batch (001 Eq. 1, 000 Eq. 4), a 0-d tensor.
 
-    The square is summed over all values of a sample, not averaged: with Adam the scale matters only beside the
-    cross-entropy, and there only the sum reproduces 000 Table 1. Per-value MSE is `2 J / x[0].numel()` of the
-    unsupervised loss. Half precision is summed in float32.
+        J = 1/N sum_n (1/2 ||x_n - reconstruction_n||² + cross_entropy(logits_n, y_n))
+
+    The square is summed over all values of a sample, not averaged: with Adam the scale matters only beside
+    the cross-entropy, and there only the sum reproduces 000 Table 1. Per-value MSE is `2 J / x[0].numel()` of
+    the unsupervised loss. Half precision is summed in float32.
 
     x: what was to be reconstructed, shaped like ``output.reconstruction``. y: ``(N,)`` int64 labels, or ``(N,
     num_classes)`` probabilities, or None to leave the second term out.
@@ -63,7 +69,9 @@ def reflection_loss(output: Reflected, x: Tensor, y: Tensor | None = None) -> Te
     """
     reconstruction, _, logits = output
     if reconstruction.shape != x.shape:
-        raise ValueError(f"x: expected the reconstruction's shape {tuple(reconstruction.shape)}, got {tuple(x.shape)}")
+        raise ValueError(
+            f"x: expected the reconstruction's shape {tuple(reconstruction.shape)}, got {tuple(x.shape)}"
+        )
     if x.dtype in (torch.float16, torch.bfloat16) or reconstruction.dtype in (torch.float16, torch.bfloat16):
         reconstruction, x = reconstruction.float(), x.float()
     loss = F.mse_loss(reconstruction, x, reduction="sum") * (0.5 / len(x))
@@ -106,8 +114,8 @@ class ReflectionNetwork(nn.Module):
         whole("style_units", style_units, least=0)
         if (num_classes or 0) + style_units > weight_shapes[-1][0]:
             raise ValueError(
-                f"num_classes: {num_classes} class units and {style_units} style units do not fit into a top layer "
-                f"of {weight_shapes[-1][0]}"
+                f"num_classes: {num_classes} class units and {style_units} style units do not fit into a "
+                f"top layer of {weight_shapes[-1][0]}"
             )
         if init not in SCHEMES:
             raise ValueError(f"init: expected one of {', '.join(map(repr, SCHEMES))}, got {init!r}")
@@ -116,7 +124,9 @@ class ReflectionNetwork(nn.Module):
         self.dcw, self.dpn = bool(dcw), bool(dpn)
         self.reflections, self.num_classes, self.style_units = reflections, num_classes, style_units
         self.strides = tuple(strides)
-        self.kernel_sizes: tuple[Pair, ...] = tuple((*shape[2:], 1, 1)[:2] for shape in weight_shapes)  # type: ignore[misc]
+        # A 2-D weight is a fully connected edge, the 1x1 case.
+        kernels = [shape[2:] if len(shape) == 4 else (1, 1) for shape in weight_shapes]
+        self.kernel_sizes: tuple[Pair, ...] = tuple((height, width) for height, width in kernels)
         self.paddings: tuple[Pair, ...] = tuple((kh // 2, kw // 2) for kh, kw in self.kernel_sizes)
 
         def empty(*shape: int) -> nn.Parameter:
@@ -140,7 +150,7 @@ class ReflectionNetwork(nn.Module):
         return len(self.weights)
 
     def reset_parameters(self) -> None:
-        """Draw all parameters anew by the scheme `init` (see `lmser.models.initialisation`), from torch's generator."""
+        """Draw all parameters anew by the scheme `init`, from torch's global generator."""
         initialise(self, self.init)
 
     def extra_repr(self) -> str:
@@ -155,39 +165,49 @@ class ReflectionNetwork(nn.Module):
     def _edge(self, weight: Tensor) -> Tensor:
         return weight if weight.dim() == 4 else weight[:, :, None, None]
 
-    def _up(self, layer: int, below: Tensor, add: Tensor | None, activation: str, drive: bool) -> tuple[Tensor, Tensor]:
+    def _up(
+        self, layer: int, below: Tensor, add: Tensor | None, activation: str, hold: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """State of `layer`, and its bottom-up drive where it is to be held."""
         edge = layer - 1
-        result = conv2d_add_act(
+        result = conv2d_add_act(  # type: ignore[call-overload]
             below, self._edge(self.weights[edge]), add, self.biases[edge],
             stride=self.strides[edge], padding=self.paddings[edge],
-            activation=activation, slope=self._slope(activation), impl=self.impl, return_drive=drive,
+            activation=activation, slope=self._slope(activation), impl=self.impl, return_drive=hold,
         )  # fmt: skip
-        return (channels_last(result[0]), channels_last(result[1])) if drive else (channels_last(result), result)
+        state, drive = result if hold else (result, None)
+        return channels_last(state), None if drive is None else channels_last(drive)
 
-    def _down(self, layer: int, above: Tensor, add: Tensor | None, size: Pair, drive: bool) -> tuple[Tensor, Tensor]:
+    def _down(
+        self, layer: int, above: Tensor, add: Tensor | None, size: Pair, hold: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """State of `layer`, and its top-down drive where it is to be held."""
         weight = (self.weights if self.decoder_weights is None else self.decoder_weights)[layer]
         bias = self.reconstruction_bias if layer == 0 else self.biases[layer - 1]
         activation = "identity" if layer == 0 else self.activation
-        result = conv_transpose2d_add_act(
+        result = conv_transpose2d_add_act(  # type: ignore[call-overload]
             above, self._edge(weight), add, bias,
             stride=self.strides[layer], padding=self.paddings[layer], output_size=size,
-            activation=activation, slope=self._slope(activation), impl=self.impl, return_drive=drive,
+            activation=activation, slope=self._slope(activation), impl=self.impl, return_drive=hold,
         )  # fmt: skip
-        return (channels_last(result[0]), channels_last(result[1])) if drive else (channels_last(result), result)
+        state, drive = result if hold else (result, None)
+        return channels_last(state), None if drive is None else channels_last(drive)
 
     def _slope(self, activation: str) -> float | None:
         return None if activation == "identity" else self.slope
 
     def _top(self, below: Tensor, noise: Tensor | None) -> Tensor:
-        """State of the top layer, which has no drive from above: `f` of its drive, linear where it is read out."""
+        """State of the top layer: no drive from above, and no `f` on logits and style units."""
         linear = self._top_is_linear or self._top_is_mixed
-        top, _ = self._up(self.depth, below, None, "identity" if linear else self.activation, drive=False)
+        top, _ = self._up(self.depth, below, None, "identity" if linear else self.activation, hold=False)
         if self._top_is_mixed:
             active = add_act(top, activation=self.activation, slope=self.slope, impl=self.impl)
             top = torch.where(self._linear_units, top, active)
         return top if noise is None else top + noise
 
-    def _style_noise(self, batch: int, size: Pair, like: Tensor, generator: torch.Generator | None) -> Tensor | None:
+    def _style_noise(
+        self, batch: int, size: Pair, like: Tensor, generator: torch.Generator | None
+    ) -> Tensor | None:
         if not (self.training and self.style_units):
             return None
         shape = (batch, self.style_units, *size)
@@ -205,31 +225,31 @@ class ReflectionNetwork(nn.Module):
 
         state = visible
         for layer in range(1, depth):
-            state, drive = self._up(layer, state, None, self.activation, drive=paired)
-            y[layer] = drive if paired else None
+            state, y[layer] = self._up(layer, state, None, self.activation, hold=paired)
         noise = self._style_noise(len(visible), sizes[depth], visible, generator)
         top = self._top(state, noise)
         for remaining in reversed(range(reflections)):
             state = top
             for layer in range(depth - 1, 0, -1):
-                # u_1 is not needed again: the pass up starts with h_1 = f(y_1 + u_1 + b_1), y_1 that of the clamped
-                # image, which is the very state that the pass down ends with.
+                # u_1 is not needed again: the pass up starts with h_1 = f(y_1 + u_1 + b_1), y_1 being that of
+                # the clamped image, which is the very state that the pass down ends with.
                 hold = remaining > 0 and layer > 1
-                state, drive = self._down(layer, state, y[layer], sizes[layer], drive=hold)
-                u[layer] = drive if hold else None
+                state, u[layer] = self._down(layer, state, y[layer], sizes[layer], hold=hold)
+                if remaining == 0:
+                    y[layer] = None  # its memory is free for the layers below
             if remaining == 0 or depth == 1:
                 break
             for layer in range(2, depth):
-                state, y[layer] = self._up(layer, state, u[layer], self.activation, drive=True)
+                state, y[layer] = self._up(layer, state, u[layer], self.activation, hold=True)
             top = self._top(state, noise)
-        reconstruction, _ = self._down(0, state, None, sizes[0], drive=False)
+        reconstruction, _ = self._down(0, state, None, sizes[0], hold=False)
         return reconstruction, top
 
     def _send_down(self, top: Tensor, sizes: Sequence[Pair]) -> Tensor:
         """Reconstruction from a top state alone: no drive from below, `h_l = f(u_l + b_l)`."""
         state = top
         for layer in range(self.depth - 1, -1, -1):
-            state, _ = self._down(layer, state, None, sizes[layer], drive=False)
+            state, _ = self._down(layer, state, None, sizes[layer], hold=False)
         return state
 
     def _logits(self, top: Tensor) -> Tensor | None:
@@ -249,8 +269,12 @@ class ReflectionNetwork(nn.Module):
 
 
 def channels_last(tensor: Tensor) -> Tensor:
-    """In the kernels' own layout. A 1x1 map is in every layout at once, and so is one channel, whose successor comes
-    out of an operation in the other one: hence after every operation, a copy only in those cases."""
+    """`tensor` in the kernels' own layout.
+
+    An operation answers in the layout of its argument, but maps of one pixel and of one channel are in every
+    layout at once, and what comes after them may be in the other: hence this is asked after every operation,
+    and is a copy only there.
+    """
     if tensor.shape[2] == 1 and tensor.shape[3] == 1:
         return tensor
     return tensor.contiguous(memory_format=torch.channels_last)

@@ -24,19 +24,23 @@ function of (seed, epoch), and the torch, numpy and python generators are seeded
 as they were afterwards. What is in a run directory:
 
 ``checkpoint.pt``   the newest complete state (`load_checkpoint` reads it with ``weights_only=True``)
-``log.jsonl``       one line per recorded step and per evaluation; holds nothing that depends on the clock,
-                    so that a resumed run's log equals an uninterrupted run's byte for byte
+``log.jsonl``       one line per recorded step and per evaluation, for whoever wants to look; holds nothing
+that
+                    depends on the clock, so that a resumed run's log equals an uninterrupted run's byte for
+                    byte
 
-Every file appears by rename, so none is ever half written (`atomic_write`, free for use by other parts of
-the package). Weights for other programs: `save_weights(model, path)` writes safetensors.
+A checkpoint appears by rename, so none is ever half written. The log grows by lines and is written anew from
+the checkpoint when a run is resumed. Weights for other programs: `save_weights(model, path)` writes
+safetensors.
 """
 
-from lmser.training.atomic import atomic_write
 from lmser.training.checkpoint import ConfigMismatch, load_checkpoint
 from lmser.training.config import TrainConfig
-from lmser.training.loop import Diverged, Interrupted, Run, TrainResult, train
+from lmser.training.loop import Diverged, train
+from lmser.training.result import Run, TrainResult
 from lmser.training.sampler import Sampler, steps_per_epoch
 from lmser.training.schedules import learning_rate
+from lmser.training.signals import Interrupted
 from lmser.training.weights import load_weights, save_weights
 
 __all__ = [
@@ -47,7 +51,6 @@ __all__ = [
     "Sampler",
     "TrainConfig",
     "TrainResult",
-    "atomic_write",
     "learning_rate",
     "load_checkpoint",
     "load_weights",

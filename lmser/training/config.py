@@ -53,8 +53,14 @@ class TrainConfig:
     checkpoint_seconds: float = field(default=60.0, metadata=_FREE)
 
     def __post_init__(self) -> None:
-        for name, low in (("steps", 1), ("batch_size", 1), ("warmup", 0), ("seed", 0), ("log_every", 1),
-                          ("checkpoint_every", 0)):
+        for name, low in (
+            ("steps", 1),
+            ("batch_size", 1),
+            ("warmup", 0),
+            ("seed", 0),
+            ("log_every", 1),
+            ("checkpoint_every", 0),
+        ):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool):
                 raise TypeError(f"{name}: expected an int, got {value!r}")

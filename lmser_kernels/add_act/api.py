@@ -27,7 +27,7 @@ def add_act(
     slope: float | None = None,
     impl: str = "auto",
 ) -> Tensor:
-    """`h = f(y + u + bias)` in one pass: the neuron update `h_l = f(y_l + u_l + b_l)` of reflection and attractor nets.
+    """`h = f(y + u + bias)` in one pass: the update of a neuron from both of its drives.
 
     Args:
         y: `(N, C, H, W)`, float32, float64, bfloat16 or float16; `h` has its shape, dtype and memory format.

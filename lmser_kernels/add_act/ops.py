@@ -4,8 +4,8 @@ Importing this module needs the compiled library.
 
     h = f(y + u + bias)                  gy = gu = g = grad · f'(h)        gbias = Σ g
 
-and with cotangents `c_g`, `c_bias` of the backward's results, `P = c_g + c_bias` gives `P · f'(h)` for grad and
-`P · grad · df'/dh` for h. Nothing is saved but `h`, and not even that where `f` is the identity.
+and with cotangents `c_g`, `c_bias` of the backward's results, `P = c_g + c_bias` gives `P · f'(h)` for grad
+and `P · grad · df'/dh` for h. Nothing is saved but `h`, and not even that where `f` is the identity.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def _backward_backward(ctx: Any, c_g: Maybe, c_bias: Maybe) -> Gradients:
         return None, None, None, None, None
     for_grad = for_h = None
     if ctx.needs_input_grad[0]:
-        for_grad = total * activations.derivative(h, ctx.activation, ctx.slope)
+        for_grad = activations.pull_back(total, h, ctx.activation, ctx.slope)
     if ctx.needs_input_grad[1]:
         curvature = activations.second_derivative(h, ctx.activation)
         for_h = None if curvature is None else total * grad * curvature

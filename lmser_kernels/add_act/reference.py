@@ -1,4 +1,4 @@
-"""`add_act` in eager PyTorch: the specification that every implementation must meet."""
+"""`add_act` in eager PyTorch: the specification in code."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from lmser_kernels import activation as activations
 
 
 def add_act(
-    y: Tensor, u: Tensor | None = None, bias: Tensor | None = None, *, activation: str = "relu",
+    y: Tensor,
+    u: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    activation: str = "relu",
     slope: float | None = None,
 ) -> Tensor:
     """`h = f(y + u + bias)`, one bias per channel."""

@@ -1,4 +1,4 @@
-"""The tied convolution's public operations: they check their arguments and take the implementation asked for."""
+"""The tied convolution's public operations: checks, then the implementation asked for."""
 
 from __future__ import annotations
 
@@ -25,15 +25,33 @@ _Transpose = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
 
 @overload
 def conv2d_add_act(
-    x: Tensor, weight: Tensor, add: Tensor | None = None, bias: Tensor | None = None, *, stride: Pair = 1,
-    padding: Pair = 0, pool: Pair = 1, activation: str = "identity", slope: float | None = None,
-    return_drive: Literal[False] = False, impl: str = "auto",
+    x: Tensor,
+    weight: Tensor,
+    add: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    stride: Pair = 1,
+    padding: Pair = 0,
+    pool: Pair = 1,
+    activation: str = "identity",
+    slope: float | None = None,
+    return_drive: Literal[False] = False,
+    impl: str = "auto",
 ) -> Tensor: ...
 @overload
 def conv2d_add_act(
-    x: Tensor, weight: Tensor, add: Tensor | None = None, bias: Tensor | None = None, *, stride: Pair = 1,
-    padding: Pair = 0, pool: Pair = 1, activation: str = "identity", slope: float | None = None,
-    return_drive: Literal[True], impl: str = "auto",
+    x: Tensor,
+    weight: Tensor,
+    add: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    stride: Pair = 1,
+    padding: Pair = 0,
+    pool: Pair = 1,
+    activation: str = "identity",
+    slope: float | None = None,
+    return_drive: Literal[True],
+    impl: str = "auto",
 ) -> tuple[Tensor, Tensor]: ...
 def conv2d_add_act(
     x: Tensor,
@@ -65,11 +83,11 @@ def conv2d_add_act(
         impl: "auto", "native" or "reference"; an explicit one never falls back.
 
     Returns:
-        `h (N, C_out, H', W')`, `H' = floor((floor(H / pool) + 2 padding - kh) / stride) + 1`, of `x`'s dtype; the
-        compiled kernel keeps `x`'s memory format.
+        `h (N, C_out, H', W')`, `H' = floor((floor(H / pool) + 2 padding - kh) / stride) + 1`, of `x`'s
+        dtype; the compiled kernel keeps `x`'s memory format.
 
-    Differentiable to any order; saves its inputs and `h` for backward. Sums accumulate in float32 (float64 for
-    float64). Under autocast the arguments are cast first, as `F.conv2d`'s are.
+    Differentiable to any order; saves its inputs and `h` for backward. Sums accumulate in float32 (float64
+    for float64). Under autocast the arguments are cast first, as `F.conv2d`'s are.
 
     Raises:
         TypeError, ValueError: an argument that does not fit, by name.
@@ -91,23 +109,52 @@ def conv2d_add_act(
         )
         return (h, drive) if return_drive else h
     return reference.conv2d_add_act(
-        x, weight, add, bias, stride=stride, padding=padding, pool=pool, activation=activation, slope=slope,
+        x,
+        weight,
+        add,
+        bias,
+        stride=stride,
+        padding=padding,
+        pool=pool,
+        activation=activation,
+        slope=slope,
         return_drive=return_drive,
     )
 
 
 @overload
 def conv_transpose2d_add_act(
-    z: Tensor, weight: Tensor, add: Tensor | None = None, bias: Tensor | None = None, *, stride: Pair = 1,
-    padding: Pair = 0, output_size: Pair | None = None, upsample: Pair = 1, gate: Tensor | None = None,
-    activation: str = "identity", slope: float | None = None, return_drive: Literal[False] = False,
+    z: Tensor,
+    weight: Tensor,
+    add: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    stride: Pair = 1,
+    padding: Pair = 0,
+    output_size: Pair | None = None,
+    upsample: Pair = 1,
+    gate: Tensor | None = None,
+    activation: str = "identity",
+    slope: float | None = None,
+    return_drive: Literal[False] = False,
     impl: str = "auto",
 ) -> Tensor: ...
 @overload
 def conv_transpose2d_add_act(
-    z: Tensor, weight: Tensor, add: Tensor | None = None, bias: Tensor | None = None, *, stride: Pair = 1,
-    padding: Pair = 0, output_size: Pair | None = None, upsample: Pair = 1, gate: Tensor | None = None,
-    activation: str = "identity", slope: float | None = None, return_drive: Literal[True], impl: str = "auto",
+    z: Tensor,
+    weight: Tensor,
+    add: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    stride: Pair = 1,
+    padding: Pair = 0,
+    output_size: Pair | None = None,
+    upsample: Pair = 1,
+    gate: Tensor | None = None,
+    activation: str = "identity",
+    slope: float | None = None,
+    return_drive: Literal[True],
+    impl: str = "auto",
 ) -> tuple[Tensor, Tensor]: ...
 def conv_transpose2d_add_act(
     z: Tensor,
@@ -127,8 +174,9 @@ def conv_transpose2d_add_act(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """`h = f(up(convᵀ(z)) + bias + add) · [gate > 0]`: the top-down neuron update, in one pass.
 
-    Equal to `f(F.interpolate(F.conv_transpose2d(z, weight, None, stride, padding, op), scale_factor=upsample) +
-    bias + add)`, times `(gate > 0)` where a gate is given, with the `op` (output_padding) that `output_size` asks for.
+    Equal to `f(F.interpolate(F.conv_transpose2d(z, weight, None, stride, padding, op),
+    scale_factor=upsample) + bias + add)`, times `(gate > 0)` where a gate is given, with the `op`
+    (output_padding) that `output_size` asks for.
 
     Args:
         z: `(N, C_out, H, W)`, float32, float64, bfloat16 or float16, any strides.
@@ -137,8 +185,8 @@ def conv_transpose2d_add_act(
         bias: `(C_in,)`, or None.
         stride, padding: those of the convolution, an int or a pair (vertical, horizontal).
         output_size: size of the transposed convolution, before upsampling, an int or a pair: one that the
-            convolution maps to `z`'s, `(H - 1) stride - 2 padding + k <= out < the same + stride`; None is the
-            smallest.
+            convolution maps to `z`'s, `(H - 1) stride - 2 padding + k <= out < the same + stride`; None is
+            the smallest.
         upsample: nearest-neighbour factor, an int or a pair.
         gate: of exactly the output's shape, or None; no gradient flows to it.
         activation: one of identity, relu, leaky_relu, sigmoid, tanh, leaky_sigmoid.
@@ -147,11 +195,11 @@ def conv_transpose2d_add_act(
         impl: "auto", "native" or "reference"; an explicit one never falls back.
 
     Returns:
-        `h (N, C_in, out_h · upsample_h, out_w · upsample_w)` of `z`'s dtype; the compiled kernel keeps `z`'s memory
-        format.
+        `h (N, C_in, out_h · upsample_h, out_w · upsample_w)` of `z`'s dtype; the compiled kernel keeps
+        `z`'s memory format.
 
-    Differentiable to any order; saves its inputs and `h` for backward. Sums accumulate in float32 (float64 for
-    float64). Under autocast the arguments are cast first, as `F.conv_transpose2d`'s are.
+    Differentiable to any order; saves its inputs and `h` for backward. Sums accumulate in float32 (float64
+    for float64). Under autocast the arguments are cast first, as `F.conv_transpose2d`'s are.
 
     Raises:
         TypeError, ValueError: an argument that does not fit, by name.
@@ -160,7 +208,11 @@ def conv_transpose2d_add_act(
     Source: "Deep CNN Based Lmser and Strengths of Two Built-In Dualities", Eq. (5).
     """
     leak = activations.check(activation, slope)
-    stride, padding, upsample = pair("stride", stride, 1), pair("padding", padding, 0), pair("upsample", upsample, 1)
+    stride, padding, upsample = (
+        pair("stride", stride, 1),
+        pair("padding", padding, 0),
+        pair("upsample", upsample, 1),
+    )
     z, weight, add, bias, gate = cast(_Transpose, operands(_TRANSPOSE_NAMES, (z, weight, add, bias, gate)))
     size = conv_transpose_size(z, weight, stride, padding, output_size)
     if add is not None or gate is not None:
@@ -177,8 +229,18 @@ def conv_transpose2d_add_act(
         )
         return (h, drive) if return_drive else h
     return reference.conv_transpose2d_add_act(
-        z, weight, add, bias, stride=stride, padding=padding, output_size=size, upsample=upsample, gate=gate,
-        activation=activation, slope=slope, return_drive=return_drive,
+        z,
+        weight,
+        add,
+        bias,
+        stride=stride,
+        padding=padding,
+        output_size=size,
+        upsample=upsample,
+        gate=gate,
+        activation=activation,
+        slope=slope,
+        return_drive=return_drive,
     )
 
 
@@ -187,8 +249,8 @@ def tied_conv2d(
 ) -> tuple[Tensor, Tensor]:
     """`(y, u) = (conv(x), convᵀ(z))`: both drives of one tied weight, with one weight gradient for both.
 
-    Equal to `F.conv2d(x, weight, None, stride, padding)` and `F.conv_transpose2d(z, weight, None, stride, padding,
-    op)` with the `op` that makes `u` the size of `x`.
+    Equal to `F.conv2d(x, weight, None, stride, padding)` and `F.conv_transpose2d(z, weight, None, stride,
+    padding, op)` with the `op` that makes `u` the size of `x`.
 
     Args:
         x: `(N, C_in, H, W)`, the layer below, float32, float64, bfloat16 or float16, any strides.
@@ -200,7 +262,8 @@ def tied_conv2d(
     Returns:
         `y (N, C_out, H', W')` and `u (N, C_in, H, W)`.
 
-    Differentiable to any order; the data gradients are this operation itself with the roles of `x` and `z` exchanged.
+    Differentiable to any order; the data gradients are this operation itself with the roles of `x` and `z`
+    exchanged.
 
     Raises:
         TypeError, ValueError: an argument that does not fit, by name.

@@ -1,7 +1,7 @@
 """The compiled operators of the tied convolution made known to PyTorch: sizes (fakes) and derivatives.
 
-Importing this module needs the compiled library. With `A = conv ∘ avg_pool` (or `A = up ∘ convᵀ`), linear in the
-input and in the weight, an operator and its backward are
+Importing this module needs the compiled library. With `A = conv ∘ avg_pool` (or `A = up ∘ convᵀ`), linear
+in the input and in the weight, an operator and its backward are
 
     lin = A(x, W)            h = f(lin + add + bias) [· gate]          drive = lin
     pre = grad · f'(h) [· gate]        glin = pre + grad_drive
@@ -14,9 +14,9 @@ and the backward of the backward is built of the same operators. With cotangents
     for grad: P · f'(h)                      for h: P · grad · df'/dh
     for x: Aᵀ(glin, c_W)                     for W: Aᵀ(c_x, glin)
 
-where the last two are one more call of the backward operator, with `(c_x, c_W)` in the place of `(x, W)`. Every
-piece is differentiable again, so everything is, to any order. Nothing is saved but inputs and `h`, and `h` only
-where `f` is not the identity.
+where the last two are one more call of the backward operator, with `(c_x, c_W)` in the place of `(x, W)`.
+Every piece is differentiable again, so everything is, to any order. Nothing is saved but inputs and `h`,
+and `h` only where `f` is not the identity.
 """
 
 from __future__ import annotations
@@ -35,13 +35,19 @@ Ints = Sequence[int]
 Maybe = Tensor | None
 Gradients = tuple[Any, ...]
 
-# --- sizes ---------------------------------------------------------------------------------------------------------
-
 
 @torch.library.register_fake("lmser::conv2d_add_act")
 def _(
-    x: Tensor, weight: Tensor, add: Maybe, bias: Maybe, stride: Ints, padding: Ints, pool: Ints, activation: str,
-    slope: float, drive: bool,
+    x: Tensor,
+    weight: Tensor,
+    add: Maybe,
+    bias: Maybe,
+    stride: Ints,
+    padding: Ints,
+    pool: Ints,
+    activation: str,
+    slope: float,
+    drive: bool,
 ) -> tuple[Tensor, Tensor]:
     size = (
         x.shape[0],
@@ -54,8 +60,18 @@ def _(
 
 @torch.library.register_fake("lmser::conv_transpose2d_add_act")
 def _(
-    z: Tensor, weight: Tensor, add: Maybe, bias: Maybe, gate: Maybe, stride: Ints, padding: Ints, output_size: Ints,
-    upsample: Ints, activation: str, slope: float, drive: bool,
+    z: Tensor,
+    weight: Tensor,
+    add: Maybe,
+    bias: Maybe,
+    gate: Maybe,
+    stride: Ints,
+    padding: Ints,
+    output_size: Ints,
+    upsample: Ints,
+    activation: str,
+    slope: float,
+    drive: bool,
 ) -> tuple[Tensor, Tensor]:
     size = (z.shape[0], weight.shape[1], output_size[0] * upsample[0], output_size[1] * upsample[1])
     return empty_like_layout(z, size), empty_like_layout(z, size) if drive else z.new_empty(0)
@@ -72,16 +88,35 @@ def _fake_backward(h: Tensor, source: Tensor, weight: Tensor, needs: Sequence[bo
 
 @torch.library.register_fake("lmser::conv2d_add_act_backward")
 def _(
-    grad: Maybe, grad_drive: Maybe, h: Tensor, x: Tensor, weight: Tensor, stride: Ints, padding: Ints, pool: Ints,
-    activation: str, slope: float, needs: Sequence[bool],
+    grad: Maybe,
+    grad_drive: Maybe,
+    h: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: Ints,
+    padding: Ints,
+    pool: Ints,
+    activation: str,
+    slope: float,
+    needs: Sequence[bool],
 ) -> tuple[Tensor, ...]:
     return _fake_backward(h, x, weight, needs)
 
 
 @torch.library.register_fake("lmser::conv_transpose2d_add_act_backward")
 def _(
-    grad: Maybe, grad_drive: Maybe, h: Tensor, z: Tensor, weight: Tensor, gate: Maybe, stride: Ints, padding: Ints,
-    upsample: Ints, activation: str, slope: float, needs: Sequence[bool],
+    grad: Maybe,
+    grad_drive: Maybe,
+    h: Tensor,
+    z: Tensor,
+    weight: Tensor,
+    gate: Maybe,
+    stride: Ints,
+    padding: Ints,
+    upsample: Ints,
+    activation: str,
+    slope: float,
+    needs: Sequence[bool],
 ) -> tuple[Tensor, ...]:
     return _fake_backward(h, z, weight, needs)
 
@@ -98,11 +133,15 @@ def _(
     return x.new_empty((grad_y.shape[1], x.shape[1], kernel_size[0], kernel_size[1]))
 
 
-# --- first order ---------------------------------------------------------------------------------------------------
+# first order
 
 
 def _first_order(
-    ctx: Any, grad: Maybe, grad_drive: Maybe, h: Maybe, gated: bool,
+    ctx: Any,
+    grad: Maybe,
+    grad_drive: Maybe,
+    h: Maybe,
+    gated: bool,
     backward: Callable[[Maybe, Maybe, Tensor, list[bool]], tuple[Tensor, ...]],
 ) -> Gradients:
     """Gradients of (input, weight, add, bias); `h` is None where `f` is the identity."""
@@ -162,16 +201,25 @@ def _conv_transpose_backward(ctx: Any, grad: Maybe, grad_drive: Maybe) -> Gradie
     return *_first_order(ctx, grad, grad_drive, h, gate is not None, backward), *(None,) * 8
 
 
-# --- second order --------------------------------------------------------------------------------------------------
+# second order
 
 
 def _second_order(
-    ctx: Any, cotangents: tuple[Maybe, ...], grad: Maybe, grad_drive: Maybe, h: Tensor, x: Tensor, weight: Tensor,
-    gate: Maybe, linear: Callable[[Tensor, Tensor, Maybe], Tensor],
+    ctx: Any,
+    cotangents: tuple[Maybe, ...],
+    grad: Maybe,
+    grad_drive: Maybe,
+    h: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    gate: Maybe,
+    linear: Callable[[Tensor, Tensor, Maybe], Tensor],
     backward: Callable[[Tensor, Tensor, list[bool]], tuple[Tensor, ...]],
 ) -> Gradients:
     """Gradients of (grad, grad_drive, h, x, weight): the formulas at the head of this file."""
-    c_x, c_weight, c_add, c_bias = (c if needed else None for c, needed in zip(cotangents, ctx.needs))
+    c_x, c_weight, c_add, c_bias = (
+        c if needed else None for c, needed in zip(cotangents, ctx.needs, strict=True)
+    )
     want_grad, want_drive, want_h, want_x, want_weight = ctx.needs_input_grad[:5]
     activation, slope = ctx.settings[-2:]
     curvature = activations.second_derivative(h, activation) if want_h and grad is not None else None
@@ -194,8 +242,8 @@ def _second_order(
         if gate is not None:
             total = torch.where(gate > 0, total, 0)
         if want_grad:
-            for_grad = total if activation == "identity" else total * activations.derivative(h, activation, slope)
-        if curvature is not None:
+            for_grad = activations.pull_back(total, h, activation, slope)
+        if curvature is not None and grad is not None:
             for_h = total * grad * curvature
 
     for_x = for_weight = None
@@ -219,7 +267,9 @@ def _conv_backward_backward(ctx: Any, *cotangents: Maybe) -> Gradients:
     stride, padding, pool, _, _ = ctx.settings
 
     def linear(x: Tensor, weight: Tensor, add: Maybe) -> Tensor:
-        result: Tensor = conv2d_add_act(x, weight, add, None, stride, padding, pool, "identity", 0.0, False)[0]
+        result: Tensor = conv2d_add_act(x, weight, add, None, stride, padding, pool, "identity", 0.0, False)[
+            0
+        ]
         return result
 
     def backward(x: Tensor, weight: Tensor, needs: list[bool]) -> tuple[Tensor, ...]:
@@ -254,7 +304,7 @@ def _conv_transpose_backward_backward(ctx: Any, *cotangents: Maybe) -> Gradients
     return *gradients, *(None,) * 7
 
 
-# --- both directions at once ---------------------------------------------------------------------------------------
+# both directions at once
 
 
 def _conv(x: Tensor, weight: Tensor, stride: Ints, padding: Ints) -> Tensor:
@@ -296,7 +346,13 @@ def _tied_backward(ctx: Any, grad_y: Maybe, grad_u: Maybe) -> Gradients:
     want_x, want_z, want_weight = ctx.needs_input_grad[:3]
     want_x, want_z = want_x and grad_y is not None, want_z and grad_u is not None
     gz, gx = _pair_gradients(
-        x if grad_u is None else grad_u, z if grad_y is None else grad_y, weight, stride, padding, want_z, want_x
+        x if grad_u is None else grad_u,
+        z if grad_y is None else grad_y,
+        weight,
+        stride,
+        padding,
+        want_z,
+        want_x,
     )
     gweight = None
     if want_weight and grad_y is not None:
@@ -314,20 +370,23 @@ def _weight_grad_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> Non
 
 
 def _weight_grad_backward(ctx: Any, cotangent: Tensor) -> Gradients:
-    """`⟨c, gW⟩ = ⟨conv(x, c), grad_y⟩ + ⟨conv(grad_u, c), z⟩`, so each pair gets `(convᵀ(·, c), conv(·, c))`."""
+    """`⟨c, gW⟩ = ⟨conv(x, c), grad_y⟩ + ⟨conv(grad_u, c), z⟩`: `(convᵀ, conv)` with `c` for each pair."""
     x, grad_y, grad_u, z = ctx.saved_tensors
+    stride, padding = ctx.settings
     want_x, want_y, want_u, want_z = ctx.needs_input_grad[:4]
-    for_y, for_x = _pair_gradients(x, grad_y, cotangent, *ctx.settings, want_y, want_x)
+    for_y, for_x = _pair_gradients(x, grad_y, cotangent, stride, padding, want_y, want_x)
     for_z = for_u = None
     if grad_u is not None:
-        for_z, for_u = _pair_gradients(grad_u, z, cotangent, *ctx.settings, want_z, want_u)
+        for_z, for_u = _pair_gradients(grad_u, z, cotangent, stride, padding, want_z, want_u)
     return for_x, for_y, for_u, for_z, None, None, None
 
 
-# --- registration --------------------------------------------------------------------------------------------------
+# registration
 
 conv2d_add_act = differentiable("conv2d_add_act", _conv_setup, _conv_backward)
-conv2d_add_act_backward = differentiable("conv2d_add_act_backward", _conv_backward_setup, _conv_backward_backward)
+conv2d_add_act_backward = differentiable(
+    "conv2d_add_act_backward", _conv_backward_setup, _conv_backward_backward
+)
 conv_transpose2d_add_act = differentiable(
     "conv_transpose2d_add_act", _conv_transpose_setup, _conv_transpose_backward
 )

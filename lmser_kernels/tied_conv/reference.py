@@ -1,7 +1,8 @@
-"""The tied convolution's two directions in eager PyTorch: the specification that every implementation must meet.
+"""The tied convolution's two directions in eager PyTorch: the specification in code.
 
-Notation: `W (C_out, C_in, kh, kw)` is one weight, used by both directions; `conv` is `F.conv2d(·, W, stride, padding)`
-and `convᵀ` its adjoint, `F.conv_transpose2d(·, W, stride, padding)`, pinned to a given output size.
+Notation: `W (C_out, C_in, kh, kw)` is one weight, used by both directions; `conv` is `F.conv2d(·, W,
+stride, padding)` and `convᵀ` its adjoint, `F.conv_transpose2d(·, W, stride, padding)`, pinned to a given
+output size.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ def conv_transpose2d_add_act(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """`h = f(up(convᵀ(z)) + bias + add) · [gate > 0]`; with `return_drive`, also `up(convᵀ(z))` by itself.
 
-    `up` repeats each value `upsample` times (nearest neighbour); `output_size` is the size of `convᵀ(z)`, before it.
+    `up` repeats each value `upsample` times (nearest neighbour); `output_size` is the size of `convᵀ(z)`,
+    before it.
     """
     upsample = pair("upsample", upsample, 1)
     drive = _conv_transpose(z, weight, stride, padding, output_size)
@@ -66,13 +68,17 @@ def conv_transpose2d_add_act(
     return (h, drive) if return_drive else h
 
 
-def tied_conv2d(x: Tensor, z: Tensor, weight: Tensor, *, stride: Pair = 1, padding: Pair = 0) -> tuple[Tensor, Tensor]:
+def tied_conv2d(
+    x: Tensor, z: Tensor, weight: Tensor, *, stride: Pair = 1, padding: Pair = 0
+) -> tuple[Tensor, Tensor]:
     """`(y, u) = (conv(x), convᵀ(z))`, `u` sized like `x`."""
     y = F.conv2d(x, weight, None, stride, padding)
     return y, _conv_transpose(z, weight, stride, padding, (x.shape[2], x.shape[3]))
 
 
-def _conv_transpose(z: Tensor, weight: Tensor, stride: Pair, padding: Pair, output_size: Pair | None) -> Tensor:
+def _conv_transpose(
+    z: Tensor, weight: Tensor, stride: Pair, padding: Pair, output_size: Pair | None
+) -> Tensor:
     stride = pair("stride", stride, 1)
     padding = pair("padding", padding, 0)
     smallest = smallest_size(z, weight, stride, padding)

@@ -20,7 +20,11 @@ def check_weight(weight: Tensor) -> None:
 
 
 def conv_size(
-    x: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int], pool: tuple[int, int] = (1, 1)
+    x: Tensor,
+    weight: Tensor,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    pool: tuple[int, int] = (1, 1),
 ) -> tuple[int, int]:
     """Height and width of `conv(avg_pool(x))`; `ValueError` naming the argument that does not fit."""
     four_dimensional("x", x, "(N, C_in, H, W)")
@@ -37,16 +41,20 @@ def conv_size(
     down, across = height + 2 * padding[0] - weight.shape[2], width + 2 * padding[1] - weight.shape[3]
     if down < 0 or across < 0:
         raise ValueError(
-            f"the kernel must not be larger than the padded input; got kernel {tuple(weight.shape[2:])} with input "
-            f"{(height, width)} (after pooling) and padding {padding}"
+            f"weight's kernel must not be larger than the padded input; got {tuple(weight.shape[2:])} with "
+            f"input {(height, width)} (after pooling) and padding {padding}"
         )
     return down // stride[0] + 1, across // stride[1] + 1
 
 
 def conv_transpose_size(
-    z: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int], output_size: Pair | None = None
+    z: Tensor,
+    weight: Tensor,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    output_size: Pair | None = None,
 ) -> tuple[int, int]:
-    """Height and width of `convᵀ(z)`: `output_size` if it can be reached, else `ValueError`; the smallest if None."""
+    """Height and width of `convᵀ(z)`: `output_size` (`ValueError` if out of reach) or the smallest."""
     four_dimensional("z", z, "(N, C_out, H, W)")
     check_weight(weight)
     _, channels, height, width = z.shape
@@ -69,8 +77,8 @@ def conv_transpose_size(
     if not (0 <= size[0] - smallest[0] < stride[0] and 0 <= size[1] - smallest[1] < stride[1]):
         largest = (smallest[0] + stride[0] - 1, smallest[1] + stride[1] - 1)
         raise ValueError(
-            f"output_size (before upsampling) must be between {smallest} and {largest} for z {tuple(z.shape)} with "
-            f"kernel {tuple(weight.shape[2:])}, stride {stride}, padding {padding}; got {size}"
+            f"output_size (before upsampling) must be from {smallest} to {largest} for z {tuple(z.shape)} "
+            f"with kernel {tuple(weight.shape[2:])}, stride {stride}, padding {padding}; got {size}"
         )
     return size
 

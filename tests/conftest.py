@@ -1,0 +1,75 @@
+"""What every test gets: a fixed seed, empty memory poisoned with NaN, the device, the implementations to compare."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+from lmser_kernels import _library
+
+settings.register_profile(
+    "lmser",
+    deadline=None,
+    derandomize=True,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+)
+settings.load_profile("lmser")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--require-native",
+        action="store_true",
+        help="fail instead of skip where the compiled library is missing",
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "impl" in metafunc.fixturenames:
+        native = pytest.param("native", marks=pytest.mark.native)
+        metafunc.parametrize("impl", ["reference", native])
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "native: needs the compiled library")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("native") is None or _library.available:
+        return
+    if item.config.getoption("--require-native"):
+        pytest.fail(f"the compiled library is required: {_library.error}")
+    pytest.skip(str(_library.error))
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _poisoned_empties() -> Iterator[None]:
+    """Every `empty` tensor, of Python or of the compiled kernels, starts as NaN: what is not written shows."""
+    filled = torch.utils.deterministic.fill_uninitialized_memory
+    deterministic, warn_only = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+    torch.utils.deterministic.fill_uninitialized_memory = filled
+
+
+@pytest.fixture
+def device() -> torch.device:
+    return torch.device("cpu")

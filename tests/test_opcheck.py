@@ -1,0 +1,93 @@
+"""`torch.library.opcheck` on every operator: schema, fake, autograd registration, tracing with dynamic sizes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.library import opcheck
+
+pytestmark = pytest.mark.native
+
+
+def tensor(*shape, channels_last=False, requires_grad=True):
+    value = torch.randn(shape)
+    if channels_last:
+        value = value.to(memory_format=torch.channels_last)
+    return value.requires_grad_(requires_grad)
+
+
+def conv(activation, drive, channels_last):
+    x, weight = tensor(2, 3, 9, 8, channels_last=channels_last), tensor(5, 3, 3, 2)
+    add, bias = (tensor(2, 5, 2, 7), None) if channels_last else (None, tensor(5))
+    return x, weight, add, bias, (2, 1), (1, 0), (2, 1), activation, 0.0, drive
+
+
+def conv_backward(activation, drive, channels_last):
+    x, weight, *_ = conv(activation, drive, channels_last)
+    grad, h = tensor(2, 5, 2, 7), tensor(2, 5, 2, 7, channels_last=channels_last)
+    needs = [True, True, not drive, True]
+    return grad, grad if drive else None, h, x, weight, (2, 1), (1, 0), (2, 1), activation, 0.0, needs
+
+
+def conv_transpose(activation, drive, channels_last):
+    z, weight = tensor(2, 5, 3, 4, channels_last=channels_last), tensor(5, 3, 3, 2)
+    add, gate = tensor(2, 3, 6, 10), tensor(2, 3, 6, 10, requires_grad=False)
+    return (
+        *(z, weight, add, tensor(3), gate if drive else None),
+        *((2, 1), (1, 0), (6, 5), (1, 2), activation, 0.0, drive),
+    )
+
+
+def conv_transpose_backward(activation, drive, channels_last):
+    z, weight, grad, _, gate, *_ = conv_transpose(activation, drive, channels_last)
+    h = tensor(2, 3, 6, 10, channels_last=channels_last)
+    needs = [drive, True, not drive, True]
+    return (
+        *(grad if drive else None, grad, h, z, weight, gate),
+        *((2, 1), (1, 0), (1, 2), activation, 0.0, needs),
+    )
+
+
+def tied(activation, drive, channels_last):
+    x, weight = tensor(2, 3, 9, 8, channels_last=channels_last), tensor(5, 3, 3, 2)
+    return x, tensor(2, 5, 5, 7), weight, (2, 1), (1, 0)
+
+
+def tied_weight_grad(activation, drive, channels_last):
+    x, z, *_ = tied(activation, drive, channels_last)
+    return x, z, x if drive else None, z if drive else None, (3, 2), (2, 1), (1, 0)
+
+
+def add_act(activation, drive, channels_last):
+    y = tensor(2, 3, 4, 5, channels_last=channels_last)
+    return y, tensor(2, 3, 4, 5) if drive else None, None if drive else tensor(3), activation, 0.0
+
+
+def add_act_backward(activation, drive, channels_last):
+    return tensor(2, 3, 4, 5), tensor(2, 3, 4, 5, channels_last=channels_last), activation, 0.0, drive
+
+
+OPERATORS = {
+    "conv2d_add_act": conv,
+    "conv2d_add_act_backward": conv_backward,
+    "conv_transpose2d_add_act": conv_transpose,
+    "conv_transpose2d_add_act_backward": conv_transpose_backward,
+    "tied_conv2d": tied,
+    "tied_conv2d_weight_grad": tied_weight_grad,
+    "add_act": add_act,
+    "add_act_backward": add_act_backward,
+}
+
+
+@pytest.mark.parametrize(
+    ("activation", "drive", "channels_last"), [("tanh", False, True), ("identity", True, False), ("relu", True, True)]
+)
+@pytest.mark.parametrize("name", OPERATORS)
+def test_opcheck(name, activation, drive, channels_last):
+    opcheck(getattr(torch.ops.lmser, name).default, OPERATORS[name](activation, drive, channels_last))
+
+
+def test_every_operator_is_covered():
+    from lmser_kernels._library import OPERATORS as names
+
+    assert set(OPERATORS) == set(names)
