@@ -5,6 +5,7 @@
 #include "kernels.h"
 #include "rows.h"
 #include "tile.h"
+#include "winograd_unit.h"
 
 namespace lmser::LMSER_ISA {
 
@@ -19,7 +20,7 @@ template <class T>
 bool direct_source(const ConvCall<T>& call) {
   const ConvPlan& p = *call.plan;
   const View& v = call.source.base;
-  if (!call.source.plain() || v.dtype != kDType<T> || (v.sc != 1 && v.c != 1)) return false;
+  if (p.winograd.m || !call.source.plain() || v.dtype != kDType<T> || (v.sc != 1 && v.c != 1)) return false;
   for (const Phase& ph : p.phases) {
     if (ph.taps_w == 0) continue;
     if (ph.taps_w > 1 && v.sw != v.c) return false;
@@ -46,7 +47,7 @@ bool direct_sink(const ConvCall<T>& call) {
 // Scratch of a unit, in values of T: staged slab | rows for staging | pixel offsets | linear result | output rows.
 template <class T>
 struct ConvScratch {
-  std::int64_t slab = 0, rows = 0, offsets = 0, linear = 0, out_row = 0;
+  std::int64_t slab = 0, rows = 0, offsets = 0, linear = 0, out_row = 0, winograd = 0;
   explicit ConvScratch(const ConvCall<T>& call) {
     const ConvPlan& p = *call.plan;
     const Geometry& g = p.geometry;
@@ -55,14 +56,15 @@ struct ConvScratch {
       rows = RowScratch<T>::values(call.source.base.w * call.source.base.c);
     }
     const std::int64_t pixels = p.unit_images * (div_up(p.unit_rows, p.out_step_h) + 1) * (div_up(g.out_w, p.out_step_w) + 1);
-    offsets = 2 * (pixels + 16) * std::int64_t(sizeof(std::int64_t)) / std::int64_t(sizeof(T));
+    if (p.winograd.m) winograd = WinogradScratch(p).values();
+    else offsets = 2 * (pixels + 16) * std::int64_t(sizeof(std::int64_t)) / std::int64_t(sizeof(T));
     if (!direct_sink(call)) {
       linear = p.unit_images * p.unit_rows * g.out_w * g.out_c;
       out_row = 3 * greater(call.sink.out.w, g.out_w * call.sink.upsample_w) * g.out_c;
     }
-    for (std::int64_t* x : {&slab, &rows, &offsets, &linear, &out_row}) *x = div_up(*x, 64) * 64;
+    for (std::int64_t* x : {&slab, &rows, &offsets, &linear, &out_row, &winograd}) *x = div_up(*x, 64) * 64;
   }
-  std::int64_t values() const { return slab + rows + offsets + linear + out_row; }
+  std::int64_t values() const { return slab + rows + offsets + linear + out_row + winograd; }
 };
 
 template <class T>
@@ -152,7 +154,7 @@ template <class T>
 std::int64_t conv_scratch(const ConvCall<T>& call) { return ConvScratch<T>(call).values(); }
 
 template <class T>
-void conv_unit(const ConvCall<T>& call, std::int64_t unit, T* scratch) {
+bool conv_unit(const ConvCall<T>& call, std::int64_t unit, T* scratch) {
   const ConvPlan& p = *call.plan;
   const Geometry& g = p.geometry;
   const Source& in = call.source;
@@ -169,7 +171,8 @@ void conv_unit(const ConvCall<T>& call, std::int64_t unit, T* scratch) {
   const std::int64_t pixel_unit = unit / p.block_splits;
   const int block0 = int(p.blocks.size() * split / p.block_splits), block1 = int(p.blocks.size() * (split + 1) / p.block_splits);
   const std::int64_t n0 = pixel_unit / p.row_units * p.unit_images, n1 = lesser(n0 + p.unit_images, g.batch);
-  const std::int64_t r0 = pixel_unit % p.row_units * p.unit_rows, r1 = lesser(r0 + p.unit_rows, g.out_h);
+  const std::int64_t from_row = pixel_unit % p.row_units * p.unit_rows + p.winograd.out0_h;
+  const std::int64_t r0 = greater<std::int64_t>(from_row, 0), r1 = lesser(from_row + p.unit_rows, g.out_h);
 
   const bool direct_in = direct_source(call), direct_out = direct_sink(call);
   const std::int64_t c0 = p.blocks[block0].channel;
@@ -204,6 +207,19 @@ void conv_unit(const ConvCall<T>& call, std::int64_t unit, T* scratch) {
     dst = linear - c0;
   }
 
+  bool finite = true;
+  if constexpr (sizeof(T) == 4) {
+    if (p.winograd.m) {
+      const WinogradGrid& w = p.winograd;
+      const WinogradSlab from{slab, n1 - n0, slab_image, slab_row, slab_col};
+      const WinogradOut to{dst, add, drive, direct_out ? static_cast<const float*>(out.bias) : nullptr, dst_image, dst_row, dst_col, r0, r1,
+                           direct_out ? out.activation : Activation::identity, float(out.slope)};
+      const std::int64_t t0 = (from_row - w.out0_h) / w.out_step, t1 = div_up(r1 - w.out0_h, w.out_step);
+      const auto run = w.m == 3 ? (g.transposed ? winograd_tiles<3, true> : winograd_tiles<3, false>)
+                                : (g.transposed ? winograd_tiles<2, true> : winograd_tiles<2, false>);
+      finite = run(p, call.weight, from, t0, t1, block0, block1, to, out_row + layout.out_row);
+    }
+  }
   alignas(64) T tile[kTileValues<T>];
   for (const Phase& ph : p.phases) {
     const std::int64_t q0 = div_up(greater<std::int64_t>(r0 - ph.out_h0, 0), p.out_step_h);
@@ -264,10 +280,11 @@ void conv_unit(const ConvCall<T>& call, std::int64_t unit, T* scratch) {
       }
     }
   }
-  if (direct_out) return;
+  if (direct_out) return finite;
   const Sink part = channels_of<T>(out, c0, c1);
   for (std::int64_t n = n0; n < n1; ++n)
     flush_rows<T>(part, g.out_h, g.out_w, n, r0, r1, linear + (n - n0) * dst_image, out_row);
+  return finite;
 }
 
 }  // namespace lmser::LMSER_ISA

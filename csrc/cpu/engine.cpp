@@ -175,7 +175,19 @@ void pack_block(const ConvPlan& p, const Phase& ph, const Block& block, const T*
 }
 
 template <class T>
-void pack(const ThreadPool& pool, const ConvPlan& p, const T* weight, T* packed) {
+void pack(const InstructionSet& isa, const ThreadPool& pool, const ConvPlan& p, const T* weight, T* packed) {
+  if (p.winograd.m) {
+    const std::int64_t tasks = std::min<std::int64_t>(pool.threads, std::int64_t(p.blocks.size()));
+    const auto part = [&](std::int64_t t) {
+      for (std::size_t b = std::size_t(t); b < p.blocks.size(); b += std::size_t(tasks)) kernels_of<T>(isa).winograd_pack(p, weight, int(b), packed);
+    };
+    if (tasks == 1 || p.packed_size < 1 << 16) {
+      for (std::int64_t t = 0; t < tasks; ++t) part(t);
+    } else {
+      pool.run(tasks, part);
+    }
+    return;
+  }
   if (p.dot) {
     for (const Phase& ph : p.phases) pack_dot<T>(p, ph, weight, packed);
     return;
@@ -217,18 +229,22 @@ void run_units(const ThreadPool& pool, std::int64_t units, double work, F&& f) {
 
 template <class T>
 void conv(const InstructionSet& isa, const ThreadPool& pool, const Geometry& geometry, const Source& source, Sink sink,
-          const View& weight, const View& bias) {
+          const View& weight, const View& bias, bool winograd = true) {
   const Kernels<T>& k = kernels_of<T>(isa);
-  const ConvPlan plan = plan_conv(geometry, k.tile, sizeof(T), pool.threads);
+  const ConvPlan plan = plan_conv(geometry, k.tile, sizeof(T), pool.threads, winograd);
   if (plan.units == 0) return;
   Buffer<T> weight_copy, packed = allocate<T>(plan.packed_size);
-  pack<T>(pool, plan, dense_weight<T>(weight, weight_copy), packed.get());
+  pack<T>(isa, pool, plan, dense_weight<T>(weight, weight_copy), packed.get());
   const Buffer<T> bias_copy = dense_bias<T>(bias);
   sink.bias = bias_copy.get();
   const ConvCall<T> call{&plan, source, sink, packed.get()};
   const std::int64_t scratch = k.conv_scratch(call), tasks = std::min<std::int64_t>(pool.threads, plan.units);
   const Buffer<T> memory = allocate<T>(scratch * tasks);
-  run_units(pool, plan.units, plan.flops() / 2, [&](std::int64_t task, std::int64_t u) { k.conv_unit(call, u, memory.get() + task * scratch); });
+  std::atomic<bool> finite{true};
+  run_units(pool, plan.units, plan.flops() / 2, [&](std::int64_t task, std::int64_t u) {
+    if (!k.conv_unit(call, u, memory.get() + task * scratch)) finite.store(false, std::memory_order_relaxed);
+  });
+  if (!finite.load()) conv<T>(isa, pool, geometry, source, sink, weight, bias, false);
 }
 
 // ---- weight gradient ------------------------------------------------------------------------------------
@@ -251,10 +267,10 @@ void store_value(const View& v, std::int64_t i, T x) {
 
 template <class T>
 void weight_grad(const InstructionSet& isa, const ThreadPool& pool, Geometry g, std::vector<WeightGradPair>& pairs, const View& grad,
-                 bool turned) {
+                 bool turned, bool winograd = true) {
   const Kernels<T>& k = kernels_of<T>(isa);
-  const WeightGradPlan plan = plan_weight_grad(g, k.tile, sizeof(T), pool.threads);
-  const std::int64_t bands = plan.bands_per_row * g.kernel_h;
+  const WeightGradPlan plan = plan_weight_grad(g, k.tile, sizeof(T), pool.threads, winograd);
+  const std::int64_t bands = plan.bands_per_row * plan.sum_rows;
   std::int64_t tasks = std::max<std::int64_t>(1, std::min<std::int64_t>(pool.threads, plan.split_pixels ? plan.units : bands));
   if (double(plan.sum_values) * double(g.batch) * double(g.out_h) * double(g.out_w) < 40e3) tasks = 1;
   const std::int64_t sums = plan.split_pixels ? tasks : 1;
@@ -264,13 +280,14 @@ void weight_grad(const InstructionSet& isa, const ThreadPool& pool, Geometry g, 
     calls.push_back({&plan, pair.big, pair.small, nullptr});
     scratch = std::max(scratch, k.weight_grad_scratch(calls.back()));
   }
-  const Buffer<T> memory = allocate<T>(scratch * tasks), sum = allocate<T>(plan.sum_values * sums);
+  const Buffer<T> memory = allocate<T>(scratch * tasks);
+  Buffer<T> sum = allocate<T>(plan.sum_values * sums);
   const auto work = [&](std::int64_t task) {
     T* const own = sum.get() + (plan.split_pixels ? task * plan.sum_values : 0);
     const std::int64_t band0 = plan.split_pixels ? 0 : bands * task / tasks, band1 = plan.split_pixels ? bands : bands * (task + 1) / tasks;
     const std::int64_t unit0 = plan.split_pixels ? plan.units * task / tasks : 0, unit1 = plan.split_pixels ? plan.units * (task + 1) / tasks : plan.units;
     // Bands are consecutive rows of the sum.
-    const std::int64_t length = g.kernel_w * g.in_c;
+    const std::int64_t length = plan.sum_length;
     const auto row = [&](std::int64_t band) { return band / plan.bands_per_row * length + length * (band % plan.bands_per_row) / plan.bands_per_row; };
     std::memset(static_cast<void*>(own + row(band0) * plan.padded_out_c), 0, sizeof(T) * (row(band1) - row(band0)) * plan.padded_out_c);
     for (WeightGradCall<T> call : calls) {
@@ -281,6 +298,19 @@ void weight_grad(const InstructionSet& isa, const ThreadPool& pool, Geometry g, 
   if (tasks == 1) work(0);
   else pool.run(tasks, work);
 
+  std::int64_t partial = sums;  // how many sums are left to add
+  if (plan.winograd.m) {
+    Buffer<T> taps = allocate<T>(9 * g.in_c * plan.padded_out_c);
+    std::atomic<bool> finite{true};
+    const auto finish = [&](std::int64_t t) {
+      if (!k.winograd_grad_finish(plan, sum.get(), int(sums), g.in_c * t / tasks, g.in_c * (t + 1) / tasks, taps.get())) finite.store(false);
+    };
+    if (tasks == 1) finish(0);
+    else pool.run(tasks, finish);
+    if (!finite.load()) return weight_grad<T>(isa, pool, g, pairs, grad, turned, false);
+    sum = std::move(taps);
+    partial = 1;
+  }
   // Sum the tasks in their order and turn (kh, kw, C_in, C_out) into (C_out, C_in, kh, kw).
   const int lanes = k.tile.lanes;
   const std::int64_t groups = plan.padded_out_c / lanes;
@@ -290,7 +320,7 @@ void weight_grad(const InstructionSet& isa, const ThreadPool& pool, Geometry g, 
       for (int j = 0; j < g.kernel_w; ++j)
         for (std::int64_t ci = 0; ci < g.in_c; ++ci) {
           T* const from = sum.get() + ((i * g.kernel_w + j) * g.in_c + ci) * plan.padded_out_c + c0;
-          for (std::int64_t t = 1; t < sums; ++t)
+          for (std::int64_t t = 1; t < partial; ++t)
             for (int v = 0; v < lanes; ++v) from[v] += from[t * plan.sum_values + v];
           const std::int64_t at = ci * grad.sc + (turned ? j * grad.sh + i * grad.sw : i * grad.sh + j * grad.sw);
           if (grad.dtype == kDTypeOf<T>) {

@@ -7,9 +7,35 @@ namespace lmser::LMSER_ISA {
 namespace {
 
 template <class T>
+void winograd_pack_any(const ConvPlan& p, const T* weight, int block, T* packed) {
+  if constexpr (sizeof(T) == 4) {
+    if (p.winograd.m == 3) winograd_pack<3>(p, weight, block, packed);
+    else winograd_pack<2>(p, weight, block, packed);
+  }
+}
+template <class T>
+bool winograd_finish_any(const WeightGradPlan& p, const T* sums, int count, std::int64_t c0, std::int64_t c1, T* out) {
+  if constexpr (sizeof(T) == 4)
+    return p.winograd.m == 3 ? winograd_grad_finish<3>(p, sums, count, c0, c1, out) : winograd_grad_finish<2>(p, sums, count, c0, c1, out);
+  return true;
+}
+
+template <class T>
 constexpr Kernels<T> kernels() {
-  return {{kLanes<T>, kTilePixels[kTileVectors], kTileVectors, {0, kTilePixels[1], kTilePixels[2], kTilePixels[3]}}, conv_scratch<T>,   conv_unit<T>,      weight_grad_scratch<T>, weight_grad_unit<T>,
-          transform_scratch<T>,                   transform_rows<T>, add_act_scratch<T>, add_act_rows<T>,        fma_rounds<T>};
+  Kernels<T> k{};
+  k.tile = {kLanes<T>, kTilePixels[kTileVectors], kTileVectors, {0, kTilePixels[1], kTilePixels[2], kTilePixels[3]}};
+  k.conv_scratch = conv_scratch<T>;
+  k.conv_unit = conv_unit<T>;
+  k.winograd_pack = winograd_pack_any<T>;
+  k.weight_grad_scratch = weight_grad_scratch<T>;
+  k.weight_grad_unit = weight_grad_unit<T>;
+  k.winograd_grad_finish = winograd_finish_any<T>;
+  k.transform_scratch = transform_scratch<T>;
+  k.transform_rows = transform_rows<T>;
+  k.add_act_scratch = add_act_scratch<T>;
+  k.add_act_rows = add_act_rows<T>;
+  k.fma_rounds = fma_rounds<T>;
+  return k;
 }
 
 }  // namespace

@@ -18,7 +18,7 @@ template <class T>
 struct WeightGradCall {
   const WeightGradPlan* plan;
   Source big, small;
-  T* sum;  // (kernel_h, kernel_w * in_c, padded_out_c), added to
+  T* sum;  // as the plan says, added to
 };
 
 // g = base * f'(output) [* (gate > 0)] over a range of rows, written to `pre`; g + extra to `total`; the sum of
@@ -43,10 +43,13 @@ template <class T>
 struct Kernels {
   TileShape tile;
   std::int64_t (*conv_scratch)(const ConvCall<T>&);  // values of T
-  void (*conv_unit)(const ConvCall<T>&, std::int64_t unit, T* scratch);
+  // False: an output of a minimal-filtering unit is not finite, and the direct plan must be run instead.
+  bool (*conv_unit)(const ConvCall<T>&, std::int64_t unit, T* scratch);
+  void (*winograd_pack)(const ConvPlan&, const T* weight, int block, T* packed);
   std::int64_t (*weight_grad_scratch)(const WeightGradCall<T>&);
-  // Bands [band0, band1) of kernel_h * bands_per_row: a task may take a part of the gradient instead of a part of the pixels.
+  // Bands [band0, band1) of sum_rows * bands_per_row: a task may take a part of the gradient instead of a part of the pixels.
   void (*weight_grad_unit)(const WeightGradCall<T>&, std::int64_t unit, std::int64_t band0, std::int64_t band1, T* scratch);
+  bool (*winograd_grad_finish)(const WeightGradPlan&, const T* sums, int count, std::int64_t c0, std::int64_t c1, T* out);
   std::int64_t (*transform_scratch)(const TransformCall&);
   void (*transform_rows)(const TransformCall&, std::int64_t image, std::int64_t row0, std::int64_t row1, T* scratch);
   std::int64_t (*add_act_scratch)(const AddActCall<T>&);

@@ -78,8 +78,20 @@ struct TileShape {
   int pixels_by_width[4];  // most rows of a narrower tile
 };
 
+// Tiles of a minimal-filtering algorithm (winograd.h): `m` small-side pixels a side, 0 for none.
+struct WinogradGrid {
+  int m = 0;
+  std::int64_t rows = 0, cols = 0;        // tiles of an image
+  std::int64_t out0_h = 0, out0_w = 0;    // output under the first output of tile (0, 0): 0, or -1 to fall outside
+  std::int64_t in0_h = 0, in0_w = 0;      // input under the first of its window
+  int out_step = 0, in_step = 0, window = 0;
+  int weights() const { return (m + 2) * (m + 2); }
+  int points() const { return (2 * m + 1) * (2 * m + 1); }
+};
+
 struct ConvPlan {
   Geometry geometry;
+  WinogradGrid winograd;
   TileShape tile{};
   std::vector<Phase> phases;
   std::vector<Block> blocks;
@@ -104,7 +116,8 @@ struct RowSpan {
 };
 RowSpan input_rows(const ConvPlan& plan, std::int64_t r0, std::int64_t r1);
 
-ConvPlan plan_conv(const Geometry& geometry, const TileShape& tile, std::int64_t value_bytes, int threads);
+// `winograd` false asks for the direct algorithm whatever the shape.
+ConvPlan plan_conv(const Geometry& geometry, const TileShape& tile, std::int64_t value_bytes, int threads, bool winograd = true);
 
 // Weight gradient of one pair: big (N, in_c, H, W) under kernel taps, small (N, out_c, h, w).
 struct WeightGradPlan {
@@ -112,11 +125,15 @@ struct WeightGradPlan {
   TileShape tile{};
   std::int64_t unit_images = 1, unit_rows = 1, row_units = 1, image_units = 1, units = 0;
   std::int64_t slab_cols = 0, slab_rows = 0, big_values = 0, small_values = 0;
-  std::int64_t padded_out_c = 0, sum_values = 0;  // (kernel_h, kernel_w * in_c, padded_out_c)
-  std::int64_t bands_per_row = 1;                 // pieces of kernel_w * in_c, one tile high each
+  std::int64_t padded_out_c = 0;
+  // The sum a task forms: (sum_rows, sum_length, padded_out_c); kernel rows x values under one, or distinct weights
+  // of the minimal-filtering algorithm x input channels. Bands are pieces of sum_length, one tile high each.
+  std::int64_t sum_rows = 0, sum_length = 0, sum_values = 0, bands_per_row = 1;
+  WinogradGrid winograd;
+  std::int64_t tile_rows = 0;  // of the grid, a unit
   bool split_pixels = true;  // else tasks take bands, and one sum serves all
 };
-WeightGradPlan plan_weight_grad(const Geometry& geometry, const TileShape& tile, std::int64_t value_bytes,
-                                int threads);
+WeightGradPlan plan_weight_grad(const Geometry& geometry, const TileShape& tile, std::int64_t value_bytes, int threads,
+                                bool winograd = true);
 
 }  // namespace lmser

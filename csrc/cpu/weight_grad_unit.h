@@ -9,30 +9,90 @@ template <class T>
 bool direct_big(const WeightGradCall<T>& call) {
   const Geometry& g = call.plan->geometry;
   const View& v = call.big.base;
-  if (!call.big.plain() || v.dtype != kDType<T> || (v.sc != 1 && v.c != 1)) return false;
+  if (call.plan->winograd.m || !call.big.plain() || v.dtype != kDType<T> || (v.sc != 1 && v.c != 1)) return false;
   if (g.kernel_w > 1 && v.sw != v.c) return false;
   return g.pad_h == 0 && g.pad_w == 0;
 }
 template <class T>
 bool direct_small(const WeightGradCall<T>& call) {
   const View& v = call.small.base;
-  return call.small.plain() && v.dtype == kDType<T> && v.sc == 1 && v.c % kLanes<T> == 0;
+  return !call.plan->winograd.m && call.small.plain() && v.dtype == kDType<T> && v.sc == 1 && v.c % kLanes<T> == 0;
 }
 
 template <class T>
 struct WeightGradScratch {
-  std::int64_t big = 0, small = 0, rows = 0;
+  std::int64_t big = 0, small = 0, rows = 0, winograd = 0;
   explicit WeightGradScratch(const WeightGradCall<T>& call) {
     const WeightGradPlan& p = *call.plan;
     if (!direct_big(call)) big = p.big_values;
     if (!direct_small(call)) small = p.small_values;
     rows = RowScratch<T>::values(greater(call.big.base.w * call.big.base.c, call.small.base.w * call.small.base.c));
-    for (std::int64_t* x : {&big, &small, &rows}) *x = div_up(*x, 64) * 64;
+    if (p.winograd.m) {
+      const WinogradGradScratch w(p);
+      winograd = w.big + w.small;
+    }
+    for (std::int64_t* x : {&big, &small, &rows, &winograd}) *x = div_up(*x, 64) * 64;
   }
-  std::int64_t values() const { return big + small + rows; }
+  std::int64_t values() const { return big + small + rows + winograd; }
 };
 template <class T>
 std::int64_t weight_grad_scratch(const WeightGradCall<T>& call) { return WeightGradScratch<T>(call).values(); }
+
+// One band: a tile's height of the sum, all output channels.
+template <class T>
+void gradient_band(const WeightGradPlan& p, GradientTile<T> t, std::int64_t band, const T* big, const T* small, T* sum) {
+  const std::int64_t length = p.sum_length, bands = p.bands_per_row, i = band / bands, b = band % bands, k = length * b / bands;
+  const int m = int(length * (b + 1) / bands - k), vectors = int(p.padded_out_c / kLanes<T>), columns = int(div_up(vectors, kTileVectors));
+  t.big = big + k;
+  int v = 0;
+  for (int c = 0; c < columns; ++c) {
+    const int width = int(div_up(vectors - v, columns - c));
+    t.small = small + v * kLanes<T>;
+    t.sum = sum + (i * length + k) * p.padded_out_c + v * kLanes<T>;
+    gradient_fn<T>(m, width)(t);
+    v += width;
+  }
+}
+
+template <int M>
+void winograd_products(const WeightGradPlan& p, const float* big, const float* small, std::int64_t tiles, std::int64_t band0, std::int64_t band1,
+                       float* sum) {
+  using F = Filter<M>;
+  GradientTile<float> t{};
+  t.images = t.rows = 1;
+  t.big_col = p.geometry.in_c, t.small_col = p.padded_out_c, t.sum_stride = p.padded_out_c;
+  for (std::int64_t band = band0; band < band1; ++band) {
+    const int d = int(band / p.bands_per_row) / F::distinct, e = int(band / p.bands_per_row) % F::distinct;
+    const std::int64_t first = F::rows_before(d, e) * tiles;
+    t.cols = F::copies(d) * F::copies(e) * tiles;
+    gradient_band<float>(p, t, band, big + first * t.big_col, small + first * t.small_col, sum);
+  }
+}
+
+inline void winograd_weight_grad(const WeightGradCall<float>& call, const WeightGradScratch<float>& layout, std::int64_t n0, std::int64_t n1,
+                                 std::int64_t r0, std::int64_t band0, std::int64_t band1, float* scratch) {
+  const WeightGradPlan& p = *call.plan;
+  const Geometry& g = p.geometry;
+  const WinogradGrid& w = p.winograd;
+  float *const big = scratch, *const small = big + layout.big, *const row_memory = small + layout.small, *const points = row_memory + layout.rows;
+  const std::int64_t t0 = r0 / w.m, t1 = lesser(t0 + p.tile_rows, w.rows), rows = (t1 - t0 - 1) * w.in_step + w.window;
+  const std::int64_t big_image = rows * p.slab_cols * g.in_c, small_image = (t1 - t0) * w.m * w.cols * w.m * p.padded_out_c;
+  const auto big_rows = RowScratch<float>::at(row_memory, call.big.base.w * call.big.base.c);
+  const auto small_rows = RowScratch<float>::at(row_memory, call.small.base.w * call.small.base.c);
+  for (std::int64_t n = n0; n < n1; ++n) {
+    stage<float>(call.big, n, w.in0_h + t0 * w.in_step, rows, w.in0_w, p.slab_cols, g.in_c, big + (n - n0) * big_image, big_rows);
+    stage<float>(call.small, n, t0 * w.m, (t1 - t0) * w.m, 0, w.cols * w.m, p.padded_out_c, small + (n - n0) * small_image, small_rows);
+  }
+  const WinogradGradScratch sides(p);
+  const std::int64_t tiles = (n1 - n0) * (t1 - t0) * w.cols;
+  if (w.m == 3) {
+    winograd_grad_transform<3>(p, big, small, n1 - n0, t1 - t0, points);
+    winograd_products<3>(p, points, points + sides.big, tiles, band0, band1, call.sum);
+  } else {
+    winograd_grad_transform<2>(p, big, small, n1 - n0, t1 - t0, points);
+    winograd_products<2>(p, points, points + sides.big, tiles, band0, band1, call.sum);
+  }
+}
 
 template <class T>
 void weight_grad_unit(const WeightGradCall<T>& call, std::int64_t unit, std::int64_t band0, std::int64_t band1, T* scratch) {
@@ -45,6 +105,12 @@ void weight_grad_unit(const WeightGradCall<T>& call, std::int64_t unit, std::int
   const std::int64_t n0 = unit / p.row_units * p.unit_images, n1 = lesser(n0 + p.unit_images, g.batch);
   const std::int64_t r0 = unit % p.row_units * p.unit_rows, r1 = lesser(r0 + p.unit_rows, g.out_h);
 
+  if constexpr (sizeof(T) == 4) {
+    if (p.winograd.m) {
+      winograd_weight_grad(call, layout, n0, n1, r0, band0, band1, scratch);
+      return;
+    }
+  }
   GradientTile<T> t{};
   t.images = n1 - n0, t.rows = r1 - r0, t.cols = g.out_w;
   const T* big;
@@ -80,22 +146,9 @@ void weight_grad_unit(const WeightGradCall<T>& call, std::int64_t unit, std::int
     t.rows = 1;
   }
 
-  const std::int64_t length = g.kernel_w * g.in_c, bands = p.bands_per_row;
-  const int vectors = int(p.padded_out_c / kLanes<T>), columns = int(div_up(vectors, kTileVectors));
   t.sum_stride = p.padded_out_c;
-  for (std::int64_t band = band0; band < band1; ++band) {
-    const std::int64_t i = band / bands, b = band % bands, k = length * b / bands;
-    const int m = int(length * (b + 1) / bands - k);
-    t.big = big + i * kernel_row + k;
-    int v = 0;
-    for (int c = 0; c < columns; ++c) {
-      const int width = int(div_up(vectors - v, columns - c));
-      t.small = small + v * kLanes<T>;
-      t.sum = call.sum + (i * length + k) * p.padded_out_c + v * kLanes<T>;
-      gradient_fn<T>(m, width)(t);
-      v += width;
-    }
-  }
+  for (std::int64_t band = band0; band < band1; ++band)
+    gradient_band<T>(p, t, band, big + band / p.bands_per_row * kernel_row, small, call.sum);
 }
 
 }  // namespace lmser::LMSER_ISA

@@ -15,9 +15,11 @@ from lmser import metrics
 from lmser.models import CLmser
 
 __all__ = [
+    "CHANNELS",
     "DATA_RANGE",
     "IMAGE_RANGE",
     "METRICS",
+    "STRIDES",
     "VARIANTS",
     "build_variant",
     "measure",
@@ -36,8 +38,8 @@ VARIANTS: Mapping[str, tuple[bool, bool]] = MappingProxyType(
 )
 
 # 001 Table 2, the STL10 line.
-_CHANNELS = (16, 32, 64, 128, 256)
-_STRIDES = (1, 2, 2, 2, 2)
+CHANNELS = (16, 32, 64, 128, 256)
+STRIDES = (1, 2, 2, 2, 2)
 
 _CHUNK = 50
 
@@ -47,7 +49,7 @@ def build_variant(name: str, init: str = "default") -> CLmser:
     if name not in VARIANTS:
         raise ValueError(f"there is no variant {name!r}; there are {', '.join(VARIANTS)}")
     dcw, dpn = VARIANTS[name]
-    return CLmser(3, _CHANNELS, _STRIDES, dcw=dcw, dpn=dpn, init=init)
+    return CLmser(3, CHANNELS, STRIDES, dcw=dcw, dpn=dpn, init=init)
 
 
 @torch.no_grad()

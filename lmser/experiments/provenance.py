@@ -8,20 +8,19 @@ import subprocess
 from pathlib import Path
 
 import torch
+from lmser_kernels import _library
 
 __all__ = ["commit", "machine"]
 
 
 def machine(device: torch.device | str = "cpu") -> dict[str, str]:
     """What decides speed and rounding on this machine, each as a short text for a report."""
-    import lmser_kernels
-
     chosen = torch.device(device)
     facts = {
         "device": f"{torch.cuda.get_device_name(chosen)} ({chosen})" if chosen.type == "cuda" else str(chosen),
         "processor": _processor(),
         "threads": str(torch.get_num_threads()),
-        "kernels": "compiled" if lmser_kernels.available else f"reference ({lmser_kernels.error})",
+        "kernels": "compiled" if _library.available else f"reference ({_library.error})",
         "torch": torch.__version__,
         "numpy": _version("numpy"),
         "lmser": _version("lmser"),

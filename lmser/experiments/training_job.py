@@ -23,7 +23,7 @@ from lmser._atomic import atomic_write
 from lmser._extras import require
 from lmser.experiments.results import write_json
 from lmser.experiments.run_directory import RunRefused
-from lmser.training import Diverged, TrainConfig, save_weights, train
+from lmser.training import Diverged, Run, TrainConfig, save_weights, train
 
 __all__ = ["JobResult", "train_job"]
 
@@ -36,8 +36,9 @@ class JobResult:
 
     metrics:          evaluation step -> metric -> value; NaN for every step from a divergence on
     curve:            ``[(step, loss), ...]``
-    pictures:         evaluation step -> pictures on the CPU, for steps that were reached
-    seconds:          training time of all sessions together; `seconds_per_step` is the median of a step
+    pictures:         evaluation step -> pictures on the CPU, for the steps that were reached
+    seconds:          training time of all sessions together
+    seconds_per_step: the median, None where no step was finished
     diverged_at:      the step at which the loss stopped being finite, or None
     """
 
@@ -45,7 +46,7 @@ class JobResult:
     curve: list[tuple[int, float]]
     pictures: dict[int, Tensor]
     seconds: float
-    seconds_per_step: float
+    seconds_per_step: float | None
     diverged_at: int | None
 
     def final(self, metric: str) -> float:
@@ -66,8 +67,7 @@ def train_job(
     pictures: Callable[[nn.Module], Tensor],
     identity: Mapping[str, Any],
     device: torch.device,
-    description: str,
-    progress: bool | None = None,
+    on_step: Callable[[int, Tensor], None] | None = None,
 ) -> JobResult:
     """Train, or continue, or only read, the job in `directory`.
 
@@ -78,6 +78,7 @@ def train_job(
         evaluate: gives exactly `metrics` (names) at every step of `eval_at`.
         pictures: gives the pictures to keep at the same steps.
         identity: further plain values that decide the numbers.
+        on_step: called after every step, for a progress bar.
 
     Raises:
         RunRefused: the job in `directory` was finished under other settings. Otherwise what `train` raises, except
@@ -106,14 +107,15 @@ def train_job(
             eval_at=eval_at,
             evaluate=measure,
             identity=identity,
-            progress=progress,
-            description=description,
+            on_step=on_step,
+            progress=False,
         )
-        curve, evaluations = done.curve, done.evaluations
-        seconds, seconds_per_step = done.seconds, done.seconds_per_step
+        curve = done.curve
         save_weights(model, directory / _WEIGHTS)
     except Diverged as error:
-        diverged_at, curve, evaluations, seconds, seconds_per_step = error.step, error.curve, {}, 0.0, 0.0
+        diverged_at, curve = error.step, error.curve
+        done = Run(directory).result()  # as of the last checkpoint, which every evaluation is followed by
+    evaluations = done.evaluations
     reached = {step: dict(values) for step, values in evaluations.items()}
     shown = {f"step {step}": values.pop("pictures").contiguous() for step, values in reached.items()}
     with atomic_write(directory / _PICTURES) as file:
@@ -125,10 +127,11 @@ def train_job(
             "settings": settings,
             "metrics": {str(step): _finite(reached.get(step, lost)) for step in eval_at},
             "diverged_at": diverged_at,
-            "seconds": seconds,
-            "seconds_per_step": seconds_per_step,
+            "seconds": done.seconds,
+            "seconds_per_step": done.seconds_per_step if math.isfinite(done.seconds_per_step) else None,
             "curve": [[step, value if math.isfinite(value) else None] for step, value in curve],
         },
+        indent=None,  # a curve has thousands of points
     )
     # The checkpoint holds the optimiser's state, three times the weights, and has no further use.
     (directory / _CHECKPOINT).unlink(missing_ok=True)

@@ -14,8 +14,8 @@ from lmser.models.reflection import Pair, Reflected, ReflectionNetwork, channels
 class CLmser(ReflectionNetwork):
     """CNN based Lmser (001, "Deep CNN Based Lmser and Strengths of Two Built-In Dualities").
 
-        h_l = f(conv(h_{l-1}, W_l) + conv_transpose(h_{l+1}, W_{l+1}) + b_l);   reconstruction
-        conv_transpose(h_1) + b_0
+        h_l = f(conv(h_{l-1}, W_l) + conv_transpose(h_{l+1}, W_{l+1}) + b_l),   l = 1 ... L
+        reconstruction = conv_transpose(h_1, W_1) + b_0
 
     with the passes and readings of `lmser.models.reflection`. 001's names: ``CLmser`` has both dualities,
     ``CLmser-w`` is ``dcw=False``, ``CLmser-n`` is ``dpn=False``, ``CAE`` is ``dcw=False, dpn=False``. STL10
@@ -26,9 +26,8 @@ class CLmser(ReflectionNetwork):
     strides:     of the edges into layers 1 ... L, ints or pairs (height, width)
     kernel_size: of all edges, an int or a pair; padding is half of it, so that a stride s divides a size by s
                  (rounding up, for an odd kernel). A 1-D signal is ``(N, C, 1, W)`` with kernel ``(1, k)``
-    dcw, dpn, reflections, num_classes, style_units, activation, slope, init, impl: as in `Lmser`; class
-    logits are
-                 the first channels of the top layer averaged over positions, and style units are channels
+    dcw, dpn, reflections, num_classes, style_units, activation, slope, init, impl: as in `Lmser`; the logits
+                 are the first channels of the top layer averaged over positions, and style units are channels
 
     The top-down pass pins every layer to its size on the way up, whatever the parity: 97x97 comes back as
     97x97. All states are channels-last inside; an image in another layout is converted once, and the
@@ -122,9 +121,8 @@ class CLmser(ReflectionNetwork):
 
 
 def _pair(name: str, value: int | Pair) -> Pair:
-    pair = (value, value) if isinstance(value, int) else tuple(value)
-    if len(pair) != 2:
-        raise ValueError(f"{name}: expected an int or a pair, got {value!r}")
-    for entry in pair:
-        whole(name, entry)
-    return pair  # type: ignore[return-value]
+    if isinstance(value, int):
+        value = (value, value)
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise TypeError(f"{name}: expected an int or a pair of ints, got {value!r}")
+    return whole(name, value[0]), whole(name, value[1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -12,10 +13,10 @@ from lmser.models.reflection import Reflected, ReflectionNetwork, whole
 
 
 class Lmser(ReflectionNetwork):
-    """Fully connected reflection network (000, "Revisit Lmser and implement it on multiple fully-connected
-    layers").
+    """Reflection network of fully connected layers (000, "Revisit Lmser and implement it on multiple ...").
 
-        h_l = f(W_l h_{l-1} + W_{l+1}ᵀ h_{l+1} + b_l),  l = 1 ... L;   reconstruction  W_1ᵀ h_1 + b_0
+        h_l = f(W_l h_{l-1} + W_{l+1}ᵀ h_{l+1} + b_l),   l = 1 ... L
+        reconstruction = W_1ᵀ h_1 + b_0
 
     with the passes and readings of `lmser.models.reflection`. 000's names: ``Lmser(un)`` and ``Lmser(sup)``
     (with `num_classes`) have both dualities, ``Lmser(un-n)`` is ``dpn=False``, ``AE`` is ``dcw=False,
@@ -25,12 +26,13 @@ class Lmser(ReflectionNetwork):
     dcw:         duality in connection weights: one weight per edge serves both directions. False: a free
                  decoder weight of the same shape
     dpn:         duality in paired neurons: a neuron adds both drives. False: a neuron of the decoder is
-    `f(u_l + b_l)` reflections: k >= 1 bottom-up and top-down passes
+                 `f(u_l + b_l)`, and reflections beyond the first change nothing
+    reflections: k >= 1 bottom-up and top-down passes
     num_classes: the first so many units of the top layer are class logits, sent down with the others
     style_units: so many further units on top of ``sizes[-1]`` that take standard Gaussian noise in training
                  mode before they go down; the encoder gives their mean (000, Generation)
     activation:  one of identity, relu, leaky_relu, sigmoid, tanh, leaky_sigmoid; `slope` is the leak of the
-    leaky ones
+                 leaky ones
     init:        ``"default"``, ``"isometric"`` or ``"balanced"``, see `lmser.models.initialisation`
     impl:        handed to every operation of `lmser_kernels`
 
@@ -87,7 +89,7 @@ class Lmser(ReflectionNetwork):
         return self._send_down(top, [(1, 1)] * self.depth).flatten(1)
 
     def _units(self, x: Tensor, name: str, expected: int) -> Tensor:
-        if x.dim() < 2 or x[0:1].numel() not in (expected, 0) or (len(x) and x[0].numel() != expected):
+        if x.dim() < 2 or math.prod(x.shape[1:]) != expected:
             raise ValueError(
                 f"{name}: expected shape (N, {expected}) or one that flattens to it, got {tuple(x.shape)}"
             )

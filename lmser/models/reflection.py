@@ -1,4 +1,4 @@
-"""Reflection: bottom-up and top-down passes through tied weights, one fused operation per layer (001 Eqs. 3-5).
+"""Reflection: passes up and down through tied weights, one fused operation per layer (001 Eqs. 3-5).
 
 Layers 0 ... L, layer 0 visible, edge l between layers l-1 and l:
 

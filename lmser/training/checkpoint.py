@@ -17,8 +17,19 @@ from torch import Tensor, nn
 from lmser._atomic import atomic_write
 
 FORMAT = 1
-_KEYS = {"format", "step", "identity", "environment", "model", "optimizer", "generators", "losses", "evaluations",
-         "blocks", "peak_memory_bytes"}  # fmt: skip
+_KEYS = {
+    "format",
+    "step",
+    "identity",
+    "environment",
+    "model",
+    "optimizer",
+    "generators",
+    "losses",
+    "evaluations",
+    "blocks",
+    "peak_memory_bytes",
+}
 
 
 class ConfigMismatch(ValueError):

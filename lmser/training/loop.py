@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import platform
-import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from lmser._atomic import atomic_write
-from lmser._extras import require
 from lmser.training.checkpoint import check_identity, load_checkpoint, run_identity, save_checkpoint
 from lmser.training.config import TrainConfig
 from lmser.training.memory import PeakMemory
+from lmser.training.progress import ProgressBar
 from lmser.training.randomness import (
     generator_states,
     generators_kept,
@@ -68,12 +67,13 @@ def train(
     """Train `model` in place for `config.steps` steps and return what happened.
 
     model:       on the device it is to train on; `data` is gathered by index on its own device and moved
-    loss_fn:     ``loss_fn(model, *batch) -> 0-d tensor``; called in training mode
+    loss_fn:     ``loss_fn(model, *batch) -> 0-d tensor``; called in training mode. Where it draws random
+                 numbers, from the global generators: those are seeded, saved and put back, its own are not
     data:        a tensor ``(n, ...)`` or several of the same length n (e.g. images and labels)
     run_dir:     where checkpoint and log go, made if needed; None: nothing is written. Without `resume` it
                  must not hold a run already
     resume:      continue from the checkpoint in `run_dir`; start at step 0 if there is none yet. A run that
-                 is already finished returns its result at once (weights loaded into `model`)
+                 is finished returns its result at once (its weights loaded into `model`)
     eval_at:     steps after which ``evaluate(model)`` is called, 0 for before the first; by default the last
                  one. It is called in evaluation mode and without gradients (`torch.enable_grad` gives them
                  back), and the generators are put back afterwards, so that evaluating does not change the
@@ -83,15 +83,16 @@ def train(
     identity:    further plain values that decide the numbers (data set, variant, initialisation ...); a
                  resumed run must give the same ones
     progress:    True: show a progress bar (extra ``experiments``); None: only on a terminal, where tqdm is
-    installed description: shown before the bar
+                 installed
+    description: shown before the bar
 
     In a run with a directory, SIGINT or SIGTERM finishes the step, saves and raises `Interrupted`; a second
-    one acts at once. Raises `ConfigMismatch` naming the key when a resumed run's settings, identity, model or
-    data differ; FileExistsError when `run_dir` holds a run and `resume` is False; `Diverged`; TypeError or
+    one acts at once. Raises `ConfigMismatch` naming the key when a resumed run's settings, identity, model
+    or data differ; FileExistsError when `run_dir` holds a run and `resume` is False; `Diverged`; TypeError or
     ValueError naming the argument that is wrong, before anything is written.
     """
     session = _Session(model, loss_fn, data, config, eval_at, evaluate, on_step, run_dir, resume, identity)
-    with generators_kept(session.device), _Bar(progress, description, config.steps) as bar:
+    with generators_kept(session.device), ProgressBar(progress, description, config.steps) as bar:
         session.begin()
         bar.to(session.step, None)
         if run_dir is None:
@@ -104,10 +105,18 @@ class _Session:
     """One call of `train`: from step 0 or a checkpoint to the end, or to the signal that stops it."""
 
     def __init__(
-        self, model: nn.Module, loss_fn: LossFn, data: Tensor | Sequence[Tensor], config: TrainConfig,
-        eval_at: Sequence[int] | None, evaluate: Evaluate | None, on_step: Callable[[int, Tensor], None] | None,
-        run_dir: Path | str | None, resume: bool, identity: Mapping[str, Any] | None,
-    ) -> None:  # fmt: skip
+        self,
+        model: nn.Module,
+        loss_fn: LossFn,
+        data: Tensor | Sequence[Tensor],
+        config: TrainConfig,
+        eval_at: Sequence[int] | None,
+        evaluate: Evaluate | None,
+        on_step: Callable[[int, Tensor], None] | None,
+        run_dir: Path | str | None,
+        resume: bool,
+        identity: Mapping[str, Any] | None,
+    ) -> None:
         self.model, self.loss_fn, self.config = model, loss_fn, config
         self.evaluate, self.on_step = evaluate, on_step
         self.data = _checked_data(data)
@@ -150,9 +159,7 @@ class _Session:
             checkpoint = self.directory / CHECKPOINT
             if checkpoint.is_file():
                 if not self.resume:
-                    raise FileExistsError(
-                        f"run_dir: {self.directory} holds a run already; resume it or take another"
-                    )
+                    raise FileExistsError(f"run_dir: {self.directory} holds a run; resume or remove it")
                 self._restore(checkpoint)
             self.directory.mkdir(parents=True, exist_ok=True)
             for name in (CHECKPOINT, LOG):
@@ -169,8 +176,8 @@ class _Session:
         check_identity(checkpoint, state["identity"], self.identity)
         if state["environment"] != _environment(self.device):
             warnings.warn(
-                f"{checkpoint} was written under {state['environment']}, this is {_environment(self.device)}: "
-                "the run continues, but its bits may differ from those of an uninterrupted one",
+                f"{checkpoint} was written under {state['environment']}, this is "
+                f"{_environment(self.device)}: the run continues, but its bits may differ from those of an uninterrupted one",
                 stacklevel=4,
             )
         self.model.load_state_dict(state["model"])
@@ -184,7 +191,7 @@ class _Session:
 
     # Running.
 
-    def run(self, stop: Callable[[], int | None], bar: _Bar) -> TrainResult:
+    def run(self, stop: Callable[[], int | None], bar: ProgressBar) -> TrainResult:
         was_training = self.model.training
         try:
             self._evaluate_if_due()
@@ -195,7 +202,7 @@ class _Session:
         finally:
             self.model.train(was_training)
 
-    def _steps(self, stop: Callable[[], int | None], bar: _Bar) -> None:
+    def _steps(self, stop: Callable[[], int | None], bar: ProgressBar) -> None:
         config, saved_at = self.config, perf_counter()
         block_start, block_step = perf_counter(), self.step
         while self.step < config.steps:
@@ -219,11 +226,9 @@ class _Session:
                 self.save()
                 saved_at = perf_counter()
             signum = stop()
-            if signum is not None and self.step < config.steps:
-                # A signal that came after `pause` was decided: there is no checkpoint of this step yet.
-                if not save:
+            if signum is not None and self.directory is not None:
+                if not save:  # the signal came after that was decided
                     self.save()
-                assert self.directory is not None
                 raise Interrupted(self.step, config.steps, self.directory / CHECKPOINT, signum)
             block_start, block_step = perf_counter(), self.step
 
@@ -260,24 +265,20 @@ class _Session:
         self.losses += values if broken is None else values[: broken + 1]
         if self.directory is not None:
             with open(self.directory / LOG, "a", encoding="utf-8", newline="\n") as log:
-                log.write(
-                    _lines(
-                        {"step": (n + 1) * every, "loss": self.losses[n]}
-                        for n in range(start, len(self.losses))
-                    )
-                )
-        curve = [((n + 1) * every, value) for n, value in enumerate(self.losses)]
-        if broken is not None:
+                numbered = enumerate(self.losses[start:], start + 1)
+                log.write(_lines({"step": n * every, "loss": value} for n, value in numbered))
+        if broken is not None or not math.isfinite(last):
+            curve = [((n + 1) * every, value) for n, value in enumerate(self.losses)]
+            if broken is None:
+                curve.append((self.step, last))
             raise Diverged(curve[-1][0], curve)
-        if not math.isfinite(last):
-            raise Diverged(self.step, [*curve, (self.step, last)])
 
     def _evaluate_if_due(self) -> None:
         if self.step not in self.eval_at or self.step in self.evaluations or self.evaluate is None:
             return
         training = self.model.training
         self.model.eval()
-        with generators_kept(self.device), torch.no_grad():
+        with self.peak.left_out(), generators_kept(self.device), torch.no_grad():
             values = self.evaluate(self.model)
         self.model.train(training)
         if not isinstance(values, Mapping):
@@ -314,35 +315,6 @@ class _Session:
             if peak is None or self.peak_before is None
             else max(peak, self.peak_before),
         }
-
-
-class _Bar:
-    """A tqdm bar, or nothing."""
-
-    def __init__(self, wanted: bool | None, description: str, steps: int) -> None:
-        self._bar: Any = None
-        if wanted is False or (wanted is None and not sys.stderr.isatty()):
-            return
-        try:
-            tqdm = require("tqdm", extra="experiments").tqdm
-        except ImportError:
-            if wanted:
-                raise
-            return
-        self._bar = tqdm(total=steps, desc=description or None, unit="step", dynamic_ncols=True)
-
-    def __enter__(self) -> _Bar:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-    def to(self, step: int, loss: float | None) -> None:
-        if self._bar is not None:
-            if loss is not None:
-                self._bar.set_postfix_str(f"loss {loss:.4g}", refresh=False)
-            self._bar.update(step - self._bar.n)
 
 
 def _checked_data(data: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:

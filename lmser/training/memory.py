@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import gc
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -25,27 +26,43 @@ class PeakMemory:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._before: int | None = None
-        gc.collect()
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-            self._before = torch.cuda.memory_allocated(device)
-        elif sys.platform == "linux":
-            _trim()
-            try:
-                _CLEAR.write_text("5")  # proc(5): resets the peak resident set size
-                self._before = _status("VmRSS")
-            except (OSError, ValueError):
-                self._before = None
+        self._seen = 0  # highest mark before the last time that something was left out
+        self._before = self._reset()
 
     def bytes(self) -> int | None:
         """Most bytes in use at any moment since the start, above those in use at the start."""
         if self._before is None:
             return None
+        return max(0, max(self._seen, self._mark()) - self._before)
+
+    @contextlib.contextmanager
+    def left_out(self) -> Iterator[None]:
+        """What the block needs does not count."""
+        if self._before is not None:
+            self._seen = max(self._seen, self._mark())
+        yield
+        if self._before is not None:
+            self._reset()
+
+    def _mark(self) -> int:
+        return (
+            torch.cuda.max_memory_allocated(self._device) if self._device.type == "cuda" else _status("VmHWM")
+        )
+
+    def _reset(self) -> int | None:
+        """Set the mark to what is in use now, and return that."""
+        gc.collect()
         if self._device.type == "cuda":
-            return max(0, torch.cuda.max_memory_allocated(self._device) - self._before)
+            torch.cuda.reset_peak_memory_stats(self._device)
+            return torch.cuda.memory_allocated(self._device)
+        if sys.platform != "linux":
+            return None
+        # Without glibc there is no such function, and nothing held back that it could return.
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
         try:
-            return max(0, _status("VmHWM") - self._before)
+            _CLEAR.write_text("5")  # proc(5): resets the peak resident set size
+            return _status("VmRSS")
         except (OSError, ValueError):
             return None
 
@@ -55,9 +72,3 @@ def _status(field: str) -> int:
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) * 1024
     raise ValueError(f"{_STATUS} has no field {field}")
-
-
-def _trim() -> None:
-    # Without glibc there is no such function, and nothing held back that it could return.
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)

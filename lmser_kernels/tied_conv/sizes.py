@@ -65,8 +65,8 @@ def conv_transpose_size(
         )
     if height < 1 or width < 1:
         raise ValueError(f"z must not have an empty height or width; got {tuple(z.shape)}")
-    smallest = smallest_size(z, weight, stride, padding)
     if output_size is None:
+        smallest = smallest_size(z, weight, stride, padding)
         if smallest[0] < 1 or smallest[1] < 1:
             raise ValueError(
                 f"padding {padding} leaves nothing of the output for z {tuple(z.shape)} with kernel "
@@ -74,7 +74,10 @@ def conv_transpose_size(
             )
         return smallest
     size = pair("output_size", output_size, 1)
-    if not (0 <= size[0] - smallest[0] < stride[0] and 0 <= size[1] - smallest[1] < stride[1]):
+    # Written as the convolution's own formula, which a trace with symbolic sizes knows to be z's.
+    down, across = size[0] + 2 * padding[0] - weight.shape[2], size[1] + 2 * padding[1] - weight.shape[3]
+    if down // stride[0] + 1 != height or across // stride[1] + 1 != width:
+        smallest = smallest_size(z, weight, stride, padding)
         largest = (smallest[0] + stride[0] - 1, smallest[1] + stride[1] - 1)
         raise ValueError(
             f"output_size (before upsampling) must be from {smallest} to {largest} for z {tuple(z.shape)} "

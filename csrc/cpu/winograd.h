@@ -1,0 +1,201 @@
+// Minimal-filtering (Winograd) algorithms for 3-tap kernels at stride 2, both directions and the weight gradient.
+//
+// At stride 2 the taps meet the two phases of the input separately: y[q] = w0 o[q] + w2 o[q+1] + w1 e[q], a
+// two-tap stride-1 convolution over one phase and a one-tap one over the other. The two taps run as F(M, 2) with
+// the points 0, 1 (, -1), infinity; the single tap is a plain product. Over M outputs that is 2M + 1 products for
+// 3M, in two dimensions (2M + 1)^2 for 9 M^2: 1.65 times fewer at M = 3, 1.44 at M = 2. Every transform is made of
+// additions (the halves sit in the weights), so the error stays close to the direct sum's.
+//
+// The transposed direction has the same products: its odd outputs are the single tap, its even ones F(M, 2).
+//
+// Products with the same weight are one matrix product: in one dimension the M single taps share w1, so there are
+// `kDistinct` = D weights, D^2 in two dimensions, with 1, M or M^2 rows a tile.
+#pragma once
+
+#include "rows.h"
+#include "tile.h"
+
+namespace lmser::LMSER_ISA {
+
+// One dimension. Points 0 .. M are those of F(M, 2), M + 1 .. 2M the single taps.
+template <int M>
+struct Filter {
+  static_assert(M == 2 || M == 3);
+  static constexpr int points = 2 * M + 1, distinct = M + 2, up_window = 2 * M + 1, down_window = M + 1, small = M;
+
+  template <class V>
+  static LMSER_HD void two_taps_in(const V (&x)[M + 1], V* t) {
+    if constexpr (M == 2) t[0] = x[0] - x[1], t[1] = x[1], t[2] = x[2] - x[1];
+    else t[0] = x[0] - x[2], t[1] = x[1] + x[2], t[2] = x[2] - x[1], t[3] = x[3] - x[1];
+  }
+  template <class V>
+  static LMSER_HD void two_taps_out(const V* m, V (&y)[M]) {
+    if constexpr (M == 2) {
+      y[0] = m[0] + m[1], y[1] = m[1] + m[2];
+    } else {
+      const V both = m[1] + m[2];
+      y[0] = m[0] + both, y[1] = m[1] - m[2], y[2] = both + m[3];
+    }
+  }
+  template <class V>
+  static LMSER_HD void two_taps_out_adjoint(const V (&g)[M], V* t) {
+    if constexpr (M == 2) {
+      t[0] = g[0], t[1] = g[0] + g[1], t[2] = g[1];
+    } else {
+      const V ends = g[0] + g[2];
+      t[0] = g[0], t[1] = ends + g[1], t[2] = ends - g[1], t[3] = g[2];
+    }
+  }
+
+  // The convolution: window of 2M + 1 inputs -> points; points -> M outputs.
+  template <class V>
+  static LMSER_HD void up_in(const V (&x)[up_window], V (&t)[points]) {
+    V o[M + 1];
+    for (int k = 0; k <= M; ++k) o[k] = x[2 * k];
+    two_taps_in(o, t);
+    for (int k = 0; k < M; ++k) t[M + 1 + k] = x[2 * k + 1];
+  }
+  template <class V>
+  static LMSER_HD void up_out(const V (&m)[points], V (&y)[M]) {
+    two_taps_out(m, y);
+    for (int k = 0; k < M; ++k) y[k] = y[k] + m[M + 1 + k];
+  }
+  // The transposed one: window of M + 1 inputs -> points; points -> 2M outputs, single tap first.
+  template <class V>
+  static LMSER_HD void down_in(const V (&z)[down_window], V (&t)[points]) {
+    two_taps_in(z, t);
+    for (int k = 0; k < M; ++k) t[M + 1 + k] = z[k];
+  }
+  template <class V>
+  static LMSER_HD void down_out(const V (&m)[points], V (&y)[2 * M]) {
+    V even[M];
+    two_taps_out(m, even);
+    for (int k = 0; k < M; ++k) y[2 * k] = m[M + 1 + k], y[2 * k + 1] = even[k];
+  }
+  // The gradient of up_out, for the weight gradient.
+  template <class V>
+  static LMSER_HD void small_in(const V (&g)[M], V (&t)[points]) {
+    two_taps_out_adjoint(g, t);
+    for (int k = 0; k < M; ++k) t[M + 1 + k] = g[k];
+  }
+  // Weights (first tap of the pair, second, single) -> distinct values, and the adjoint.
+  template <class V>
+  static LMSER_HD void weights(V first, V second, V single, V (&t)[distinct]) {
+    if constexpr (M == 2) t[0] = first, t[1] = first + second, t[2] = second, t[3] = single;
+    else t[0] = first, t[1] = (first + second) * 0.5f, t[2] = (first - second) * 0.5f, t[3] = second, t[4] = single;
+  }
+  template <class V>
+  static LMSER_HD void weights_adjoint(const V (&t)[distinct], V (&w)[3]) {  // taps 0, 1, 2 of the convolution
+    if constexpr (M == 2) w[0] = t[0] + t[1], w[2] = t[1] + t[2], w[1] = t[3];
+    else w[0] = t[0] + (t[1] + t[2]) * 0.5f, w[2] = t[3] + (t[1] - t[2]) * 0.5f, w[1] = t[4];
+  }
+
+  // Which distinct weight a point uses, which copy it is, and how many copies there are.
+  static constexpr int weight_of(int p) { return p <= M ? p : M + 1; }
+  static constexpr int copy_of(int p) { return p <= M ? 0 : p - (M + 1); }
+  static constexpr int copies(int d) { return d <= M ? 1 : M; }
+  // Rows (in units of tiles) before distinct pair (a, b).
+  static constexpr int rows_before(int a, int b) {
+    int sum = 0;
+    for (int i = 0; i < distinct; ++i)
+      for (int j = 0; j < distinct; ++j) {
+        if (i == a && j == b) return sum;
+        sum += copies(i) * copies(j);
+      }
+    return sum;
+  }
+  // Row (in units of tiles) of point pair (p, q).
+  static constexpr int row_of(int p, int q) {
+    return rows_before(weight_of(p), weight_of(q)) + copy_of(p) * copies(weight_of(q)) + copy_of(q);
+  }
+};
+
+struct RowTable {
+  int row[49];
+};
+template <int M>
+constexpr RowTable row_table() {
+  RowTable t{};
+  for (int p = 0; p < 2 * M + 1; ++p)
+    for (int q = 0; q < 2 * M + 1; ++q) t.row[p * (2 * M + 1) + q] = Filter<M>::row_of(p, q);
+  return t;
+}
+
+enum class Transform { up, down, small };
+
+// One tile, `n` channels from `c` on: window -> points^2, each to its row of `out`, [row][tiles][channels].
+template <int M, Transform Kind>
+LMSER_HD void transform_in(const float* src, std::int64_t row_stride, std::int64_t col_stride, int n, float* out, std::int64_t point_stride) {
+  using F = Filter<M>;
+  using V = Vec<float>;
+  constexpr int W = Kind == Transform::up ? F::up_window : Kind == Transform::down ? F::down_window : M, P = F::points;
+  constexpr RowTable table = row_table<M>();
+  V half[W][P];
+#pragma GCC unroll 8
+  for (int r = 0; r < W; ++r) {
+    V x[W];
+#pragma GCC unroll 8
+    for (int c = 0; c < W; ++c) x[c] = load_n<float>(src + r * row_stride + c * col_stride, n);
+    if constexpr (Kind == Transform::up) F::up_in(x, half[r]);
+    else if constexpr (Kind == Transform::down) F::down_in(x, half[r]);
+    else F::small_in(x, half[r]);
+  }
+#pragma GCC unroll 8
+  for (int q = 0; q < P; ++q) {
+    V x[W], t[P];
+#pragma GCC unroll 8
+    for (int r = 0; r < W; ++r) x[r] = half[r][q];
+    if constexpr (Kind == Transform::up) F::up_in(x, t);
+    else if constexpr (Kind == Transform::down) F::down_in(x, t);
+    else F::small_in(x, t);
+#pragma GCC unroll 8
+    for (int p = 0; p < P; ++p) store_n<float>(out + table.row[p * P + q] * point_stride, t[p], n);
+  }
+}
+
+// All channels of all tiles of a grid. `origin` is the window of tile (0, 0) of image 0.
+template <int M, Transform Kind>
+void transform_tiles(const float* origin, std::int64_t images, std::int64_t rows, std::int64_t cols, std::int64_t image_stride, std::int64_t row_step,
+                     std::int64_t col_step, std::int64_t row_stride, std::int64_t col_stride, std::int64_t channels, std::int64_t out_channels,
+                     float* out) {
+  constexpr int L = kLanes<float>;
+  const std::int64_t point_stride = images * rows * cols * out_channels;
+  for (std::int64_t n = 0; n < images; ++n)
+    for (std::int64_t r = 0; r < rows; ++r)
+      for (std::int64_t x = 0; x < cols; ++x, out += out_channels) {
+        const float* src = origin + n * image_stride + r * row_step + x * col_step;
+        std::int64_t c = 0;
+        for (; c + L <= channels; c += L) transform_in<M, Kind>(src + c, row_stride, col_stride, L, out + c, point_stride);
+        if (c < channels) transform_in<M, Kind>(src + c, row_stride, col_stride, int(channels - c), out + c, point_stride);
+      }
+}
+
+// points^2 sums of one tile and one register of channels -> outputs x outputs values.
+template <int M, bool Down>
+LMSER_HD void transform_out(const float* in, std::int64_t point_stride, Vec<float>* out) {
+  using F = Filter<M>;
+  using V = Vec<float>;
+  constexpr int P = F::points, O = Down ? 2 * M : M;
+  constexpr RowTable table = row_table<M>();
+  V half[O][P];
+#pragma GCC unroll 8
+  for (int q = 0; q < P; ++q) {
+    V m[P], y[O];
+#pragma GCC unroll 8
+    for (int p = 0; p < P; ++p) m[p] = load<float>(in + table.row[p * P + q] * point_stride);
+    if constexpr (Down) F::down_out(m, y);
+    else F::up_out(m, y);
+#pragma GCC unroll 8
+    for (int o = 0; o < O; ++o) half[o][q] = y[o];
+  }
+#pragma GCC unroll 8
+  for (int o = 0; o < O; ++o) {
+    V y[O];
+    if constexpr (Down) F::down_out(half[o], y);
+    else F::up_out(half[o], y);
+#pragma GCC unroll 8
+    for (int k = 0; k < O; ++k) out[o * O + k] = y[k];
+  }
+}
+
+}  // namespace lmser::LMSER_ISA

@@ -1,0 +1,199 @@
+// Units of work of the minimal-filtering algorithms: transform, one matrix product per distinct weight, transform
+// back. The slab is the zero-padded staged input of conv_unit.h.
+#pragma once
+
+#include "kernels.h"
+#include "winograd.h"
+
+namespace lmser::LMSER_ISA {
+
+// Scratch in values: transformed input | sums of one block | offsets of the rows.
+struct WinogradScratch {
+  std::int64_t input = 0, sums = 0, offsets = 0;
+  WinogradScratch() = default;
+  explicit WinogradScratch(const ConvPlan& p) {
+    const WinogradGrid& w = p.winograd;
+    const std::int64_t tiles = p.unit_images * (p.unit_rows / w.out_step) * w.cols;
+    input = w.points() * tiles * p.geometry.in_c;
+    sums = w.points() * tiles * kTileVectors * kLanes<float>;
+    offsets = 2 * w.m * w.m * tiles;
+    for (std::int64_t* x : {&input, &sums, &offsets}) *x = (*x + 63) / 64 * 64;
+  }
+  std::int64_t values() const { return input + sums + offsets; }
+};
+
+struct WinogradSlab {
+  const float* data;
+  std::int64_t images, image, row, col;  // how many, and strides
+};
+
+// Where the outputs of a unit go: rows [r0, r1) of the output, relative to dst.
+struct WinogradOut {
+  float* dst;
+  const float* add;
+  float* drive;
+  const float* bias;
+  std::int64_t image, row, col, r0, r1;
+  Activation activation;
+  float slope;
+};
+
+// Returns false where an output is not finite: such values spread over whole tiles here, so the caller lets the
+// direct sum say which outputs they really reach.
+template <int M, bool Down>
+bool winograd_tiles(const ConvPlan& p, const float* weight, const WinogradSlab& slab, std::int64_t t0, std::int64_t t1, int block0, int block1,
+                    const WinogradOut& out, float* scratch) {
+  using F = Filter<M>;
+  constexpr int L = kLanes<float>, O = Down ? 2 * M : M;
+  const Geometry& g = p.geometry;
+  const WinogradGrid& w = p.winograd;
+  const WinogradScratch layout(p);
+  float* const input = scratch;
+  float* const sums = input + layout.input;
+  auto* const offsets = reinterpret_cast<std::int64_t*>(sums + layout.sums);
+  const std::int64_t rows = t1 - t0, tiles = slab.images * rows * w.cols;
+  transform_tiles<M, Down ? Transform::down : Transform::up>(slab.data, slab.images, rows, w.cols, slab.image, w.in_step * slab.row,
+                                                             w.in_step * slab.col, slab.row, slab.col, g.in_c, g.in_c, input);
+  for (std::int64_t i = 0; i < M * M * tiles; ++i) offsets[i] = i * g.in_c;
+  Vec<float> spoiled{};
+  for (int b = block0; b < block1; ++b) {
+    const Block& block = p.blocks[b];
+    const std::int64_t width = std::int64_t(block.vectors) * L;
+    for (int d = 0; d < F::distinct; ++d)
+      for (int e = 0; e < F::distinct; ++e) {
+        const std::int64_t first = F::rows_before(d, e) * tiles, count = F::copies(d) * F::copies(e) * tiles;
+        const std::int64_t pieces = (count + kTilePixels[block.vectors] - 1) / kTilePixels[block.vectors];
+        ProductTile<float> args{input + first * g.in_c, nullptr, 1, 0, g.in_c,
+                                weight + (w.weights() * block.weight_column + (d * F::distinct + e) * width) * g.in_c, nullptr};
+        std::int64_t done = 0;
+        for (std::int64_t i = 0; i < pieces; ++i) {
+          const int m = int((count - done + pieces - i - 1) / (pieces - i));
+          args.offset = offsets + done;
+          args.result = sums + (first + done) * width;
+          product_fn<float>(m, block.vectors)(args);
+          done += m;
+        }
+      }
+    with_activation(out.activation, [&]<Activation A>() {
+      for (std::int64_t tile = 0; tile < tiles; ++tile) {
+        const std::int64_t n = tile / (rows * w.cols), h0 = w.out0_h + (t0 + tile / w.cols % rows) * w.out_step,
+                           w0 = w.out0_w + tile % w.cols * w.out_step;
+        for (int v = 0; v < block.vectors; ++v) {
+          const std::int64_t c = block.channel + v * L;
+          const int lanes = int(g.out_c - c < L ? g.out_c - c : L);
+          Vec<float> y[O * O];
+          transform_out<M, Down>(sums + tile * width + v * L, tiles * width, y);
+          const Vec<float> bias = out.bias ? load_n<float>(out.bias + c, lanes) : Vec<float>{};
+          for (int i = 0; i < O; ++i) {
+            const std::int64_t h = h0 + i;
+            if (h < out.r0 || h >= out.r1) continue;
+            for (int j = 0; j < O; ++j) {
+              const std::int64_t x = w0 + j;
+              if (x < 0 || x >= g.out_w) continue;
+              const std::int64_t at = n * out.image + (h - out.r0) * out.row + x * out.col + c;
+              Vec<float> z = y[i * O + j];
+              spoiled = spoiled + z * 0.0f;
+              if (out.drive) store_n<float>(out.drive + at, z, lanes);
+              z = z + bias;
+              if (out.add) z = z + load_n<float>(out.add + at, lanes);
+              store_n<float>(out.dst + at, act<A, float>(z, out.slope), lanes);
+            }
+          }
+        }
+      }
+    });
+  }
+  bool finite = true;
+  for (int i = 0; i < L; ++i) finite = finite && spoiled[i] == 0.0f;
+  return finite;
+}
+
+// One block of the weight, (C_out, C_in, 3, 3) of the convolution, as [distinct^2][in_c][block width].
+template <int M>
+void winograd_pack(const ConvPlan& p, const float* weight, int index, float* packed) {
+  using F = Filter<M>;
+  constexpr int L = kLanes<float>, D = F::distinct;
+  const Geometry& g = p.geometry;
+  const Block& block = p.blocks[index];
+  const std::int64_t width = std::int64_t(block.vectors) * L;
+  const std::int64_t out_stride = g.transposed ? 9 : g.in_c * 9, in_stride = g.transposed ? g.out_c * 9 : 9;
+  // The pair of taps in the order they meet ascending input: 0, 2 for the convolution; transposed, 2, 0.
+  const int first = g.transposed ? 2 : 0, second = 2 - first;
+  float* const base = packed + p.winograd.weights() * g.in_c * block.weight_column;
+  for (std::int64_t c = 0; c < g.in_c; ++c)
+    for (int v = 0; v < block.vectors; ++v) {
+      alignas(LMSER_VECTOR_BYTES) float taps[9][L] = {};
+      const std::int64_t o = block.channel + v * L;
+      for (int l = 0; l < L && o + l < g.out_c; ++l) {
+        const float* src = weight + (o + l) * out_stride + c * in_stride;
+        for (int t = 0; t < 9; ++t) taps[t][l] = src[t];
+      }
+      Vec<float> half[3][D];
+      for (int i = 0; i < 3; ++i) F::weights(load<float>(taps[i * 3 + first]), load<float>(taps[i * 3 + second]), load<float>(taps[i * 3 + 1]), half[i]);
+      for (int e = 0; e < D; ++e) {
+        Vec<float> t[D];
+        F::weights(half[first][e], half[second][e], half[1][e], t);
+        for (int d = 0; d < D; ++d) store<float>(base + ((d * D + e) * g.in_c + c) * width + v * L, t[d]);
+      }
+    }
+}
+
+struct WinogradGradScratch {
+  std::int64_t big = 0, small = 0;
+  WinogradGradScratch() = default;
+  explicit WinogradGradScratch(const WeightGradPlan& p) {
+    const std::int64_t tiles = p.unit_images * p.tile_rows * p.winograd.cols;
+    big = p.winograd.points() * tiles * p.geometry.in_c;
+    small = p.winograd.points() * tiles * p.padded_out_c;
+  }
+};
+
+// Both sides transformed to points; the products themselves are gradient tiles over rows of equal weight.
+template <int M>
+void winograd_grad_transform(const WeightGradPlan& p, const float* big, const float* small, std::int64_t images, std::int64_t tile_rows, float* scratch) {
+  const Geometry& g = p.geometry;
+  const WinogradGrid& w = p.winograd;
+  const WinogradGradScratch layout(p);
+  const std::int64_t big_col = g.in_c, big_row = p.slab_cols * big_col, big_image = ((tile_rows - 1) * w.in_step + w.window) * big_row;
+  const std::int64_t small_col = p.padded_out_c, small_row = w.cols * w.m * small_col, small_image = tile_rows * w.m * small_row;
+  transform_tiles<M, Transform::up>(big, images, tile_rows, w.cols, big_image, w.in_step * big_row, w.in_step * big_col, big_row, big_col, g.in_c,
+                                    g.in_c, scratch);
+  transform_tiles<M, Transform::small>(small, images, tile_rows, w.cols, small_image, w.m * small_row, w.m * small_col, small_row, small_col,
+                                       p.padded_out_c, p.padded_out_c, scratch + layout.big);
+}
+
+// Input channels [c0, c1) of the sums of `count` tasks, added and brought back to taps: (9, in_c, padded_out_c).
+template <int M>
+bool winograd_grad_finish(const WeightGradPlan& p, const float* sums, int count, std::int64_t c0, std::int64_t c1, float* out) {
+  using F = Filter<M>;
+  constexpr int L = kLanes<float>, D = F::distinct;
+  const std::int64_t in_c = p.geometry.in_c, width = p.padded_out_c;
+  Vec<float> spoiled{};
+  for (std::int64_t c = c0; c < c1; ++c)
+    for (std::int64_t o = 0; o < width; o += L) {
+      Vec<float> half[3][D];
+      for (int e = 0; e < D; ++e) {
+        Vec<float> t[D], taps[3];
+        for (int d = 0; d < D; ++d) {
+          const float* from = sums + ((d * D + e) * in_c + c) * width + o;
+          t[d] = load<float>(from);
+          for (int k = 1; k < count; ++k) t[d] = t[d] + load<float>(from + k * p.sum_values);
+        }
+        F::weights_adjoint(t, taps);
+        for (int i = 0; i < 3; ++i) half[i][e] = taps[i];
+      }
+      for (int i = 0; i < 3; ++i) {
+        Vec<float> taps[3];
+        F::weights_adjoint(half[i], taps);
+        for (int j = 0; j < 3; ++j) {
+          spoiled = spoiled + taps[j] * 0.0f;
+          store<float>(out + ((i * 3 + j) * in_c + c) * width + o, taps[j]);
+        }
+      }
+    }
+  bool finite = true;
+  for (int i = 0; i < L; ++i) finite = finite && spoiled[i] == 0.0f;
+  return finite;
+}
+
+}  // namespace lmser::LMSER_ISA

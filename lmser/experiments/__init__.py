@@ -1,0 +1,81 @@
+"""The papers' experiments, each a module with ``run(request) -> Results``, found here by name.
+
+Importing this package imports neither torch nor any experiment, so that ``lmser list`` answers at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Literal
+
+__all__ = ["EXPERIMENTS", "Experiment", "Request", "find"]
+
+Scale = Literal["quick", "paper"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asks of an experiment.
+
+    data:     the folder with the data sets.  device: as `torch.device` takes it.  seeds: one run each.
+    out:      the run directory.  resume: continue it.  progress: say on standard error how far it is.
+    """
+
+    data: Path
+    device: str
+    scale: Scale
+    seeds: tuple[int, ...]
+    out: Path
+    resume: bool = False
+    progress: bool = True
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One line of ``lmser list``.
+
+    source: what of the papers it reproduces.  data: what it reads.  needs: how to come by that, as one clause.
+    seeds:  the default of each scale.
+    """
+
+    name: str
+    summary: str
+    source: str
+    data: str
+    needs: str
+    seeds: dict[Scale, tuple[int, ...]]
+
+    def module(self) -> ModuleType:
+        """The module that runs it."""
+        return importlib.import_module(f"{__name__}.{self.name.replace('-', '_')}")
+
+
+EXPERIMENTS = (
+    Experiment(
+        name="mnist-reconstruction",
+        summary="AE, Lmser(un-n), Lmser(un) and Lmser(sup), fully connected, after 500, 5000 and 20000 steps",
+        source="000 Table 1, Figs. 2 and 3",
+        data="MNIST and Fashion-MNIST (idx files)",
+        needs="`lmser data get mnist` and `lmser data get fashion-mnist` download them",
+        seeds={"quick": (0,), "paper": (0, 1, 2)},
+    ),
+    Experiment(
+        name="stl10-reconstruction",
+        summary="CLmser, CLmser-w, CLmser-n, CAE and U-Net trained on 400, 100 and 10 images per class",
+        source="001 Table 4, Figs. 5 and 6",
+        data="STL10 (stl10_binary), or train/CLASS/*.jpg and test/CLASS/*.jpg of 96x96 pixels",
+        needs="`lmser data get stl10` says where STL10 is to be had",
+        seeds={"quick": (0,), "paper": (0, 1, 2)},
+    ),
+)
+
+
+def find(name: str) -> Experiment:
+    """The experiment called `name`. ValueError listing the names there are."""
+    for experiment in EXPERIMENTS:
+        if experiment.name == name:
+            return experiment
+    raise ValueError(f"there is no experiment {name!r}; there are {', '.join(e.name for e in EXPERIMENTS)}")
