@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from dataclasses import dataclass
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -39,15 +40,38 @@ def cpu_sources() -> list[Path]:
     return [s for s in sources if x86 or s.name not in {"isa_avx512.cpp", "isa_avx2.cpp"}]
 
 
-def find_nvcc() -> Path | None:
+@dataclass
+class Cuda:
+    """The toolkit that builds the CUDA sources; its runtime is linked statically."""
+
+    nvcc: Path
+    runtime: Path  # libcudart_static.a
+    release: str
+
+
+def find_cuda() -> Cuda | None:
     wanted = os.environ.get("LMSER_CUDA")
     if wanted == "0":
         return None
     home = os.environ.get("CUDA_HOME")
-    found = shutil.which("nvcc", path=f"{home}/bin" if home else None) or shutil.which("nvcc")
-    if found is None and wanted == "1":
-        raise SystemExit("LMSER_CUDA=1, but nvcc is neither on PATH nor in CUDA_HOME/bin")
-    return Path(found).resolve() if found else None
+    nvcc = shutil.which("nvcc", path=f"{home}/bin" if home else None) or shutil.which("nvcc")
+    problem = "nvcc is neither on PATH nor in CUDA_HOME/bin"
+    if nvcc:
+        # A wrapper on PATH may lead elsewhere: ask nvcc itself where its toolkit lies.
+        dry = subprocess.run([nvcc, "-dryrun", "-c", "-x", "cu", os.devnull], capture_output=True, text=True, check=False)
+        top = re.search(r"^#\$ TOP=(.+)$", dry.stderr, re.M)
+        root = Path(top.group(1).strip()).resolve() if top else Path(nvcc).resolve().parent.parent
+        places = [root / "lib64", root / "lib", *root.glob("targets/*/lib")]
+        runtimes = [p / "libcudart_static.a" for p in places if (p / "libcudart_static.a").is_file()]
+        version = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+        release = re.search(r"release (\d+\.\d+)", version)
+        if runtimes:
+            return Cuda(Path(nvcc), runtimes[0], release.group(1) if release else "unknown")
+        problem = f"{nvcc} is there, but libcudart_static.a is not below {root}"
+        print(f"lmser: building without CUDA: {problem}", file=sys.stderr)
+    if wanted == "1":
+        raise SystemExit(f"LMSER_CUDA=1, but {problem}")
+    return None
 
 
 def cuda_architectures(nvcc: Path) -> list[str]:
@@ -76,7 +100,7 @@ class NinjaBuild(build_ext):
         include_flags = " ".join(f"-isystem {self.escape(p)}" for p in includes)
         defines = f"-DTORCH_TARGET_VERSION={TORCH_TARGET} -DLMSER_VERSION={VERSION}"
         common = f"-std=c++20 -O3 -g0 -fPIC -fvisibility=hidden -fno-math-errno -fno-trapping-math -Wall -Wextra {defines}"
-        nvcc = find_nvcc()
+        cuda = find_cuda()
         rules = [
             f"cxx = {cxx}",
             f"flags = {common} {include_flags}",
@@ -85,14 +109,13 @@ class NinjaBuild(build_ext):
         ]
         builds, objects = [], []
         cuda_define = ""
-        if nvcc is not None:
-            release = re.search(r"release (\d+\.\d+)", subprocess.run([str(nvcc), "--version"], capture_output=True, text=True, check=True).stdout)
-            cuda_define = f"-DLMSER_WITH_CUDA -DLMSER_CUDA_VERSION={release.group(1) if release else 'unknown'}"
-            archs = cuda_architectures(nvcc)
+        if cuda is not None:
+            cuda_define = f"-DLMSER_WITH_CUDA -DLMSER_CUDA_VERSION={cuda.release}"
+            archs = cuda_architectures(cuda.nvcc)
             codes = " ".join(f"-gencode arch=compute_{a},code=sm_{a}" for a in archs)
             codes += f" -gencode arch=compute_{archs[-1]},code=compute_{archs[-1]}"
             rules.append(
-                f"rule nvcc\n  command = {self.escape(nvcc)} -ccbin $cxx -std=c++20 -O3 --threads 2 -Xcompiler -fPIC -Xcompiler -fvisibility=hidden "
+                f"rule nvcc\n  command = {self.escape(cuda.nvcc)} -ccbin $cxx -std=c++20 -O3 --threads 2 -Xcompiler -fPIC -Xcompiler -fvisibility=hidden "
                 f"--expt-relaxed-constexpr -cudart static {codes} {defines} {include_flags} -MMD -MF $out.d -c $in -o $out\n"
                 "  deps = gcc\n  depfile = $out.d"
             )
@@ -104,9 +127,8 @@ class NinjaBuild(build_ext):
             extra = f"{ISA_FLAGS.get(source.name, '')} {cuda_define if source.name == 'inspect.cpp' else ''}"
             builds.append(f"build {self.escape(objects[-1])}: cxx {self.escape(source.resolve())}\n  extra = {extra}")
         libs = f"-L{self.escape(torch_dir / 'lib')} -Wl,--no-as-needed -ltorch_cpu -ltorch -Wl,--as-needed -lpthread"
-        if nvcc is not None:
-            lib_dirs = [d for d in (nvcc.parent.parent / "lib64", nvcc.parent.parent / "targets/x86_64-linux/lib") if d.is_dir()]
-            libs += "".join(f" -L{self.escape(d)}" for d in lib_dirs) + " -lcudart_static -lrt -ldl"
+        if cuda is not None:
+            libs += f" {self.escape(cuda.runtime)} -lrt -ldl"
         builds.append(f"build {self.escape(target)}: link {' '.join(self.escape(o) for o in objects)}\n  libs = {libs}")
         (work / "build.ninja").write_text("\n".join([*rules, *builds, ""]))
         command = [str(Path(ninja.BIN_DIR) / "ninja"), "--quiet", "-C", str(work)]

@@ -35,16 +35,18 @@ def _is_int(value: object) -> bool:
     return isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool)
 
 
-def operands(names: tuple[str, ...], tensors: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
-    """The tensor arguments, cast under autocast, all of one dtype and on one device.
+def operands(
+    names: tuple[str, ...], tensors: tuple[Tensor | None, ...], required: int
+) -> tuple[Tensor | None, ...]:
+    """The tensor arguments, cast under autocast, of one dtype, on one device; the first `required` not None.
 
     The first is the one that the others must agree with. Raises `TypeError` for what is not a tensor or has
     a dtype that is not one of float32, float64, bfloat16, float16 or not the first one's, `ValueError` for
     another device.
     """
-    for name, tensor in zip(names, tensors, strict=True):
-        if tensor is not None and not isinstance(tensor, Tensor):
-            raise TypeError(f"{name} must be a tensor; got {type(tensor).__name__}")
+    for position, tensor in enumerate(tensors):
+        if not isinstance(tensor, Tensor) and (tensor is not None or position < required):
+            raise TypeError(f"{names[position]} must be a tensor; got {type(tensor).__name__}")
     first = tensors[0]
     assert first is not None
     kind = "cpu" if first.is_cpu else first.device.type

@@ -60,25 +60,27 @@ def differentiable(
     operator = getattr(torch.ops.lmser, name).default
     torch.library.register_autograd(f"lmser::{name}", backward, setup_context=setup_context)
 
-    def forward(*args: Any) -> Any:
+    def kernel(*args: Any) -> Any:
         with torch._C._AutoDispatchBelowAutograd():
             return operator(*args)
+
+    # With `forward` and `setup_context` apart, `apply` would inspect the signature at every call.
+    def forward(ctx: Any, *args: Any) -> Any:
+        output = kernel(*args)
+        setup_context(ctx, args, output)
+        return output
 
     eager = type(
         f"{name}_eager",
         (torch.autograd.Function,),
-        {
-            "forward": staticmethod(forward),
-            "setup_context": staticmethod(setup_context),
-            "backward": staticmethod(backward),
-        },
+        {"forward": staticmethod(forward), "backward": staticmethod(backward)},
     )
 
     def call(*args: Any) -> Any:
         if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
             return operator(*args)
-        if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
+        if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
             return eager.apply(*args)  # type: ignore[attr-defined]
-        return forward(*args)
+        return kernel(*args)
 
     return call

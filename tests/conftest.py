@@ -1,4 +1,4 @@
-"""What every test gets: a fixed seed, empty memory poisoned with NaN, the device, the implementations to compare."""
+"""What every test gets: a fixed seed, empty memory poisoned with NaN, the implementations to compare."""
 
 from __future__ import annotations
 
@@ -30,12 +30,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "impl" in metafunc.fixturenames:
-        native = pytest.param("native", marks=pytest.mark.native)
-        metafunc.parametrize("impl", ["reference", native])
-
-
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "native: needs the compiled library")
 
@@ -57,7 +51,7 @@ def _seed() -> None:
 
 @pytest.fixture(autouse=True)
 def _poisoned_empties() -> Iterator[None]:
-    """Every `empty` tensor, of Python or of the compiled kernels, starts as NaN: what is not written shows."""
+    """Every `empty` tensor, Python's or a compiled kernel's, starts as NaN: what is not written shows."""
     filled = torch.utils.deterministic.fill_uninitialized_memory
     deterministic, warn_only = (
         torch.are_deterministic_algorithms_enabled(),
@@ -68,6 +62,13 @@ def _poisoned_empties() -> Iterator[None]:
     yield
     torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
     torch.utils.deterministic.fill_uninitialized_memory = filled
+
+
+@pytest.fixture(params=["reference", pytest.param("native", marks=pytest.mark.native)])
+def impl(request: pytest.FixtureRequest) -> str:
+    """Every implementation that runs here."""
+    name: str = request.param
+    return name
 
 
 @pytest.fixture

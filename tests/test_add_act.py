@@ -14,7 +14,11 @@ from lmser_kernels import add_act, reference
 
 
 def operands(dtype=torch.float64):
-    tensors = torch.randn(2, 3, 4, 5, dtype=dtype), torch.randn(2, 3, 4, 5, dtype=dtype), torch.randn(3, dtype=dtype)
+    tensors = (
+        torch.randn(2, 3, 4, 5, dtype=dtype),
+        torch.randn(2, 3, 4, 5, dtype=dtype),
+        torch.randn(3, dtype=dtype),
+    )
     return tuple(t.requires_grad_() for t in tensors)
 
 
@@ -42,7 +46,8 @@ def check(call, impl):
     assert h.dtype == y.dtype
     want = reference.add_act(wide(y), wide(u), wide(bias), **keywords)
     magnitude = sum(
-        t if t.dim() == 4 else t.view(1, -1, 1, 1) for t in (wide(t).abs() for t in (y, u, bias) if t is not None)
+        t if t.dim() == 4 else t.view(1, -1, 1, 1)
+        for t in (wide(t).abs() for t in (y, u, bias) if t is not None)
     )
     close("h", h, want, magnitude, steps)
     inputs = {name: t for name, t in (("y", y), ("u", u), ("bias", bias)) if t is not None}
@@ -100,7 +105,9 @@ class TestDerivatives:
     def test_of_the_bias_alone(self, impl):
         y, u, bias = (t.detach() for t in operands())
         for activation in ("identity", "tanh"):
-            assert gradcheck(lambda b, a=activation: add_act(y, u, b, activation=a, impl=impl), bias.requires_grad_())
+            assert gradcheck(
+                lambda b, a=activation: add_act(y, u, b, activation=a, impl=impl), bias.requires_grad_()
+            )
 
 
 @pytest.mark.native
@@ -126,7 +133,12 @@ class TestCompiled:
     def test_not_finite_as_eager(self, activation, value):
         y, u, bias = operands(torch.float32)
         for where in range(4):
-            tensors = [y.detach().clone(), u.detach().clone(), bias.detach().clone(), torch.randn_like(y).detach()]
+            tensors = [
+                y.detach().clone(),
+                u.detach().clone(),
+                bias.detach().clone(),
+                torch.randn_like(y).detach(),
+            ]
             tensors[where].view(-1)[1] = value
             *inputs, grad = tensors
             results = []

@@ -38,9 +38,14 @@ def test_an_exception_leaves_everything_as_it_was(
     path = tmp_path / "f"
     if exists:
         path.write_bytes(b"old")
-    with pytest.raises(error), atomic_write(path) as file:
-        file.write(b"new")
-        raise error
+
+    def fail_half_way() -> None:
+        with atomic_write(path) as file:
+            file.write(b"new")
+            raise error
+
+    with pytest.raises(error):
+        fail_half_way()
     assert names(tmp_path) == (["f"] if exists else [])
     if exists:
         assert path.read_bytes() == b"old"

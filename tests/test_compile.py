@@ -14,10 +14,10 @@ def network(x, weight, bias, impl):
     h, y = conv2d_add_act(
         x, weight, None, bias, stride=2, padding=1, activation="tanh", return_drive=True, impl=impl
     )
+    geometry = {"stride": 2, "padding": 1, "output_size": x.shape[2:]}
     below = conv_transpose2d_add_act(
-        h, weight, x, stride=2, padding=1, output_size=x.shape[2:], gate=x, activation="leaky_sigmoid", slope=0.1,
-        impl=impl,
-    )  # fmt: skip
+        h, weight, x, gate=x, activation="leaky_sigmoid", slope=0.1, impl=impl, **geometry
+    )
     up, down = tied_conv2d(below, y, weight, stride=2, padding=1, impl=impl)
     return add_act(up, h, bias, activation="sigmoid", impl=impl), down
 
@@ -141,7 +141,9 @@ class TestExport:
     def test_dynamic(self, strict):
         module = Module("native")
         dynamic = {"x": {0: torch.export.Dim("batch", min=1), 2: torch.export.Dim("height", min=4)}}
-        program = torch.export.export(module, (torch.randn(2, 3, 9, 8),), dynamic_shapes=dynamic, strict=strict)
+        program = torch.export.export(
+            module, (torch.randn(2, 3, 9, 8),), dynamic_shapes=dynamic, strict=strict
+        )
         for batch, height in ((2, 9), (5, 16), (3, 5)):
             x = torch.randn(batch, 3, height, 8)
             torch.testing.assert_close(program.module()(x), module(x))

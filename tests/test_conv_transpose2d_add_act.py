@@ -1,4 +1,4 @@
-"""`conv_transpose2d_add_act`: values and gradients of any order, sizes, layouts, special values, what it saves."""
+"""`conv_transpose2d_add_act`: values, gradients of any order, sizes, layouts, special values."""
 
 from __future__ import annotations
 
@@ -60,10 +60,10 @@ class TestOracle:
 def test_reference_is_the_eager_line():
     z, weight = torch.randn(2, 2, 3, 4), torch.randn(2, 3, 3, 3)
     bias, add, gate = torch.randn(3), torch.randn(2, 3, 12, 16), torch.randn(2, 3, 12, 16)
+    geometry = {"stride": 2, "padding": 1, "output_size": (6, 8), "upsample": 2}
     got = conv_transpose2d_add_act(
-        z, weight, add, bias, stride=2, padding=1, output_size=(6, 8), upsample=2, gate=gate, activation="tanh",
-        impl="reference",
-    )  # fmt: skip
+        z, weight, add, bias, gate=gate, activation="tanh", impl="reference", **geometry
+    )
     linear = F.interpolate(F.conv_transpose2d(z, weight, None, 2, 1, 1), scale_factor=2)
     assert torch.equal(got, torch.tanh(linear + bias.view(1, -1, 1, 1) + add) * (gate > 0))
 
@@ -119,10 +119,8 @@ class TestDerivatives:
         *inputs, gate = operands(gate=True, **GEOMETRIES[1])
 
         def call(z, weight, add, bias):
-            return conv_transpose2d_add_act(
-                z, weight, add, bias, gate=gate, activation=activation, return_drive=True, impl="native",
-                **GEOMETRIES[1],
-            )  # fmt: skip
+            call = {"gate": gate, "activation": activation, "return_drive": True, **GEOMETRIES[1]}
+            return conv_transpose2d_add_act(z, weight, add, bias, impl="native", **call)
 
         assert gradgradcheck(call, inputs)
 

@@ -70,7 +70,7 @@ def test_choices_are_seeded_and_nested(tmp_path: Path) -> None:
     assert values(load_folder(tmp_path, 5, seed=3).images) == sorted(five)
     assert set(values(load_folder(tmp_path, 5, seed=4).images)) != five
     assert values(load_folder(tmp_path, 20, seed=3).images) == list(range(20))
-    # Pinned: the choice is part of what an experiment reports, it must not change with a release or a machine.
+    # Pinned: an experiment's data must not change with a release or a machine.
     assert sorted(five) == PINNED_CHOICE
 
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import dataclasses
 import gzip
+import hashlib
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -85,10 +87,7 @@ def test_each_set_has_its_own_subfolder(folder: Path) -> None:
 
 
 def test_verified_means_the_pinned_content(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The content is what counts, however it is compressed; one file that is not the original is enough to say no."""
-    import dataclasses
-    import hashlib
-
+    """The content counts, however it is compressed; one file that is not the original is enough to say no."""
     pinned = dataclasses.replace(
         DATA_SETS["mnist"],
         files=tuple(
@@ -161,7 +160,8 @@ def test_truncated_files(folder: Path) -> None:
     assert short == "it is truncated: the header says (7, 28, 28), 5488 values, but 5388 follow"
     assert "an idx file has at least a 4-byte magic number" in damaged(folder, TRAIN_IMAGES, b"")
     assert "announces 3 dimensions in a file of 10 bytes" in damaged(folder, TRAIN_IMAGES, idx(images)[:10])
-    damaged(folder, TRAIN_LABELS, idx(labels)[:-1])
+    (folder / "mnist" / f"{TRAIN_IMAGES}.gz").write_bytes(whole)
+    assert "(7,), 7 values, but 6 follow" in damaged(folder, TRAIN_LABELS, idx(labels)[:-1])
 
 
 def test_corrupt_gzip(folder: Path) -> None:

@@ -93,7 +93,9 @@ def test_no_pixel_is_in_both_splits(monkeypatch: pytest.MonkeyPatch, size: int) 
         for image, label in zip(found.images.long(), found.labels.tolist(), strict=True):
             assert bool((image[1] // 6 == label).all())
             columns = image[0] + 256 * (image[1] % 6)
-            assert bool((columns == columns[:1]).all())  # upright: a row of the crop is a row of the photograph
+            assert bool(
+                (columns == columns[:1]).all()
+            )  # upright: a row of the crop is a row of the photograph
             steps = set(columns[0].diff().tolist())
             assert steps <= {1} or steps <= {-1}
             mirrored += steps == {-1}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -32,7 +34,7 @@ def test_to_float_refuses() -> None:
     for low, high in ((1.0, 1.0), (1.0, 0.0), (0.0, float("inf")), (float("nan"), 1.0)):
         with pytest.raises(ValueError, match="low must be below high"):
             found.to_float(low, high)
-    with pytest.raises(ValueError, match="floating type, got torch.int32"):
+    with pytest.raises(ValueError, match=r"floating type, got torch\.int32"):
         found.to_float(dtype=torch.int32)
 
 
@@ -115,3 +117,14 @@ def test_order_is_a_fair_permutation() -> None:
         assert sorted(permutation.tolist()) == list(range(6))
         counts[np.arange(6), permutation] += 1
     assert np.abs(counts - 200).max() < 65  # 5 standard deviations
+
+
+def test_importing_takes_no_extra() -> None:
+    program = """
+import sys
+for extra in ("PIL", "skimage", "sklearn", "matplotlib", "tqdm"):
+    sys.modules[extra] = None
+import lmser.data, lmser.data.download, lmser.metrics
+lmser.metrics.mse
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -18,7 +18,7 @@ def label_of(index: int) -> int:
 
 @pytest.fixture(scope="module")
 def binary(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The original format with made-up images: the first two bytes of image i spell i, one pixel marks its place.
+    """The original format, made up: the first two bytes of image i spell i, one pixel marks its place.
 
     The file is sparse: it takes a few megabytes on the disk, not 138.
     """
@@ -90,7 +90,9 @@ def test_image_files_of_another_length(tmp_path: Path, change: int) -> None:
         file.truncate(COUNT * IMAGE + change)
     (tmp_path / "train_y.bin").write_bytes(bytes([1]) * COUNT)
     what = "it is truncated" if change < 0 else "it is not this file"
-    with pytest.raises(BadData, match=rf"train_X.bin: {what}: {COUNT * IMAGE + change} bytes, expected 138240000"):
+    with pytest.raises(
+        BadData, match=rf"train_X.bin: {what}: {COUNT * IMAGE + change} bytes, expected 138240000"
+    ):
         load_stl10(tmp_path)
 
 
@@ -135,7 +137,9 @@ def test_arguments(binary: Path, tmp_path: Path) -> None:
 
 
 def stand_in(folder: Path, train: int = 6, test: int = 2, side: int = 96) -> Path:
-    image = pytest.importorskip("PIL.Image", reason="images are decoded by pillow, of the extra 'experiments'")
+    image = pytest.importorskip(
+        "PIL.Image", reason="images are decoded by pillow, of the extra 'experiments'"
+    )
     for part, count in (("train", train), ("test", test)):
         for label, name in enumerate(("fish", "church", "horn")):
             (folder / part / name).mkdir(parents=True)

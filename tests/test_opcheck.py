@@ -1,4 +1,4 @@
-"""`torch.library.opcheck` on every operator: schema, fake, autograd registration, tracing with dynamic sizes."""
+"""`torch.library.opcheck` on every operator: schema, fake, autograd registration, dynamic sizes."""
 
 from __future__ import annotations
 
@@ -80,7 +80,8 @@ OPERATORS = {
 
 
 @pytest.mark.parametrize(
-    ("activation", "drive", "channels_last"), [("tanh", False, True), ("identity", True, False), ("relu", True, True)]
+    ("activation", "drive", "channels_last"),
+    [("tanh", False, True), ("identity", True, False), ("relu", True, True)],
 )
 @pytest.mark.parametrize("name", OPERATORS)
 def test_opcheck(name, activation, drive, channels_last):

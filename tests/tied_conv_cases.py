@@ -1,7 +1,7 @@
 """Generated calls of the tied convolution, and their float64 oracle.
 
-The oracle is the eager reference on the same numbers in float64. Its tolerance is not a guess: for each result the
-same linear map of the absolute values bounds the rounding errors of any summation order.
+The oracle is the eager reference on the same numbers in float64. Its tolerance is not a guess: for each
+result the same linear map of the absolute values bounds the rounding errors of any summation order.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def laid_out(shape: tuple[int, ...], layout: str, generator: torch.Generator, dt
 
 @dataclass
 class Case:
-    """One call: `operation(source, weight, add, bias, **keywords)` and the gradients that come back into it."""
+    """One call, `operation(source, weight, add, bias, **keywords)`, and the gradients that come back."""
 
     transposed: bool
     source: Tensor
@@ -196,7 +196,7 @@ def check_against_oracle(case: Case, operation: Any, impl: str) -> None:
 
 
 def layer(transposed: bool, sizes: tuple[Any, ...], layout: str, dtype: torch.dtype) -> Case:
-    """A call of ordinary sizes, with everything in it: `sizes` is (N, C_in, C_out, (H, W), kernel, stride, padding)."""
+    """A call with everything in it; `sizes` is (N, C_in, C_out, (H, W), kernel, stride, padding)."""
     batch, c_in, c_out, size, *numbers = sizes
     kernel, stride, padding = ((v, v) if isinstance(v, int) else v for v in numbers)
     small = tuple((size[i] + 2 * padding[i] - kernel[i]) // stride[i] + 1 for i in (0, 1))
@@ -240,9 +240,9 @@ def saved_by(call: Any) -> tuple[set[int], Tensor]:
 def check_not_finite(operation: Any, tensors: dict[str, Tensor], where: str, **keywords: Any) -> None:
     """NaN and infinities of one argument arrive where eager PyTorch's do.
 
-    Eager may skip products with the zeros around an input (its paths differ there), a kernel may not, and zero times
-    infinity is NaN. So where those products meet what is not finite, a result may have more NaN than eager's,
-    never less, and agrees elsewhere.
+    Eager may skip products with the zeros around an input (its paths differ there), a kernel may not, and
+    zero times infinity is NaN. So where those products meet what is not finite, a result may have more NaN
+    than eager's, never less, and agrees elsewhere.
     """
     inputs = [tensors[name].clone().requires_grad_() for name in ("source", "weight", "add", "bias")]
     results = []

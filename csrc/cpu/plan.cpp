@@ -95,7 +95,7 @@ RowSpan input_rows(const ConvPlan& p, std::int64_t r0, std::int64_t r1) {
 }
 
 // Units of whole tile rows: transformed input and sums of one block of channels stay in the second-level cache.
-constexpr std::int64_t kWinogradBytes = 640 * 1024, kWinogradGradBytes = 3 << 20;
+constexpr std::int64_t kWinogradBytes = 640 * 1024, kWinogradGradBytes = 1 << 20;
 void plan_winograd(ConvPlan& p, std::int64_t value_bytes, int threads) {
   const Geometry& g = p.geometry;
   const WinogradGrid& w = p.winograd;

@@ -342,7 +342,8 @@ def _receive(request: _Request, reply: Any, start: int, total: int | None) -> st
         have = part.tell()
         if request.progress is not None:
             request.progress(request.name, have, total)
-        while block := reply.read(_BLOCK):
+        # read1 hands over what has arrived; read would lose up to a block when the connection breaks.
+        while block := reply.read1(_BLOCK):
             have += len(block)
             if have > request.max_bytes:
                 part.close()

@@ -9,6 +9,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -24,24 +25,24 @@ CONTENDERS = ("fused", "eager", "eager, channels-last")
 
 
 def contender(name: str, images: Tensor) -> tuple[CLmser, Tensor]:
-    """The CLmser of 001 Table 2 as `name` runs it, on the device and of the dtype of `images`, and its images.
+    """The CLmser of 001 Table 2 as `name` runs it, on the device of `images`, and the images in its layout.
 
     All contenders built under one seed have the same weights. ValueError listing the names there are.
     """
     if name not in CONTENDERS:
         raise ValueError(f"there is no contender {name!r}; there are {', '.join(CONTENDERS)}")
     kind = CLmser if name == "fused" else EagerCLmser
-    model = kind(3, CHANNELS, STRIDES).to(images.device, images.dtype)
+    model = kind(3, CHANNELS, STRIDES).to(images.device)
     if name == "eager, channels-last":
-        model, images = model.to(memory_format=torch.channels_last), images.to(memory_format=torch.channels_last)
+        return model.to(memory_format=torch.channels_last), images.to(memory_format=torch.channels_last)
     return model, images
 
 
-def training_step(model: CLmser, images: Tensor) -> Callable[[], None]:
-    """Forward, backward and an Adam update, as a function to call; returns when the device is done."""
+def training_step(model: CLmser) -> Callable[[Tensor], None]:
+    """Forward, backward and an Adam update for a batch of images; the call returns when the device is done."""
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)
 
-    def step() -> None:
+    def step(images: Tensor) -> None:
         optimizer.zero_grad(set_to_none=True)
         model.loss(images).backward()
         optimizer.step()
@@ -59,7 +60,9 @@ def peak_of_step(name: str, batch: int, size: int, device: str) -> int | None:
     RuntimeError with the process's own message if it fails.
     """
     command = [sys.executable, "-m", __name__, name, str(batch), str(size), str(torch.get_num_threads()), device]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    # "-m" looks in the working directory first: the same copy of the package as this process's.
+    home = Path(__file__).resolve().parents[2]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=home)
     if done.returncode != 0:
         raise RuntimeError(f"measuring the memory of {name!r} failed: {done.stderr.strip()}")
     peak: int | None = json.loads(done.stdout)
@@ -69,15 +72,12 @@ def peak_of_step(name: str, batch: int, size: int, device: str) -> int | None:
 def _main(name: str, batch: str, size: str, threads: str, device: str) -> None:
     torch.set_num_threads(int(threads))
     torch.manual_seed(0)
-    images = torch.rand(int(batch), 3, int(size), int(size), device=device) * 2 - 1
-    # A step on one image first: code, gradients and optimiser state are then in place.
-    model, one = contender(name, images[:1])
-    training_step(model, one)()
-    step = training_step(model, images.to(memory_format=torch.channels_last) if "last" in name else images)
-    model.zero_grad(set_to_none=False)
+    model, images = contender(name, torch.rand(int(batch), 3, int(size), int(size), device=device) * 2 - 1)
+    step = training_step(model)
+    step(images[:1])  # the optimiser's state and the libraries' code are then in place
     peak = PeakMemory(images.device)
-    step()
-    step()
+    step(images)
+    step(images)
     print(json.dumps(peak.bytes()))
 
 

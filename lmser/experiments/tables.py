@@ -123,6 +123,20 @@ class Table:
         """Whether any row was run under settings that are not the paper's."""
         return any(row.differs for row in self.rows)
 
+    def mean(self, column: int, label: str, group: str = "") -> float:
+        """Mean over the seeds of one cell; NaN where it was not run. ValueError where there is no such row."""
+        for row in self.rows:
+            if (row.label, row.group) == (label, group):
+                mean = row.cells[column].mean
+                return math.nan if mean is None else mean
+        raise ValueError(f"Table {self.title!r} has no row {label!r} in group {group!r}")
+
+    def order(self, column: int, group: str = "") -> str:
+        """The rows of a group from the lowest mean to the highest, ``"CLmser 0.0035 < CAE 0.1200"``; diverged ones last."""
+        rows = [row for row in self.rows if row.group == group and row.cells[column].mean is not None]
+        ranked = sorted(rows, key=lambda row: _or_infinite(row.cells[column].mean))
+        return " < ".join(f"{row.label} {_short(row.cells[column])}" for row in ranked)
+
     def text(self) -> str:
         """The table for a terminal: a heading, aligned columns, the notes."""
         heading = [self.header]
@@ -176,6 +190,15 @@ class Table:
             for row in data["rows"]
         )
         return cls(data["title"], tuple(data["columns"]), rows, data["source"], data["header"], tuple(data["notes"]))
+
+
+def _or_infinite(value: float | None) -> float:
+    return value if value is not None and math.isfinite(value) else math.inf
+
+
+def _short(cell: Cell) -> str:
+    """The mean without its deviation."""
+    return Cell((cell.mean,), digits=cell.digits).ours_text() if cell.mean is not None else MISSING
 
 
 def _aligned(lines: Sequence[list[str] | str]) -> list[str]:

@@ -141,7 +141,9 @@ class ReflectionNetwork(nn.Module):
         linear[:, linear.shape[1] - style_units :] = True
         self._linear_units: Tensor
         self.register_buffer("_linear_units", linear, persistent=False)
-        self._top_is_linear, self._top_is_mixed = bool(linear.all()), bool(linear.any() and not linear.all())
+        read_out = (num_classes or 0) + style_units
+        self._top_activation = self.activation if read_out == 0 else "identity"
+        self._top_is_mixed = 0 < read_out < weight_shapes[-1][0]
         self.reset_parameters()
 
     @property
@@ -198,8 +200,7 @@ class ReflectionNetwork(nn.Module):
 
     def _top(self, below: Tensor, noise: Tensor | None) -> Tensor:
         """State of the top layer: no drive from above, and no `f` on logits and style units."""
-        linear = self._top_is_linear or self._top_is_mixed
-        top, _ = self._up(self.depth, below, None, "identity" if linear else self.activation, hold=False)
+        top, _ = self._up(self.depth, below, None, self._top_activation, hold=False)
         if self._top_is_mixed:
             active = add_act(top, activation=self.activation, slope=self.slope, impl=self.impl)
             top = torch.where(self._linear_units, top, active)

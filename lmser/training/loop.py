@@ -41,12 +41,16 @@ _FLUSH_LOSSES, _FLUSH_SECONDS = 50, 0.25
 class Diverged(ArithmeticError):
     """The loss became infinite or NaN.
 
-    `step`: the first such step; `curve`: ``[(step, loss), ...]`` up to and with it.
+    `step`: the first such step; `curve`: ``[(step, loss), ...]`` up to and with it; `evaluations`: those
+    before it. With a run directory the newest checkpoint is the last state whose loss was finite when it was
+    saved.
     """
 
-    def __init__(self, step: int, curve: list[tuple[int, float]]) -> None:
+    def __init__(
+        self, step: int, curve: list[tuple[int, float]], evaluations: dict[int, dict[str, Any]]
+    ) -> None:
         super().__init__(f"the loss became {curve[-1][1]} at step {step}; a smaller learning rate may help")
-        self.step, self.curve = step, curve
+        self.step, self.curve, self.evaluations = step, curve, evaluations
 
 
 def train(
@@ -176,8 +180,8 @@ class _Session:
         check_identity(checkpoint, state["identity"], self.identity)
         if state["environment"] != _environment(self.device):
             warnings.warn(
-                f"{checkpoint} was written under {state['environment']}, this is "
-                f"{_environment(self.device)}: the run continues, but its bits may differ from those of an uninterrupted one",
+                f"{checkpoint} was written under {state['environment']}, not {_environment(self.device)}: "
+                "the run continues, but its bits may differ from those of an uninterrupted one",
                 stacklevel=4,
             )
         self.model.load_state_dict(state["model"])
@@ -271,7 +275,7 @@ class _Session:
             curve = [((n + 1) * every, value) for n, value in enumerate(self.losses)]
             if broken is None:
                 curve.append((self.step, last))
-            raise Diverged(curve[-1][0], curve)
+            raise Diverged(curve[-1][0], curve, self.evaluations)
 
     def _evaluate_if_due(self) -> None:
         if self.step not in self.eval_at or self.step in self.evaluations or self.evaluate is None:

@@ -46,7 +46,7 @@ def add_act(
     Source: "Deep CNN Based Lmser and Strengths of Two Built-In Dualities", Eqs. (4)-(6).
     """
     leak = activations.check(activation, slope)
-    y, u, bias = cast("tuple[Tensor, Tensor | None, Tensor | None]", operands(_NAMES, (y, u, bias)))
+    y, u, bias = cast("tuple[Tensor, Tensor | None, Tensor | None]", operands(_NAMES, (y, u, bias), 1))
     four_dimensional("y", y, "(N, C, H, W)")
     if u is not None:
         same_shape("u", u, y.shape, "the shape of y")

@@ -97,7 +97,7 @@ def conv2d_add_act(
     """
     leak = activations.check(activation, slope)
     stride, padding, pool = pair("stride", stride, 1), pair("padding", padding, 0), pair("pool", pool, 1)
-    x, weight, add, bias = cast(_Conv, operands(_CONV_NAMES, (x, weight, add, bias)))
+    x, weight, add, bias = cast(_Conv, operands(_CONV_NAMES, (x, weight, add, bias), 2))
     height, width = conv_size(x, weight, stride, padding, pool)
     if add is not None:
         same_shape("add", add, (x.shape[0], weight.shape[0], height, width), "the output's shape")
@@ -213,7 +213,7 @@ def conv_transpose2d_add_act(
         pair("padding", padding, 0),
         pair("upsample", upsample, 1),
     )
-    z, weight, add, bias, gate = cast(_Transpose, operands(_TRANSPOSE_NAMES, (z, weight, add, bias, gate)))
+    z, weight, add, bias, gate = cast(_Transpose, operands(_TRANSPOSE_NAMES, (z, weight, add, bias, gate), 2))
     size = conv_transpose_size(z, weight, stride, padding, output_size)
     if add is not None or gate is not None:
         shape = (z.shape[0], weight.shape[1], size[0] * upsample[0], size[1] * upsample[1])
@@ -272,7 +272,7 @@ def tied_conv2d(
     Source: "Deep CNN Based Lmser and Strengths of Two Built-In Dualities", the duality in connection weights.
     """
     stride, padding = pair("stride", stride, 1), pair("padding", padding, 0)
-    x, z, weight = cast("tuple[Tensor, Tensor, Tensor]", operands(_TIED_NAMES, (x, z, weight)))
+    x, z, weight = cast("tuple[Tensor, Tensor, Tensor]", operands(_TIED_NAMES, (x, z, weight), 3))
     height, width = conv_size(x, weight, stride, padding)
     same_shape("z", z, (x.shape[0], weight.shape[0], height, width), "the shape of the convolution of x")
     if native("tied_conv2d", impl, x):

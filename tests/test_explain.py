@@ -1,0 +1,110 @@
+"""`explain`: the path a call takes, its work, and that it checks as the call does."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lmser_kernels import _library, add_act, conv2d_add_act, conv_transpose2d_add_act, explain, tied_conv2d
+
+X, W, Z = torch.randn(2, 3, 9, 8), torch.randn(5, 3, 3, 3), torch.randn(2, 5, 5, 4)
+
+
+def test_reference_says_so():
+    found = explain(conv2d_add_act, X, W, stride=2, padding=1, impl="reference")
+    assert (found.implementation, found.kernel) == ("reference", "eager PyTorch")
+    assert found.reason == 'impl="reference" was asked for'
+    assert found.output_shapes == ((2, 5, 5, 4),)
+    assert found.plans == {}
+
+
+def test_without_the_library(monkeypatch):
+    monkeypatch.setattr(_library, "available", False)
+    monkeypatch.setattr(_library, "module", None)
+    monkeypatch.setattr(_library, "error", "it was not compiled")
+    found = explain("conv2d_add_act", X, W)
+    assert found.implementation == "reference"
+    assert found.reason == "it was not compiled"
+    assert found.bound is None
+    assert found.seconds is None
+    assert "bound     unknown" in str(found)
+
+
+@pytest.mark.parametrize(
+    ("found", "flops", "values"),
+    [
+        (
+            lambda: explain(conv2d_add_act, X, W, stride=2, padding=1),
+            2 * W.numel() * 2 * 5 * 4,
+            432 + 135 + 200,
+        ),
+        (
+            lambda: explain(conv_transpose2d_add_act, Z, W, stride=2, padding=1, output_size=(9, 8)),
+            2 * W.numel() * 2 * 5 * 4,
+            200 + 135 + 432,
+        ),
+        (
+            lambda: explain(tied_conv2d, X, Z, W, stride=2, padding=1),
+            2 * 2 * W.numel() * 2 * 5 * 4,
+            2 * 432 + 2 * 200 + 135,
+        ),
+        (lambda: explain(add_act, X, X, torch.zeros(3)), 3 * 432, 3 * 432 + 3),
+    ],
+)
+def test_work(found, flops, values):
+    found = found()
+    assert found.flops == flops
+    assert found.bytes == 4 * values
+    assert found.intensity == flops / (4 * values)
+
+
+@pytest.mark.native
+class TestCompiled:
+    def test_plan(self):
+        found = explain(conv2d_add_act, X, W, torch.randn(2, 5, 5, 4), stride=2, padding=1, activation="relu")
+        assert found.implementation == "native"
+        plan = found.plans["conv"]
+        assert found.kernel == plan["kernel"]
+        assert plan["flops"] == found.flops
+        assert plan["isa"] in str(found)
+        assert found.bound in ("compute", "memory")
+        assert found.seconds == pytest.approx(
+            max(found.flops / found.peak_gflops, found.bytes / found.bandwidth_gbs) / 1e9
+        )
+
+    def test_both_directions_have_a_plan(self):
+        found = explain(tied_conv2d, X, Z, W, stride=2, padding=1)
+        assert set(found.plans) == {"conv", "convᵀ"}
+        assert sum(plan["flops"] for plan in found.plans.values()) == found.flops
+
+    def test_elementwise_has_none(self):
+        found = explain(add_act, X, X)
+        assert (found.implementation, found.plans) == ("native", {})
+        assert found.bound == "memory"
+
+    def test_under_autocast(self):
+        with torch.autocast("cpu", torch.bfloat16):
+            found = explain(conv2d_add_act, X, W)
+        assert found.dtype == torch.bfloat16
+
+    def test_leaves_no_trace(self):
+        x = X.clone().requires_grad_()
+        explain(conv2d_add_act, x, W)
+        assert x.grad is None
+        assert torch.equal(x, X)
+
+
+class TestErrors:
+    def test_unknown_operation(self):
+        with pytest.raises(ValueError, match="operation must be one of add_act, conv2d_add_act"):
+            explain("conv3d", X)
+        with pytest.raises(ValueError, match="operation must be one of"):
+            explain(torch.nn.functional.conv2d, X, W)
+
+    def test_those_of_the_call(self):
+        with pytest.raises(ValueError, match="x must have the weight's C_in"):
+            explain(conv2d_add_act, X[:, :1], W)
+        with pytest.raises(TypeError, match="x must be a tensor"):
+            explain(conv2d_add_act, [1.0], W)
+        with pytest.raises(RuntimeError, match="no Triton kernel"):
+            explain(conv2d_add_act, X, W, impl="triton")
