@@ -42,7 +42,8 @@ py::dict build_info() {
 #else
   d["isa"] = std::vector<std::string>{"baseline"};
 #endif
-  d["torch_target"] = std::to_string(TORCH_TARGET_VERSION >> 56) + "." + std::to_string((TORCH_TARGET_VERSION >> 48) & 0xff);
+  d["torch_target"] =
+      std::to_string(TORCH_TARGET_VERSION >> 56) + "." + std::to_string((TORCH_TARGET_VERSION >> 48) & 0xff);
 #if defined(LMSER_WITH_CUDA)
   d["cuda"] = true;
   d["cuda_version"] = LMSER_TEXT(LMSER_CUDA_VERSION);
@@ -104,21 +105,25 @@ double on_threads(int threads, F&& f) {
 }
 
 void check_probe(double seconds, int threads) {
-  if (!(seconds > 0 && seconds <= 60)) throw py::value_error("seconds is " + std::to_string(seconds) + "; expected above 0 and at most 60");
-  if (threads < 1 || threads > 1024) throw py::value_error("threads is " + std::to_string(threads) + "; expected 1 to 1024");
+  if (!(seconds > 0 && seconds <= 60))
+    throw py::value_error("seconds is " + std::to_string(seconds) + "; expected above 0 and at most 60");
+  if (threads < 1 || threads > 1024)
+    throw py::value_error("threads is " + std::to_string(threads) + "; expected 1 to 1024");
 }
 
 double measure_fma_peak(double seconds, int threads) {
   check_probe(seconds, threads);
   py::gil_scoped_release release;
   const auto& k = instruction_set().f32;
-  return best_rate(seconds, [&] {
-           return on_threads(threads, [&](int) {
-             alignas(64) float sink[64];
-             std::fill(sink, sink + 64, 0.5f);
-             return k.fma_rounds(400000, sink);
-           });
-         }) / 1e9;
+  return best_rate(seconds,
+                   [&] {
+                     return on_threads(threads, [&](int) {
+                       alignas(64) float sink[64];
+                       std::fill(sink, sink + 64, 0.5f);
+                       return k.fma_rounds(400000, sink);
+                     });
+                   }) /
+         1e9;
 }
 
 double measure_copy_bandwidth(double seconds, int threads) {
@@ -126,26 +131,30 @@ double measure_copy_bandwidth(double seconds, int threads) {
   py::gil_scoped_release release;
   constexpr std::size_t kBytes = std::size_t(64) << 20;
   std::vector<std::vector<char>> from(threads, std::vector<char>(kBytes, 1)), to(threads, std::vector<char>(kBytes, 2));
-  return best_rate(seconds, [&] {
-           return on_threads(threads, [&](int t) {
-             std::memcpy(to[t].data(), from[t].data(), kBytes);
-             return 2.0 * double(kBytes);
-           });
-         }) / 1e9;
+  return best_rate(seconds,
+                   [&] {
+                     return on_threads(threads, [&](int t) {
+                       std::memcpy(to[t].data(), from[t].data(), kBytes);
+                       return 2.0 * double(kBytes);
+                     });
+                   }) /
+         1e9;
 }
 
 using Four = std::array<std::int64_t, 4>;
 using Two = std::array<std::int64_t, 2>;
 
-py::dict plan(const std::string& op, const std::string& dtype, Four shape, Four weight, Two stride, Two padding, Two pool, Two output_size,
-              bool channels_last, int threads) {
+py::dict plan(const std::string& op, const std::string& dtype, Four shape, Four weight, Two stride, Two padding,
+              Two pool, Two output_size, bool channels_last, int threads) {
   const bool up = op == "conv2d_add_act";
-  if (!up && op != "conv_transpose2d_add_act") throw py::value_error("op is '" + op + "'; expected conv2d_add_act or conv_transpose2d_add_act");
+  if (!up && op != "conv_transpose2d_add_act")
+    throw py::value_error("op is '" + op + "'; expected conv2d_add_act or conv_transpose2d_add_act");
   Geometry g;
   g.transposed = !up;
   g.batch = shape[0], g.kernel_h = int(weight[2]), g.kernel_w = int(weight[3]);
   g.stride_h = int(stride[0]), g.stride_w = int(stride[1]), g.pad_h = int(padding[0]), g.pad_w = int(padding[1]);
-  if (g.stride_h < 1 || g.stride_w < 1 || pool[0] < 1 || pool[1] < 1) throw py::value_error("stride and pool must be at least 1");
+  if (g.stride_h < 1 || g.stride_w < 1 || pool[0] < 1 || pool[1] < 1)
+    throw py::value_error("stride and pool must be at least 1");
   g.in_c = up ? weight[1] : weight[0], g.out_c = up ? weight[0] : weight[1];
   g.in_h = up ? shape[2] / pool[0] : shape[2], g.in_w = up ? shape[3] / pool[1] : shape[3];
   g.out_h = up ? (g.in_h + 2 * g.pad_h - g.kernel_h) / g.stride_h + 1 : output_size[0];
@@ -155,7 +164,8 @@ py::dict plan(const std::string& op, const std::string& dtype, Four shape, Four 
   const ConvPlan p = inspect_conv(instruction_set(), threads, g, wide, channels_last);
   const double value = dtype == "float64" ? 8 : dtype == "float32" ? 4 : 2;
   py::dict d;
-  d["kernel"] = up ? "implicit product over channels-last pixels" : "sub-pixel implicit product (stride^2 phases, no zeros multiplied)";
+  d["kernel"] = up ? "implicit product over channels-last pixels"
+                   : "sub-pixel implicit product (stride^2 phases, no zeros multiplied)";
   d["isa"] = instruction_set().name;
   d["tile"] = std::to_string(p.tile.pixels) + "x" + std::to_string(p.tile.max_vectors * p.tile.lanes);
   d["compute_dtype"] = wide ? "float64" : "float32";
@@ -166,14 +176,17 @@ py::dict plan(const std::string& op, const std::string& dtype, Four shape, Four 
   d["slab_bytes"] = p.slab_values * (wide ? 8 : 4);
   d["packed_weight_bytes"] = p.packed_size * (wide ? 8 : 4);
   d["flops"] = p.flops();
-  const double out = double(shape[0]) * double(g.out_c) * double(g.out_h) * double(g.out_w) * (up ? 1.0 : double(pool[0] * pool[1]));
+  const double out =
+      double(shape[0]) * double(g.out_c) * double(g.out_h) * double(g.out_w) * (up ? 1.0 : double(pool[0] * pool[1]));
   d["bytes"] = value * (double(shape[0]) * double(shape[1]) * double(shape[2]) * double(shape[3]) +
                         double(weight[0]) * double(weight[1]) * double(weight[2]) * double(weight[3]) + out);
   const double filled = double(g.out_c) / double(p.padded_out_c);
   d["register_fill"] = filled;
   d["reason"] = channels_last || (g.in_h == 1 && g.in_w == 1)
-                    ? "the only compiled kernel of this operation; input rows are staged once per unit into a padded slab in the second-level cache"
-                    : "the only compiled kernel of this operation; the plainly contiguous input is turned to channels-last while it is staged";
+                    ? "the only compiled kernel of this operation; input rows are staged once per unit into a padded "
+                      "slab in the second-level cache"
+                    : "the only compiled kernel of this operation; the plainly contiguous input is turned to "
+                      "channels-last while it is staged";
   return d;
 }
 
@@ -190,6 +203,6 @@ PYBIND11_MODULE(_C, m) {
         "float32 fused multiply-adds, GFLOP/s, best of short rounds.");
   m.def("measure_copy_bandwidth", &lmser::measure_copy_bandwidth, py::arg("seconds") = 0.3, py::arg("threads") = 1,
         "Bytes read plus bytes written by copies of 64 MiB a thread, GB/s, best of short rounds.");
-  m.def("plan", &lmser::plan, py::arg("op"), py::arg("dtype"), py::arg("shape"), py::arg("weight"), py::arg("stride"), py::arg("padding"),
-        py::arg("pool"), py::arg("output_size"), py::arg("channels_last"), py::arg("threads"));
+  m.def("plan", &lmser::plan, py::arg("op"), py::arg("dtype"), py::arg("shape"), py::arg("weight"), py::arg("stride"),
+        py::arg("padding"), py::arg("pool"), py::arg("output_size"), py::arg("channels_last"), py::arg("threads"));
 }

@@ -4,20 +4,26 @@
 
 STABLE_TORCH_LIBRARY(lmser, m) {
   m.def(
-      "conv2d_add_act(Tensor x, Tensor weight, Tensor? add, Tensor? bias, SymInt[] stride, SymInt[] padding, SymInt[] pool, str activation, "
+      "conv2d_add_act(Tensor x, Tensor weight, Tensor? add, Tensor? bias, SymInt[] stride, SymInt[] padding, SymInt[] "
+      "pool, str activation, "
       "float slope, bool drive) -> (Tensor, Tensor)");
   m.def(
-      "conv2d_add_act_backward(Tensor? grad, Tensor? grad_drive, Tensor h, Tensor x, Tensor weight, SymInt[] stride, SymInt[] padding, "
+      "conv2d_add_act_backward(Tensor? grad, Tensor? grad_drive, Tensor h, Tensor x, Tensor weight, SymInt[] stride, "
+      "SymInt[] padding, "
       "SymInt[] pool, str activation, float slope, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def(
-      "conv_transpose2d_add_act(Tensor z, Tensor weight, Tensor? add, Tensor? bias, Tensor? gate, SymInt[] stride, SymInt[] padding, "
+      "conv_transpose2d_add_act(Tensor z, Tensor weight, Tensor? add, Tensor? bias, Tensor? gate, SymInt[] stride, "
+      "SymInt[] padding, "
       "SymInt[] output_size, SymInt[] upsample, str activation, float slope, bool drive) -> (Tensor, Tensor)");
   m.def(
-      "conv_transpose2d_add_act_backward(Tensor? grad, Tensor? grad_drive, Tensor h, Tensor z, Tensor weight, Tensor? gate, SymInt[] stride, "
-      "SymInt[] padding, SymInt[] upsample, str activation, float slope, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor)");
+      "conv_transpose2d_add_act_backward(Tensor? grad, Tensor? grad_drive, Tensor h, Tensor z, Tensor weight, Tensor? "
+      "gate, SymInt[] stride, "
+      "SymInt[] padding, SymInt[] upsample, str activation, float slope, bool[] needs) -> (Tensor, Tensor, Tensor, "
+      "Tensor)");
   m.def("tied_conv2d(Tensor x, Tensor z, Tensor weight, SymInt[] stride, SymInt[] padding) -> (Tensor, Tensor)");
   m.def(
-      "tied_conv2d_weight_grad(Tensor x, Tensor grad_y, Tensor? grad_u, Tensor? z, SymInt[] kernel_size, SymInt[] stride, SymInt[] padding) "
+      "tied_conv2d_weight_grad(Tensor x, Tensor grad_y, Tensor? grad_u, Tensor? z, SymInt[] kernel_size, SymInt[] "
+      "stride, SymInt[] padding) "
       "-> Tensor");
   m.def("add_act(Tensor y, Tensor? u, Tensor? bias, str activation, float slope) -> Tensor");
   m.def("add_act_backward(Tensor grad, Tensor h, str activation, float slope, bool needs_bias) -> (Tensor, Tensor)");

@@ -23,16 +23,22 @@ inline Activation activation_named(const std::string& name) {
   static constexpr const char* names[] = {"identity", "relu", "leaky_relu", "sigmoid", "tanh", "leaky_sigmoid"};
   for (int i = 0; i < 6; ++i)
     if (name == names[i]) return Activation(i);
-  STD_TORCH_CHECK(false, "activation is '", name, "'; expected identity, relu, leaky_relu, sigmoid, tanh or leaky_sigmoid");
+  STD_TORCH_CHECK(false, "activation is '", name,
+                  "'; expected identity, relu, leaky_relu, sigmoid, tanh or leaky_sigmoid");
 }
 
 inline DType dtype_of(const Tensor& t, const char* name) {
   switch (t.scalar_type()) {
-    case ScalarType::Float: return DType::f32;
-    case ScalarType::Double: return DType::f64;
-    case ScalarType::BFloat16: return DType::bf16;
-    case ScalarType::Half: return DType::f16;
-    default: STD_TORCH_CHECK(false, name, " must be float32, float64, bfloat16 or float16");
+    case ScalarType::Float:
+      return DType::f32;
+    case ScalarType::Double:
+      return DType::f64;
+    case ScalarType::BFloat16:
+      return DType::bf16;
+    case ScalarType::Half:
+      return DType::f16;
+    default:
+      STD_TORCH_CHECK(false, name, " must be float32, float64, bfloat16 or float16");
   }
 }
 
@@ -44,7 +50,8 @@ inline std::string shape_text(const Tensor& t) {
 
 inline View view_of(const Tensor& t, const char* name) {
   STD_TORCH_CHECK(t.dim() == 4, name, " has shape ", shape_text(t), "; expected 4 dimensions (N, C, H, W)");
-  return {t.data_ptr(), dtype_of(t, name), t.size(0), t.size(1), t.size(2), t.size(3), t.stride(0), t.stride(1), t.stride(2), t.stride(3)};
+  return {t.data_ptr(), dtype_of(t, name), t.size(0),   t.size(1),   t.size(2),
+          t.size(3),    t.stride(0),       t.stride(1), t.stride(2), t.stride(3)};
 }
 
 inline void check_like(const Tensor& t, const char* name, const Tensor& first, const char* first_name) {
@@ -59,17 +66,19 @@ inline View like_view(const std::optional<Tensor>& t, const char* name, const Te
   if (!v.data) v.data = &nothing;  // an empty tensor is still there
   return v;
 }
-inline View same_shape_view(const std::optional<Tensor>& t, const char* name, const Tensor& first, const char* first_name, std::int64_t n,
-                            std::int64_t c, std::int64_t h, std::int64_t w) {
+inline View same_shape_view(const std::optional<Tensor>& t, const char* name, const Tensor& first,
+                            const char* first_name, std::int64_t n, std::int64_t c, std::int64_t h, std::int64_t w) {
   const View v = like_view(t, name, first, first_name);
-  STD_TORCH_CHECK(!v || (v.n == n && v.c == c && v.h == h && v.w == w), name, " has shape ", shape_text(*t), "; expected the output's (", n,
-                  ", ", c, ", ", h, ", ", w, ")");
+  STD_TORCH_CHECK(!v || (v.n == n && v.c == c && v.h == h && v.w == w), name, " has shape ", shape_text(*t),
+                  "; expected the output's (", n, ", ", c, ", ", h, ", ", w, ")");
   return v;
 }
-inline View bias_view(const std::optional<Tensor>& t, const Tensor& first, const char* first_name, std::int64_t channels) {
+inline View bias_view(const std::optional<Tensor>& t, const Tensor& first, const char* first_name,
+                      std::int64_t channels) {
   if (!t) return {};
   check_like(*t, "bias", first, first_name);
-  STD_TORCH_CHECK(t->dim() == 1 && t->size(0) == channels, "bias has shape ", shape_text(*t), "; expected (", channels, ",)");
+  STD_TORCH_CHECK(t->dim() == 1 && t->size(0) == channels, "bias has shape ", shape_text(*t), "; expected (", channels,
+                  ",)");
   return {t->data_ptr(), dtype_of(*t, "bias"), 1, channels, 1, 1, 0, t->stride(0), 0, 0};
 }
 
@@ -83,12 +92,14 @@ inline bool channels_last(const View& v) {
 }
 inline Tensor empty_4d(const Tensor& like, bool last, std::int64_t n, std::int64_t c, std::int64_t h, std::int64_t w) {
   const std::int64_t size[] = {n, c, h, w};
-  return torch::stable::empty(torch::headeronly::IntHeaderOnlyArrayRef(size, 4), like.scalar_type(), std::nullopt, like.device(), std::nullopt,
-                              last ? torch::headeronly::MemoryFormat::ChannelsLast : torch::headeronly::MemoryFormat::Contiguous);
+  return torch::stable::empty(
+      torch::headeronly::IntHeaderOnlyArrayRef(size, 4), like.scalar_type(), std::nullopt, like.device(), std::nullopt,
+      last ? torch::headeronly::MemoryFormat::ChannelsLast : torch::headeronly::MemoryFormat::Contiguous);
 }
 inline Tensor empty_1d(const Tensor& like, std::int64_t n) {
   const std::int64_t size[] = {n};
-  return torch::stable::empty(torch::headeronly::IntHeaderOnlyArrayRef(size, 1), like.scalar_type(), std::nullopt, like.device());
+  return torch::stable::empty(torch::headeronly::IntHeaderOnlyArrayRef(size, 1), like.scalar_type(), std::nullopt,
+                              like.device());
 }
 
 struct Pair {
@@ -96,8 +107,8 @@ struct Pair {
 };
 inline Pair pair_of(const Ints& v, const char* name, std::int64_t least) {
   STD_TORCH_CHECK(v.size() == 2, name, " has ", v.size(), " values; expected 2");
-  STD_TORCH_CHECK(v[0] >= least && v[1] >= least && v[0] < (1 << 20) && v[1] < (1 << 20), name, " is (", v[0], ", ", v[1], "); expected at least ",
-                  least);
+  STD_TORCH_CHECK(v[0] >= least && v[1] >= least && v[0] < (1 << 20) && v[1] < (1 << 20), name, " is (", v[0], ", ",
+                  v[1], "); expected at least ", least);
   return {int(v[0]), int(v[1])};
 }
 

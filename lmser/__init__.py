@@ -1,5 +1,4 @@
-"""lmser: reflection networks (Lmser, CLmser) with shared weights and paired neurons, trained through fused
-operations.
+"""lmser: networks that run up and down through the same weights, trained through fused operations.
 
 The names below are imported when they are first asked for, so that ``import lmser`` itself is light.
 """

@@ -6,6 +6,8 @@ import copy
 import gzip
 import itertools
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +40,7 @@ def assert_agree(fused: nn.Module, eager: nn.Module, x: Tensor, y: Tensor | None
         seen = x.clone().requires_grad_()
         output = network(seen)
         loss = reflection_loss(output, seen, y)
-        # The code gets a gradient of its own, for the top layer of an unlabelled network has none from logits.
+        # The code gets a gradient of its own: without labels no other reaches it directly.
         grads = torch.autograd.grad(loss + output.code.square().sum(), [seen, *network.parameters()])
         results.append((output.reconstruction, output.code, loss, *grads))
         assert (output.logits is None) == (network.num_classes is None)
@@ -104,10 +106,10 @@ def test_two_reflections_by_hand():
 # activation there (1 for the reconstruction, layer 0), and z^d_L = z^e_L at the top. Biases are inside s. What
 # is wrong in print:
 #
-# - Eqs. (8), (10), (11), (15) have a minus sign before dJ/dW on the left of some lines and not of others. With
-#   the dJ/dz of Eq. (7) there is none.
-# - Eq. (15), last term: sum_j s'_jk delta_jq z^e_p(k-1) W_ijk from Eqs. (12) and (14) leaves a factor W_iqk,
-#   which the printed formula has lost.
+# - Eqs. (8), (10), (11), (15) have a minus sign before dJ/dW on the left of some lines and not of others.
+#   With the dJ/dz of Eq. (7) there is none.
+# - Eq. (15), last term: sum_j s'_jk delta_jq z^e_p(k-1) W_ijk from Eqs. (12) and (14) leaves a factor
+#   W_iqk, which the printed formula has lost.
 # - At the top, k = L, there is no top-down signal u_L: there the unit is driven by y_L alone, in Lmser-n as
 #   well.
 
@@ -384,7 +386,7 @@ def test_isometric_start(dtype):
 
 
 def test_balanced_start_reconstructs_with_gain_one():
-    # What the rule promises: over the draw of W, E[reconstruction] = x for a signal that is symmetric about zero.
+    # What the rule promises: over the draw of W, E[reconstruction] = x for a signal symmetric about zero.
     torch.manual_seed(0)
     x = torch.randn(64, 60)
     gains = []
@@ -452,6 +454,15 @@ def test_second_order_gradients(impl):
     network = Lmser((4, 3, 2), activation="tanh", reflections=2, dtype=torch.float64, impl=impl)
     x = torch.randn(2, 4, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradgradcheck(lambda x: network(x).reconstruction.sum(), (x,))
+
+
+def test_import_is_light():
+    code = (
+        "import sys, lmser; assert 'torch' not in sys.modules; lmser.Lmser; assert 'torch' in sys.modules; "
+        "assert not {'safetensors', 'tqdm', 'matplotlib', 'PIL'} & set(sys.modules); "
+        "assert 'CLmser' in dir(lmser) and not hasattr(lmser, 'lmsr')"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).resolve().parent.parent)
 
 
 @pytest.mark.slow

@@ -5,7 +5,8 @@
 namespace lmser {
 namespace {
 
-Tensor add_act(const Tensor& y, const std::optional<Tensor>& u, const std::optional<Tensor>& bias, const std::string& activation, double slope) {
+Tensor add_act(const Tensor& y, const std::optional<Tensor>& u, const std::optional<Tensor>& bias,
+               const std::string& activation, double slope) {
   const View v = view_of(y, "y");
   const View vu = same_shape_view(u, "u", y, "y", v.n, v.c, v.h, v.w);
   const View b = bias_view(bias, y, "y", v.c);
@@ -14,7 +15,8 @@ Tensor add_act(const Tensor& y, const std::optional<Tensor>& u, const std::optio
   return h;
 }
 
-std::tuple<Tensor, Tensor> add_act_backward(const Tensor& grad, const Tensor& h, const std::string& activation, double slope, bool needs_bias) {
+std::tuple<Tensor, Tensor> add_act_backward(const Tensor& grad, const Tensor& h, const std::string& activation,
+                                            double slope, bool needs_bias) {
   const View v = view_of(h, "h");
   Source source;
   source.base = same_shape_view(grad, "grad", h, "h", v.n, v.c, v.h, v.w);

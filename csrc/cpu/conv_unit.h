@@ -11,9 +11,13 @@ namespace lmser::LMSER_ISA {
 
 LMSER_HD std::int64_t div_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 template <class X>
-constexpr X lesser(X a, X b) { return a < b ? a : b; }
+constexpr X lesser(X a, X b) {
+  return a < b ? a : b;
+}
 template <class X>
-constexpr X greater(X a, X b) { return a > b ? a : b; }
+constexpr X greater(X a, X b) {
+  return a > b ? a : b;
+}
 
 // The input is used where it lies: channels-last values of T without padding, transform or conversion.
 template <class T>
@@ -55,9 +59,12 @@ struct ConvScratch {
       slab = p.slab_values;
       rows = RowScratch<T>::values(call.source.base.w * call.source.base.c);
     }
-    const std::int64_t pixels = p.unit_images * (div_up(p.unit_rows, p.out_step_h) + 1) * (div_up(g.out_w, p.out_step_w) + 1);
-    if (p.winograd.m) winograd = WinogradScratch(p).values();
-    else offsets = 2 * (pixels + 16) * std::int64_t(sizeof(std::int64_t)) / std::int64_t(sizeof(T));
+    const std::int64_t pixels =
+        p.unit_images * (div_up(p.unit_rows, p.out_step_h) + 1) * (div_up(g.out_w, p.out_step_w) + 1);
+    if (p.winograd.m)
+      winograd = WinogradScratch(p).values();
+    else
+      offsets = 2 * (pixels + 16) * std::int64_t(sizeof(std::int64_t)) / std::int64_t(sizeof(T));
     if (!direct_sink(call)) {
       linear = p.unit_images * p.unit_rows * g.out_w * g.out_c;
       out_row = 3 * greater(call.sink.out.w, g.out_w * call.sink.upsample_w) * g.out_c;
@@ -68,7 +75,8 @@ struct ConvScratch {
 };
 
 template <class T>
-inline constexpr int kTileValues = kLanes<T> * greater(greater(kTilePixels[1], 2 * kTilePixels[2]), 3 * kTilePixels[3]) + kLanes<T>;
+inline constexpr int kTileValues =
+    kLanes<T> * greater(greater(kTilePixels[1], 2 * kTilePixels[2]), 3 * kTilePixels[3]) + kLanes<T>;
 
 template <class T>
 struct Finish {
@@ -79,8 +87,8 @@ struct Finish {
 
 // From the tile to memory: one pixel row at a time, whole registers then the remaining channels.
 template <class T>
-void write_tile(const T* tile, int pixels, int tile_stride, int channels, const std::int64_t* offset, T* out, const T* add,
-                T* drive, const Finish<T>& finish) {
+void write_tile(const T* tile, int pixels, int tile_stride, int channels, const std::int64_t* offset, T* out,
+                const T* add, T* drive, const Finish<T>& finish) {
   with_activation(finish.activation, [&]<Activation A>() {
     for (int m = 0; m < pixels; ++m) {
       const T* src = tile + m * tile_stride;
@@ -111,8 +119,8 @@ Sink channels_of(Sink s, std::int64_t c0, std::int64_t c1) {
 
 // The linear rows of a unit through upsampling, add, bias, activation and gate into the output.
 template <class T>
-void flush_rows(const Sink& s, std::int64_t linear_h, std::int64_t linear_w, std::int64_t n, std::int64_t r0, std::int64_t r1,
-                const T* linear, T* scratch) {
+void flush_rows(const Sink& s, std::int64_t linear_h, std::int64_t linear_w, std::int64_t n, std::int64_t r0,
+                std::int64_t r1, const T* linear, T* scratch) {
   const std::int64_t c = s.out.c, wide = linear_w * s.upsample_w, row_size = greater(s.out.w, wide) * c;
   T *row = scratch, *other = scratch + row_size, *gate_row = scratch + 2 * row_size;
   const std::int64_t tail = (s.out.w - wide) * c;
@@ -151,7 +159,9 @@ void flush_rows(const Sink& s, std::int64_t linear_h, std::int64_t linear_w, std
 }
 
 template <class T>
-std::int64_t conv_scratch(const ConvCall<T>& call) { return ConvScratch<T>(call).values(); }
+std::int64_t conv_scratch(const ConvCall<T>& call) {
+  return ConvScratch<T>(call).values();
+}
 
 template <class T>
 bool conv_unit(const ConvCall<T>& call, std::int64_t unit, T* scratch) {
@@ -169,7 +179,8 @@ bool conv_unit(const ConvCall<T>& call, std::int64_t unit, T* scratch) {
 
   const int split = int(unit % p.block_splits);
   const std::int64_t pixel_unit = unit / p.block_splits;
-  const int block0 = int(p.blocks.size() * split / p.block_splits), block1 = int(p.blocks.size() * (split + 1) / p.block_splits);
+  const int block0 = int(p.blocks.size() * split / p.block_splits),
+            block1 = int(p.blocks.size() * (split + 1) / p.block_splits);
   const std::int64_t n0 = pixel_unit / p.row_units * p.unit_images, n1 = lesser(n0 + p.unit_images, g.batch);
   const std::int64_t from_row = pixel_unit % p.row_units * p.unit_rows + p.winograd.out0_h;
   const std::int64_t r0 = greater<std::int64_t>(from_row, 0), r1 = lesser(from_row + p.unit_rows, g.out_h);
@@ -188,7 +199,8 @@ bool conv_unit(const ConvCall<T>& call, std::int64_t unit, T* scratch) {
     slab_col = g.in_c, slab_row = p.slab_cols * slab_col, slab_image = rows * slab_row;
     const auto row_scratch = RowScratch<T>::at(row_memory, in.base.w * in.base.c);
     for (std::int64_t n = n0; n < n1; ++n)
-      stage<T>(in, n, span.first, rows, p.slab_w0, p.slab_cols, g.in_c, slab_memory + (n - n0) * slab_image, row_scratch);
+      stage<T>(in, n, span.first, rows, p.slab_w0, p.slab_cols, g.in_c, slab_memory + (n - n0) * slab_image,
+               row_scratch);
     slab = slab_memory;
   }
 
@@ -212,8 +224,9 @@ bool conv_unit(const ConvCall<T>& call, std::int64_t unit, T* scratch) {
     if (p.winograd.m) {
       const WinogradGrid& w = p.winograd;
       const WinogradSlab from{slab, n1 - n0, slab_image, slab_row, slab_col};
-      const WinogradOut to{dst, add, drive, direct_out ? static_cast<const float*>(out.bias) : nullptr, dst_image, dst_row, dst_col, r0, r1,
-                           direct_out ? out.activation : Activation::identity, float(out.slope)};
+      const WinogradOut to{
+          dst,     add, drive, direct_out ? static_cast<const float*>(out.bias) : nullptr, dst_image,       dst_row,
+          dst_col, r0,  r1,    direct_out ? out.activation : Activation::identity,         float(out.slope)};
       const std::int64_t t0 = (from_row - w.out0_h) / w.out_step, t1 = div_up(r1 - w.out0_h, w.out_step);
       const auto run = w.m == 3 ? (g.transposed ? winograd_tiles<3, true> : winograd_tiles<3, false>)
                                 : (g.transposed ? winograd_tiles<2, true> : winograd_tiles<2, false>);
@@ -227,7 +240,8 @@ bool conv_unit(const ConvCall<T>& call, std::int64_t unit, T* scratch) {
     std::int64_t pixels = 0;
     for (std::int64_t n = 0; n < n1 - n0; ++n)
       for (std::int64_t q = q0; q < q1; ++q) {
-        const std::int64_t from = n * slab_image + (ph.off_h + q * p.in_step_h - span.first) * slab_row + (ph.off_w - p.slab_w0) * slab_col;
+        const std::int64_t from =
+            n * slab_image + (ph.off_h + q * p.in_step_h - span.first) * slab_row + (ph.off_w - p.slab_w0) * slab_col;
         const std::int64_t to = n * dst_image + (ph.out_h0 + q * p.out_step_h - r0) * dst_row + ph.out_w0 * dst_col;
         for (std::int64_t x = 0; x < ph.cols; ++x, ++pixels) {
           in_offset[pixels] = ph.taps_h ? from + x * p.in_step_w * slab_col : 0;
@@ -256,8 +270,10 @@ bool conv_unit(const ConvCall<T>& call, std::int64_t unit, T* scratch) {
         run(args);
         const int m = int(lesser<std::int64_t>(most, pixels - done));
         const bool joins = out_offset[done + m - 1] - out_offset[done] == (m - 1) * channels;
-        if (joins) write_tile<T>(tile, 1, 0, m * channels, out_offset + done, dst, add, drive, joined);
-        else write_tile<T>(tile, m, channels, channels, out_offset + done, dst, add, drive, finish);
+        if (joins)
+          write_tile<T>(tile, 1, 0, m * channels, out_offset + done, dst, add, drive, joined);
+        else
+          write_tile<T>(tile, m, channels, channels, out_offset + done, dst, add, drive, finish);
       }
       continue;
     }
@@ -265,17 +281,24 @@ bool conv_unit(const ConvCall<T>& call, std::int64_t unit, T* scratch) {
       const Block& block = p.blocks[b];
       const std::int64_t tiles = div_up(pixels, kTilePixels[block.vectors]);
       const int width = block.vectors * kLanes<T>, channels = int(lesser<std::int64_t>(width, g.out_c - block.channel));
-      const Finish<T> finish = direct_out ? Finish<T>{out.bias ? static_cast<const T*>(out.bias) + block.channel : nullptr, out.activation, T(out.slope)}
-                                           : Finish<T>{nullptr, Activation::identity, T(0)};
-      ProductTile<T> args{slab, nullptr, ph.taps_h, slab_row, ph.taps_w * g.in_c,
-                          call.weight + ph.weight_offset + block.weight_column * depth, tile};
+      const Finish<T> finish = direct_out
+                                   ? Finish<T>{out.bias ? static_cast<const T*>(out.bias) + block.channel : nullptr,
+                                               out.activation, T(out.slope)}
+                                   : Finish<T>{nullptr, Activation::identity, T(0)};
+      ProductTile<T> args{slab,
+                          nullptr,
+                          ph.taps_h,
+                          slab_row,
+                          ph.taps_w * g.in_c,
+                          call.weight + ph.weight_offset + block.weight_column * depth,
+                          tile};
       std::int64_t done = 0;
       for (std::int64_t t = 0; t < tiles; ++t) {
         const int m = int(div_up(pixels - done, tiles - t));
         args.offset = in_offset + done;
         product_fn<T>(m, block.vectors)(args);
-        write_tile<T>(tile, m, width, channels, out_offset + done, dst + block.channel, add ? add + block.channel : nullptr,
-                      drive ? drive + block.channel : nullptr, finish);
+        write_tile<T>(tile, m, width, channels, out_offset + done, dst + block.channel,
+                      add ? add + block.channel : nullptr, drive ? drive + block.channel : nullptr, finish);
         done += m;
       }
     }

@@ -16,23 +16,25 @@ struct ThreadPool {
 
 // out = sink(conv or conv_transpose of source with weight). `weight` is the convolution's (C_out, C_in, kh, kw)
 // in either direction.
-void run_conv(const InstructionSet& isa, const ThreadPool& pool, Geometry geometry, Source source, Sink sink, const View& weight,
-              const View& bias);
+void run_conv(const InstructionSet& isa, const ThreadPool& pool, Geometry geometry, Source source, Sink sink,
+              const View& weight, const View& bias);
 
 // grad = sum over the pairs of the weight gradient of the convolution big -> small; (C_out, C_in, kh, kw).
 struct WeightGradPair {
   Source big, small;
 };
-void run_weight_grad(const InstructionSet& isa, const ThreadPool& pool, Geometry geometry, std::vector<WeightGradPair> pairs,
-                     const View& grad);
+void run_weight_grad(const InstructionSet& isa, const ThreadPool& pool, Geometry geometry,
+                     std::vector<WeightGradPair> pairs, const View& grad);
 
 // pre, total and bias of TransformCall; bias_grad (1-D over channels) may be absent.
-void run_transform(const InstructionSet& isa, const ThreadPool& pool, Source source, View pre, View total, const View& bias_grad);
+void run_transform(const InstructionSet& isa, const ThreadPool& pool, Source source, View pre, View total,
+                   const View& bias_grad);
 
-void run_add_act(const InstructionSet& isa, const ThreadPool& pool, View y, View u, const View& bias, View out, Activation activation,
-                 double slope);
+void run_add_act(const InstructionSet& isa, const ThreadPool& pool, View y, View u, const View& bias, View out,
+                 Activation activation, double slope);
 
 // The plan of a convolution as run_conv would make it, after layout normalisation.
-ConvPlan inspect_conv(const InstructionSet& isa, int threads, Geometry geometry, bool double_precision, bool channels_last);
+ConvPlan inspect_conv(const InstructionSet& isa, int threads, Geometry geometry, bool double_precision,
+                      bool channels_last);
 
 }  // namespace lmser

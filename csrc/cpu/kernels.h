@@ -47,9 +47,12 @@ struct Kernels {
   bool (*conv_unit)(const ConvCall<T>&, std::int64_t unit, T* scratch);
   void (*winograd_pack)(const ConvPlan&, const T* weight, int block, T* packed);
   std::int64_t (*weight_grad_scratch)(const WeightGradCall<T>&);
-  // Bands [band0, band1) of sum_rows * bands_per_row: a task may take a part of the gradient instead of a part of the pixels.
-  void (*weight_grad_unit)(const WeightGradCall<T>&, std::int64_t unit, std::int64_t band0, std::int64_t band1, T* scratch);
-  bool (*winograd_grad_finish)(const WeightGradPlan&, const T* sums, int count, std::int64_t c0, std::int64_t c1, T* out);
+  // Bands [band0, band1) of sum_rows * bands_per_row: a task may take a part of the gradient instead of a part of the
+  // pixels.
+  void (*weight_grad_unit)(const WeightGradCall<T>&, std::int64_t unit, std::int64_t band0, std::int64_t band1,
+                           T* scratch);
+  bool (*winograd_grad_finish)(const WeightGradPlan&, const T* sums, int count, std::int64_t c0, std::int64_t c1,
+                               T* out);
   std::int64_t (*transform_scratch)(const TransformCall&);
   void (*transform_rows)(const TransformCall&, std::int64_t image, std::int64_t row0, std::int64_t row1, T* scratch);
   std::int64_t (*add_act_scratch)(const AddActCall<T>&);

@@ -55,11 +55,15 @@ WinogradGrid winograd_grid(const Geometry& g, std::int64_t value_bytes) {
   for (int m : {3, 2}) {
     WinogradGrid w;
     w.m = m;
-    w.out_step = g.transposed ? 2 * m : m, w.in_step = g.transposed ? m : 2 * m, w.window = g.transposed ? m + 1 : 2 * m + 1;
+    w.out_step = g.transposed ? 2 * m : m, w.in_step = g.transposed ? m : 2 * m,
+    w.window = g.transposed ? m + 1 : 2 * m + 1;
     // Transposed: output o is tap sum at o' = o + pad; tiles begin at odd o' (the single tap) at or before pad.
-    const auto first = [&](int pad) { return g.transposed ? std::int64_t(pad % 2 == 1 ? pad : pad - 1) : std::int64_t(0); };
+    const auto first = [&](int pad) {
+      return g.transposed ? std::int64_t(pad % 2 == 1 ? pad : pad - 1) : std::int64_t(0);
+    };
     w.out0_h = g.transposed ? first(g.pad_h) - g.pad_h : 0, w.out0_w = g.transposed ? first(g.pad_w) - g.pad_w : 0;
-    w.in0_h = g.transposed ? (first(g.pad_h) - 1) / 2 : -g.pad_h, w.in0_w = g.transposed ? (first(g.pad_w) - 1) / 2 : -g.pad_w;
+    w.in0_h = g.transposed ? (first(g.pad_h) - 1) / 2 : -g.pad_h,
+    w.in0_w = g.transposed ? (first(g.pad_w) - 1) / 2 : -g.pad_w;
     w.rows = ceil_div(g.out_h - w.out0_h, w.out_step), w.cols = ceil_div(g.out_w - w.out0_w, w.out_step);
     const double products = double(w.rows * w.cols * w.points());
     if (products < least) least = products, best = w;
@@ -84,7 +88,8 @@ RowSpan input_rows(const ConvPlan& p, std::int64_t r0, std::int64_t r1) {
   RowSpan span{INT64_MAX, INT64_MIN};
   for (const Phase& ph : p.phases) {
     if (ph.taps_h == 0 || ph.taps_w == 0) continue;
-    const std::int64_t q0 = std::max<std::int64_t>(0, ceil_div(std::max<std::int64_t>(r0 - ph.out_h0, 0), p.out_step_h));
+    const std::int64_t q0 =
+        std::max<std::int64_t>(0, ceil_div(std::max<std::int64_t>(r0 - ph.out_h0, 0), p.out_step_h));
     const std::int64_t q1 = std::min(ph.rows, ceil_div(std::max<std::int64_t>(r1 - ph.out_h0, 0), p.out_step_h));
     if (q0 >= q1) continue;
     span.first = std::min(span.first, ph.off_h + q0 * p.in_step_h);
@@ -103,8 +108,10 @@ void plan_winograd(ConvPlan& p, std::int64_t value_bytes, int threads) {
   p.slab_w0 = w.in0_w;
   p.slab_cols = (w.cols - 1) * w.in_step + w.window;
   const std::int64_t block = p.tile.max_vectors * p.tile.lanes;
-  const std::int64_t tiles = std::max<std::int64_t>(8, kWinogradBytes / (value_bytes * w.points() * (g.in_c + std::min(block, p.padded_out_c))));
-  const std::int64_t all = g.batch * w.rows * w.cols, wanted = std::max<std::int64_t>(1, std::min(tiles, ceil_div(all, 2 * threads)));
+  const std::int64_t tiles = std::max<std::int64_t>(
+      8, kWinogradBytes / (value_bytes * w.points() * (g.in_c + std::min(block, p.padded_out_c))));
+  const std::int64_t all = g.batch * w.rows * w.cols,
+                     wanted = std::max<std::int64_t>(1, std::min(tiles, ceil_div(all, 2 * threads)));
   if (w.rows * w.cols > wanted) {
     const std::int64_t rows = std::max<std::int64_t>(1, wanted / w.cols);
     p.row_units = ceil_div(w.rows, rows);
@@ -120,7 +127,8 @@ void plan_winograd(ConvPlan& p, std::int64_t value_bytes, int threads) {
   p.slab_rows = (p.unit_rows / w.out_step - 1) * w.in_step + w.window;
   p.slab_values = p.unit_images * p.slab_rows * p.slab_cols * g.in_c;
   const std::int64_t pixel_units = p.image_units * p.row_units;
-  if (pixel_units > 0 && pixel_units < threads) p.block_splits = int(std::min<std::int64_t>(std::int64_t(p.blocks.size()), ceil_div(threads, pixel_units)));
+  if (pixel_units > 0 && pixel_units < threads)
+    p.block_splits = int(std::min<std::int64_t>(std::int64_t(p.blocks.size()), ceil_div(threads, pixel_units)));
   p.units = pixel_units * p.block_splits;
 }
 
@@ -147,8 +155,9 @@ ConvPlan plan_conv(const Geometry& g, const TileShape& tile, std::int64_t value_
       const Axis v = axis_of_phase(g, true, a), u = axis_of_phase(g, false, b);
       if (v.count == 0 || u.count == 0) continue;
       const bool empty = v.taps == 0 || u.taps == 0;
-      Phase ph{v.out0, u.out0, v.count, u.count, v.offset, u.offset, empty ? 0 : v.taps, empty ? 0 : u.taps,
-               v.first_tap, u.first_tap, p.packed_size};
+      Phase ph{
+          v.out0,      u.out0,      v.count,      u.count, v.offset, u.offset, empty ? 0 : v.taps, empty ? 0 : u.taps,
+          v.first_tap, u.first_tap, p.packed_size};
       if (!empty) {
         first_col = std::min(first_col, u.offset);
         last_col = std::max(last_col, u.offset + (u.count - 1) * p.in_step_w + u.taps - 1);
@@ -166,13 +175,15 @@ ConvPlan plan_conv(const Geometry& g, const TileShape& tile, std::int64_t value_
   const RowSpan all = input_rows(p, 0, g.out_h);
   const std::int64_t image_rows = all.last - all.first + 1;
   // Rows of output whose staged input fills the slab; the halo of the kernel comes on top.
-  const double rows_in_per_out = double(std::max<std::int64_t>(1, image_rows)) / double(std::max<std::int64_t>(1, g.out_h));
+  const double rows_in_per_out =
+      double(std::max<std::int64_t>(1, image_rows)) / double(std::max<std::int64_t>(1, g.out_h));
   std::int64_t rows = std::int64_t(double(kSlabBytes) / double(row_bytes) / rows_in_per_out);
   rows = std::clamp<std::int64_t>(rows, 1, std::max<std::int64_t>(1, g.out_h));
   if (rows < g.out_h || g.batch == 1) {
     // At least four pixel tiles a unit, so that short rows do not leave half-filled tiles everywhere.
     const std::int64_t least = ceil_div(4 * tile.pixels, std::max<std::int64_t>(1, g.out_w));
-    rows = std::clamp<std::int64_t>(std::min(rows, ceil_div(g.out_h * g.batch, want_units)), std::min(least, g.out_h), g.out_h);
+    rows = std::clamp<std::int64_t>(std::min(rows, ceil_div(g.out_h * g.batch, want_units)), std::min(least, g.out_h),
+                                    g.out_h);
     rows = round_up(rows, p.out_step_h);
     p.row_units = ceil_div(g.out_h, rows);
     p.unit_rows = round_up(ceil_div(g.out_h, p.row_units), p.out_step_h);
@@ -181,7 +192,8 @@ ConvPlan plan_conv(const Geometry& g, const TileShape& tile, std::int64_t value_
   } else {
     p.unit_rows = g.out_h;
     p.row_units = 1;
-    const std::int64_t images = std::max<std::int64_t>(1, kSlabBytes / std::max<std::int64_t>(1, row_bytes * image_rows));
+    const std::int64_t images =
+        std::max<std::int64_t>(1, kSlabBytes / std::max<std::int64_t>(1, row_bytes * image_rows));
     p.unit_images = std::clamp<std::int64_t>(images, 1, std::max<std::int64_t>(1, g.batch / want_units));
   }
   p.image_units = ceil_div(g.batch, p.unit_images);
@@ -198,7 +210,8 @@ ConvPlan plan_conv(const Geometry& g, const TileShape& tile, std::int64_t value_
   return p;
 }
 
-WeightGradPlan plan_weight_grad(const Geometry& g, const TileShape& tile, std::int64_t value_bytes, int threads, bool winograd) {
+WeightGradPlan plan_weight_grad(const Geometry& g, const TileShape& tile, std::int64_t value_bytes, int threads,
+                                bool winograd) {
   WeightGradPlan p;
   p.geometry = g;
   p.tile = tile;
@@ -212,8 +225,10 @@ WeightGradPlan plan_weight_grad(const Geometry& g, const TileShape& tile, std::i
     p.bands_per_row = ceil_div(p.sum_length, most);
     p.slab_cols = (w.cols - 1) * w.in_step + w.window;
     // The sums are read and written once a unit: enough tiles that this does not show.
-    const std::int64_t tiles = std::max<std::int64_t>(96, kWinogradGradBytes / (value_bytes * w.points() * (g.in_c + p.padded_out_c)));
-    const std::int64_t wanted = std::max<std::int64_t>(1, std::min(tiles, ceil_div(g.batch * w.rows * w.cols, threads)));
+    const std::int64_t tiles =
+        std::max<std::int64_t>(96, kWinogradGradBytes / (value_bytes * w.points() * (g.in_c + p.padded_out_c)));
+    const std::int64_t wanted =
+        std::max<std::int64_t>(1, std::min(tiles, ceil_div(g.batch * w.rows * w.cols, threads)));
     if (w.rows * w.cols > wanted) {
       p.row_units = ceil_div(w.rows, std::max<std::int64_t>(1, wanted / w.cols));
       p.tile_rows = ceil_div(w.rows, p.row_units);
@@ -235,8 +250,10 @@ WeightGradPlan plan_weight_grad(const Geometry& g, const TileShape& tile, std::i
   p.sum_values = p.sum_rows * p.sum_length * p.padded_out_c;
   p.slab_cols = (g.out_w - 1) * g.stride_w + g.kernel_w;
   const std::int64_t row_bytes = value_bytes * (p.slab_cols * g.in_c * g.stride_h + g.out_w * p.padded_out_c);
-  std::int64_t rows = std::clamp<std::int64_t>(kSlabBytes / std::max<std::int64_t>(1, row_bytes), 1, std::max<std::int64_t>(1, g.out_h));
-  rows = std::clamp<std::int64_t>(std::min(rows, ceil_div(g.out_h * g.batch, threads)), 1, std::max<std::int64_t>(1, g.out_h));
+  std::int64_t rows = std::clamp<std::int64_t>(kSlabBytes / std::max<std::int64_t>(1, row_bytes), 1,
+                                               std::max<std::int64_t>(1, g.out_h));
+  rows = std::clamp<std::int64_t>(std::min(rows, ceil_div(g.out_h * g.batch, threads)), 1,
+                                  std::max<std::int64_t>(1, g.out_h));
   p.row_units = ceil_div(g.out_h, rows);
   p.unit_rows = ceil_div(g.out_h, std::max<std::int64_t>(1, p.row_units));
   if (p.row_units <= 1) {
@@ -250,7 +267,8 @@ WeightGradPlan plan_weight_grad(const Geometry& g, const TileShape& tile, std::i
   p.small_values = p.unit_images * p.unit_rows * g.out_w * p.padded_out_c;
   p.bands_per_row = ceil_div(p.sum_length, most);
   // A sum per task is zeroed, added and reduced; taking bands instead, every task reads all pixels.
-  const double values = double(g.batch) * (double(g.in_h) * double(g.in_w) * double(g.in_c) + double(g.out_h) * double(g.out_w) * double(g.out_c));
+  const double values = double(g.batch) * (double(g.in_h) * double(g.in_w) * double(g.in_c) +
+                                           double(g.out_h) * double(g.out_w) * double(g.out_c));
   p.split_pixels = p.units >= threads && 2.0 * double(p.sum_values) < values;
   return p;
 }

@@ -53,7 +53,7 @@ struct Phase {
   std::int64_t off_h, off_w;    // input row and column under its first tap, for its first pixel
   int taps_h, taps_w;
   int first_tap_h, first_tap_w;  // kernel index of tap 0; the next is one up (conv) or one stride down
-  std::int64_t weight_offset;   // into the packed weight, in values
+  std::int64_t weight_offset;    // into the packed weight, in values
 };
 
 struct Geometry {
@@ -72,18 +72,18 @@ struct Block {
 
 // The register tile of an instruction set.
 struct TileShape {
-  int lanes;        // values in a register
-  int pixels;       // rows of the tile
-  int max_vectors;  // columns of the tile, in registers
+  int lanes;               // values in a register
+  int pixels;              // rows of the tile
+  int max_vectors;         // columns of the tile, in registers
   int pixels_by_width[4];  // most rows of a narrower tile
 };
 
 // Tiles of a minimal-filtering algorithm (winograd.h): `m` small-side pixels a side, 0 for none.
 struct WinogradGrid {
   int m = 0;
-  std::int64_t rows = 0, cols = 0;        // tiles of an image
-  std::int64_t out0_h = 0, out0_w = 0;    // output under the first output of tile (0, 0): 0, or -1 to fall outside
-  std::int64_t in0_h = 0, in0_w = 0;      // input under the first of its window
+  std::int64_t rows = 0, cols = 0;      // tiles of an image
+  std::int64_t out0_h = 0, out0_w = 0;  // output under the first output of tile (0, 0): 0, or -1 to fall outside
+  std::int64_t in0_h = 0, in0_w = 0;    // input under the first of its window
   int out_step = 0, in_step = 0, window = 0;
   int weights() const { return (m + 2) * (m + 2); }
   int points() const { return (2 * m + 1) * (2 * m + 1); }
@@ -95,7 +95,7 @@ struct ConvPlan {
   TileShape tile{};
   std::vector<Phase> phases;
   std::vector<Block> blocks;
-  bool dot = false;  // few output channels: registers run along the depth (dot_tile)
+  bool dot = false;                             // few output channels: registers run along the depth (dot_tile)
   std::int64_t out_step_h = 1, out_step_w = 1;  // between pixels of a phase
   std::int64_t in_step_h = 1, in_step_w = 1;
   std::int64_t packed_size = 0;   // values
@@ -117,7 +117,8 @@ struct RowSpan {
 RowSpan input_rows(const ConvPlan& plan, std::int64_t r0, std::int64_t r1);
 
 // `winograd` false asks for the direct algorithm whatever the shape.
-ConvPlan plan_conv(const Geometry& geometry, const TileShape& tile, std::int64_t value_bytes, int threads, bool winograd = true);
+ConvPlan plan_conv(const Geometry& geometry, const TileShape& tile, std::int64_t value_bytes, int threads,
+                   bool winograd = true);
 
 // Weight gradient of one pair: big (N, in_c, H, W) under kernel taps, small (N, out_c, h, w).
 struct WeightGradPlan {
@@ -131,7 +132,7 @@ struct WeightGradPlan {
   std::int64_t sum_rows = 0, sum_length = 0, sum_values = 0, bands_per_row = 1;
   WinogradGrid winograd;
   std::int64_t tile_rows = 0;  // of the grid, a unit
-  bool split_pixels = true;  // else tasks take bands, and one sum serves all
+  bool split_pixels = true;    // else tasks take bands, and one sum serves all
 };
 WeightGradPlan plan_weight_grad(const Geometry& geometry, const TileShape& tile, std::int64_t value_bytes, int threads,
                                 bool winograd = true);

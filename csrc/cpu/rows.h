@@ -25,10 +25,14 @@ template <class T>
 struct Cast {
   static LMSER_HD T read(const void* base, DType type, std::int64_t i) {
     switch (type) {
-      case DType::f32: return T(static_cast<const float*>(base)[i]);
-      case DType::f64: return T(static_cast<const double*>(base)[i]);
-      case DType::bf16: return T(from_bf16(static_cast<const std::uint16_t*>(base)[i]));
-      case DType::f16: return T(float(static_cast<const _Float16*>(base)[i]));
+      case DType::f32:
+        return T(static_cast<const float*>(base)[i]);
+      case DType::f64:
+        return T(static_cast<const double*>(base)[i]);
+      case DType::bf16:
+        return T(from_bf16(static_cast<const std::uint16_t*>(base)[i]));
+      case DType::f16:
+        return T(float(static_cast<const _Float16*>(base)[i]));
     }
     __builtin_unreachable();
   }
@@ -38,7 +42,8 @@ template <class T>
 inline constexpr DType kDType = sizeof(T) == 4 ? DType::f32 : DType::f64;
 
 template <class T, class From, class F>
-LMSER_HD void gather(const From* p, std::int64_t w, std::int64_t c, std::int64_t sw, std::int64_t sc, T* dst, F convert) {
+LMSER_HD void gather(const From* p, std::int64_t w, std::int64_t c, std::int64_t sw, std::int64_t sc, T* dst,
+                     F convert) {
   if (sc == 1 || c == 1) {
     for (std::int64_t x = 0; x < w; ++x)
       for (std::int64_t k = 0; k < c; ++k) dst[x * c + k] = convert(p[x * sw + k * sc]);
@@ -48,7 +53,8 @@ LMSER_HD void gather(const From* p, std::int64_t w, std::int64_t c, std::int64_t
   }
 }
 template <class T, class To, class F>
-LMSER_HD void scatter(To* p, std::int64_t w, std::int64_t c, std::int64_t sw, std::int64_t sc, const T* src, F convert) {
+LMSER_HD void scatter(To* p, std::int64_t w, std::int64_t c, std::int64_t sw, std::int64_t sc, const T* src,
+                      F convert) {
   if (sc == 1 || c == 1) {
     for (std::int64_t x = 0; x < w; ++x)
       for (std::int64_t k = 0; k < c; ++k) p[x * sw + k * sc] = convert(src[x * c + k]);
@@ -73,10 +79,12 @@ const T* read_row(const View& v, std::int64_t n, std::int64_t h, T* buffer) {
   }
   switch (v.dtype) {
     case DType::bf16:
-      gather<T>(static_cast<const std::uint16_t*>(v.data) + at, w, c, sw, sc, buffer, [](std::uint16_t x) { return T(from_bf16(x)); });
+      gather<T>(static_cast<const std::uint16_t*>(v.data) + at, w, c, sw, sc, buffer,
+                [](std::uint16_t x) { return T(from_bf16(x)); });
       break;
     case DType::f16:
-      gather<T>(static_cast<const _Float16*>(v.data) + at, w, c, sw, sc, buffer, [](_Float16 x) { return T(float(x)); });
+      gather<T>(static_cast<const _Float16*>(v.data) + at, w, c, sw, sc, buffer,
+                [](_Float16 x) { return T(float(x)); });
       break;
     case DType::f32:
       gather<T>(static_cast<const float*>(v.data) + at, w, c, sw, sc, buffer, [](float x) { return T(x); });
@@ -119,11 +127,15 @@ LMSER_HD void for_lanes(std::int64_t count, F&& f) {
   if (i < count) f(i, int(count - i));
 }
 template <class T>
-LMSER_HD Vec<T> load_n(const T* p, int n) { return n == kLanes<T> ? load<T>(p) : load_partial<T>(p, n); }
+LMSER_HD Vec<T> load_n(const T* p, int n) {
+  return n == kLanes<T> ? load<T>(p) : load_partial<T>(p, n);
+}
 template <class T>
 LMSER_HD void store_n(T* p, Vec<T> v, int n) {
-  if (n == kLanes<T>) store<T>(p, v);
-  else store_partial<T>(p, v, n);
+  if (n == kLanes<T>)
+    store<T>(p, v);
+  else
+    store_partial<T>(p, v, n);
 }
 
 // Scratch for read_value_row: rows of the base tensor's full width.
@@ -136,7 +148,8 @@ struct RowScratch {
 
 // The gradient before the activation, g = base * f'(output) [* (gate > 0)] [+ extra], for row h of image n.
 template <class T>
-const T* transformed_row(const Source& s, std::int64_t n, std::int64_t h, const RowScratch<T>& scratch, bool with_extra = true) {
+const T* transformed_row(const Source& s, std::int64_t n, std::int64_t h, const RowScratch<T>& scratch,
+                         bool with_extra = true) {
   const T* g = read_row<T>(s.base, n, h, scratch.base);
   const bool extra = with_extra && s.extra;
   if (!s.output && !s.gate && !extra) return g;

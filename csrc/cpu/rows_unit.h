@@ -7,7 +7,9 @@ namespace lmser::LMSER_ISA {
 
 // Per-channel sums are formed over blocks of whole registers: a few channels repeat until they fill some.
 template <class T>
-std::int64_t bias_block(std::int64_t channels) { return channels % kLanes<T> == 0 ? channels : channels * kLanes<T>; }
+std::int64_t bias_block(std::int64_t channels) {
+  return channels % kLanes<T> == 0 ? channels : channels * kLanes<T>;
+}
 
 template <class T>
 std::int64_t transform_scratch(const TransformCall& call) {
@@ -48,7 +50,9 @@ void transform_rows(const TransformCall& call, std::int64_t n, std::int64_t r0, 
       const T* out = g;
       if (call.source.extra) {
         const T* extra = read_row<T>(call.source.extra, n, r, rows.extra);
-        for_lanes<T>(count, [&](std::int64_t i, int k) { store_n<T>(total_row + i, load_n<T>(g + i, k) + load_n<T>(extra + i, k), k); });
+        for_lanes<T>(count, [&](std::int64_t i, int k) {
+          store_n<T>(total_row + i, load_n<T>(g + i, k) + load_n<T>(extra + i, k), k);
+        });
         out = total_row;
       }
       write_row<T>(call.total, n, r, out);
@@ -57,7 +61,9 @@ void transform_rows(const TransformCall& call, std::int64_t n, std::int64_t r0, 
 }
 
 template <class T>
-std::int64_t add_act_scratch(const AddActCall<T>& call) { return 4 * call.y.w * call.y.c; }
+std::int64_t add_act_scratch(const AddActCall<T>& call) {
+  return 4 * call.y.w * call.y.c;
+}
 
 template <class T>
 void add_act_rows(const AddActCall<T>& call, std::int64_t n, std::int64_t r0, std::int64_t r1, T* scratch) {
@@ -66,7 +72,8 @@ void add_act_rows(const AddActCall<T>& call, std::int64_t n, std::int64_t r0, st
   const bool by_channel = call.bias && !call.bias_by_row;
   if (by_channel)
     for (std::int64_t x = 0; x < call.y.w; ++x) std::memcpy(bias_row + x * c, call.bias, sizeof(T) * c);
-  const bool in_place = call.out.dtype == kDType<T> && (call.out.sc == 1 || c == 1) && (call.out.sw == c || call.out.w == 1);
+  const bool in_place =
+      call.out.dtype == kDType<T> && (call.out.sc == 1 || c == 1) && (call.out.sw == c || call.out.w == 1);
   for (std::int64_t r = r0; r < r1; ++r) {
     const T* y = read_row<T>(call.y, n, r, y_row);
     const T* u = call.u ? read_row<T>(call.u, n, r, u_row) : nullptr;
@@ -77,8 +84,10 @@ void add_act_rows(const AddActCall<T>& call, std::int64_t n, std::int64_t r0, st
       for_lanes<T>(count, [&](std::int64_t i, int k) {
         Vec<T> v = load_n<T>(y + i, k);
         if (u) v = v + load_n<T>(u + i, k);
-        if (by_channel) v = v + load_n<T>(bias_row + i, k);
-        else v = v + row_bias;
+        if (by_channel)
+          v = v + load_n<T>(bias_row + i, k);
+        else
+          v = v + row_bias;
         store_n<T>(out + i, act<A, T>(v, slope), k);
       });
     });

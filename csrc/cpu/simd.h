@@ -124,12 +124,18 @@ LMSER_HD Vec<T> act_derivative(Vec<T> h, T slope) {
 template <class F>
 LMSER_HD void with_activation(Activation a, F&& f) {
   switch (a) {
-    case Activation::identity: return f.template operator()<Activation::identity>();
-    case Activation::relu: return f.template operator()<Activation::relu>();
-    case Activation::leaky_relu: return f.template operator()<Activation::leaky_relu>();
-    case Activation::sigmoid: return f.template operator()<Activation::sigmoid>();
-    case Activation::tanh: return f.template operator()<Activation::tanh>();
-    case Activation::leaky_sigmoid: return f.template operator()<Activation::leaky_sigmoid>();
+    case Activation::identity:
+      return f.template operator()<Activation::identity>();
+    case Activation::relu:
+      return f.template operator()<Activation::relu>();
+    case Activation::leaky_relu:
+      return f.template operator()<Activation::leaky_relu>();
+    case Activation::sigmoid:
+      return f.template operator()<Activation::sigmoid>();
+    case Activation::tanh:
+      return f.template operator()<Activation::tanh>();
+    case Activation::leaky_sigmoid:
+      return f.template operator()<Activation::leaky_sigmoid>();
   }
 }
 

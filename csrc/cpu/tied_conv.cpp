@@ -12,14 +12,15 @@ struct Conv {
 };
 
 // x is the big side (N, C_in, H, W) after pooling, y the small one.
-Geometry conv_geometry(std::int64_t n, std::int64_t c_in, std::int64_t h, std::int64_t w, std::int64_t c_out, std::int64_t kh, std::int64_t kw,
-                       Pair stride, Pair pad) {
-  STD_TORCH_CHECK(h + 2 * pad.h >= kh && w + 2 * pad.w >= kw, "the kernel (", kh, ", ", kw, ") is larger than the padded input (", h + 2 * pad.h,
-                  ", ", w + 2 * pad.w, ")");
+Geometry conv_geometry(std::int64_t n, std::int64_t c_in, std::int64_t h, std::int64_t w, std::int64_t c_out,
+                       std::int64_t kh, std::int64_t kw, Pair stride, Pair pad) {
+  STD_TORCH_CHECK(h + 2 * pad.h >= kh && w + 2 * pad.w >= kw, "the kernel (", kh, ", ", kw,
+                  ") is larger than the padded input (", h + 2 * pad.h, ", ", w + 2 * pad.w, ")");
   Geometry g;
   g.batch = n, g.in_c = c_in, g.in_h = h, g.in_w = w, g.out_c = c_out;
   g.out_h = (h + 2 * pad.h - kh) / stride.h + 1, g.out_w = (w + 2 * pad.w - kw) / stride.w + 1;
-  g.kernel_h = int(kh), g.kernel_w = int(kw), g.stride_h = stride.h, g.stride_w = stride.w, g.pad_h = pad.h, g.pad_w = pad.w;
+  g.kernel_h = int(kh), g.kernel_w = int(kw), g.stride_h = stride.h, g.stride_w = stride.w, g.pad_h = pad.h,
+  g.pad_w = pad.w;
   return g;
 }
 Geometry transposed(Geometry g) {
@@ -31,21 +32,26 @@ Geometry transposed(Geometry g) {
 View weight_view(const Tensor& weight, const Tensor& first, const char* first_name) {
   check_like(weight, "weight", first, first_name);
   const View w = view_of(weight, "weight");
-  STD_TORCH_CHECK(w.n > 0 && w.c > 0 && w.h > 0 && w.w > 0, "weight has shape ", shape_text(weight), "; expected no empty dimension");
+  STD_TORCH_CHECK(w.n > 0 && w.c > 0 && w.h > 0 && w.w > 0, "weight has shape ", shape_text(weight),
+                  "; expected no empty dimension");
   return w;
 }
 
 // Geometry of the convolution for an x of shape `v` (before pooling).
-Geometry geometry_from_x(const View& v, const Tensor& x, const View& w, const Tensor& weight, Pair stride, Pair pad, Pair pool) {
-  STD_TORCH_CHECK(v.c == w.c, "x has ", v.c, " channels (shape ", shape_text(x), ") but weight ", shape_text(weight), " takes ", w.c);
+Geometry geometry_from_x(const View& v, const Tensor& x, const View& w, const Tensor& weight, Pair stride, Pair pad,
+                         Pair pool) {
+  STD_TORCH_CHECK(v.c == w.c, "x has ", v.c, " channels (shape ", shape_text(x), ") but weight ", shape_text(weight),
+                  " takes ", w.c);
   return conv_geometry(v.n, v.c, v.h / pool.h, v.w / pool.w, w.n, w.h, w.w, stride, pad);
 }
 // The same for a z on the small side whose transposed convolution is pinned to `size`.
-Geometry geometry_from_z(const View& v, const Tensor& z, const View& w, const Tensor& weight, Pair stride, Pair pad, Pair size) {
-  STD_TORCH_CHECK(v.c == w.n, "z has ", v.c, " channels (shape ", shape_text(z), ") but weight ", shape_text(weight), " gives ", w.n);
+Geometry geometry_from_z(const View& v, const Tensor& z, const View& w, const Tensor& weight, Pair stride, Pair pad,
+                         Pair size) {
+  STD_TORCH_CHECK(v.c == w.n, "z has ", v.c, " channels (shape ", shape_text(z), ") but weight ", shape_text(weight),
+                  " gives ", w.n);
   const Geometry g = conv_geometry(v.n, w.c, size.h, size.w, w.n, w.h, w.w, stride, pad);
-  STD_TORCH_CHECK(g.out_h == v.h && g.out_w == v.w, "output_size (", size.h, ", ", size.w, ") does not fit z of shape ", shape_text(z),
-                  ": its convolution would be (", g.out_h, ", ", g.out_w, ")");
+  STD_TORCH_CHECK(g.out_h == v.h && g.out_w == v.w, "output_size (", size.h, ", ", size.w, ") does not fit z of shape ",
+                  shape_text(z), ": its convolution would be (", g.out_h, ", ", g.out_w, ")");
   return g;
 }
 
@@ -60,8 +66,9 @@ Sink sink_of(const View& v) {
   return s;
 }
 
-std::tuple<Tensor, Tensor> conv2d_add_act(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& add, const std::optional<Tensor>& bias,
-                                          const Ints& stride, const Ints& padding, const Ints& pool, const std::string& activation, double slope,
+std::tuple<Tensor, Tensor> conv2d_add_act(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& add,
+                                          const std::optional<Tensor>& bias, const Ints& stride, const Ints& padding,
+                                          const Ints& pool, const std::string& activation, double slope,
                                           bool with_drive) {
   const View v = view_of(x, "x"), w = weight_view(weight, x, "x");
   const Pair p = pair_of(pool, "pool", 1);
@@ -81,13 +88,15 @@ std::tuple<Tensor, Tensor> conv2d_add_act(const Tensor& x, const Tensor& weight,
   return {h, drive};
 }
 
-std::tuple<Tensor, Tensor> conv_transpose2d_add_act(const Tensor& z, const Tensor& weight, const std::optional<Tensor>& add,
-                                                    const std::optional<Tensor>& bias, const std::optional<Tensor>& gate, const Ints& stride,
+std::tuple<Tensor, Tensor> conv_transpose2d_add_act(const Tensor& z, const Tensor& weight,
+                                                    const std::optional<Tensor>& add, const std::optional<Tensor>& bias,
+                                                    const std::optional<Tensor>& gate, const Ints& stride,
                                                     const Ints& padding, const Ints& output_size, const Ints& upsample,
                                                     const std::string& activation, double slope, bool with_drive) {
   const View v = view_of(z, "z"), w = weight_view(weight, z, "z");
   const Pair up = pair_of(upsample, "upsample", 1), size = pair_of(output_size, "output_size", 1);
-  const Geometry g = geometry_from_z(v, z, w, weight, pair_of(stride, "stride", 1), pair_of(padding, "padding", 0), size);
+  const Geometry g =
+      geometry_from_z(v, z, w, weight, pair_of(stride, "stride", 1), pair_of(padding, "padding", 0), size);
   const std::int64_t out_h = g.in_h * up.h, out_w = g.in_w * up.w;
   Sink sink;
   sink.activation = activation_named(activation), sink.slope = slope;
@@ -104,29 +113,36 @@ std::tuple<Tensor, Tensor> conv_transpose2d_add_act(const Tensor& z, const Tenso
   return {h, drive};
 }
 
-std::tuple<Tensor, Tensor> tied_conv2d(const Tensor& x, const Tensor& z, const Tensor& weight, const Ints& stride, const Ints& padding) {
+std::tuple<Tensor, Tensor> tied_conv2d(const Tensor& x, const Tensor& z, const Tensor& weight, const Ints& stride,
+                                       const Ints& padding) {
   const View vx = view_of(x, "x"), w = weight_view(weight, x, "x"), vz = like_view(z, "z", x, "x");
-  const Geometry g = geometry_from_x(vx, x, w, weight, pair_of(stride, "stride", 1), pair_of(padding, "padding", 0), {1, 1});
-  STD_TORCH_CHECK(vz.n == g.batch && vz.c == g.out_c && vz.h == g.out_h && vz.w == g.out_w, "z has shape ", shape_text(z),
-                  "; expected that of the convolution of x, (", g.batch, ", ", g.out_c, ", ", g.out_h, ", ", g.out_w, ")");
+  const Geometry g =
+      geometry_from_x(vx, x, w, weight, pair_of(stride, "stride", 1), pair_of(padding, "padding", 0), {1, 1});
+  STD_TORCH_CHECK(vz.n == g.batch && vz.c == g.out_c && vz.h == g.out_h && vz.w == g.out_w, "z has shape ",
+                  shape_text(z), "; expected that of the convolution of x, (", g.batch, ", ", g.out_c, ", ", g.out_h,
+                  ", ", g.out_w, ")");
   const bool last = channels_last(vx);
-  Tensor y = empty_4d(x, last, g.batch, g.out_c, g.out_h, g.out_w), u = empty_4d(x, last, g.batch, g.in_c, g.in_h, g.in_w);
+  Tensor y = empty_4d(x, last, g.batch, g.out_c, g.out_h, g.out_w),
+         u = empty_4d(x, last, g.batch, g.in_c, g.in_h, g.in_w);
   run_conv(instruction_set(), torch_pool(), g, source_of(vx), sink_of(view_of(y, "y")), w, {});
   run_conv(instruction_set(), torch_pool(), transposed(g), source_of(vz), sink_of(view_of(u, "u")), w, {});
   return {y, u};
 }
 
-Tensor tied_conv2d_weight_grad(const Tensor& x, const Tensor& grad_y, const std::optional<Tensor>& grad_u, const std::optional<Tensor>& z,
-                               const Ints& kernel_size, const Ints& stride, const Ints& padding) {
+Tensor tied_conv2d_weight_grad(const Tensor& x, const Tensor& grad_y, const std::optional<Tensor>& grad_u,
+                               const std::optional<Tensor>& z, const Ints& kernel_size, const Ints& stride,
+                               const Ints& padding) {
   const View vx = view_of(x, "x"), vy = like_view(grad_y, "grad_y", x, "x");
   const Pair k = pair_of(kernel_size, "kernel_size", 1);
-  const Geometry g = conv_geometry(vx.n, vx.c, vx.h, vx.w, vy.c, k.h, k.w, pair_of(stride, "stride", 1), pair_of(padding, "padding", 0));
-  STD_TORCH_CHECK(vy.n == g.batch && vy.h == g.out_h && vy.w == g.out_w, "grad_y has shape ", shape_text(grad_y), "; expected (", g.batch, ", *, ",
-                  g.out_h, ", ", g.out_w, ")");
+  const Geometry g = conv_geometry(vx.n, vx.c, vx.h, vx.w, vy.c, k.h, k.w, pair_of(stride, "stride", 1),
+                                   pair_of(padding, "padding", 0));
+  STD_TORCH_CHECK(vy.n == g.batch && vy.h == g.out_h && vy.w == g.out_w, "grad_y has shape ", shape_text(grad_y),
+                  "; expected (", g.batch, ", *, ", g.out_h, ", ", g.out_w, ")");
   STD_TORCH_CHECK(grad_u.has_value() == z.has_value(), "grad_u and z must be given together");
   std::vector<WeightGradPair> pairs{{source_of(vx), source_of(vy)}};
   if (z) {
-    const View vu = same_shape_view(grad_u, "grad_u", x, "x", vx.n, vx.c, vx.h, vx.w), vz = same_shape_view(z, "z", x, "x", vy.n, vy.c, vy.h, vy.w);
+    const View vu = same_shape_view(grad_u, "grad_u", x, "x", vx.n, vx.c, vx.h, vx.w),
+               vz = same_shape_view(z, "z", x, "x", vy.n, vy.c, vy.h, vy.w);
     pairs.push_back({source_of(vu), source_of(vz)});
   }
   Tensor grad = empty_4d(x, false, g.out_c, g.in_c, k.h, k.w);
@@ -140,8 +156,8 @@ struct Incoming {
   Source pre;    // without grad_drive
   Source total;  // with it
 };
-Incoming incoming(const std::optional<Tensor>& grad, const std::optional<Tensor>& grad_drive, const Tensor& h, const std::optional<Tensor>& gate,
-                  const std::string& activation, double slope) {
+Incoming incoming(const std::optional<Tensor>& grad, const std::optional<Tensor>& grad_drive, const Tensor& h,
+                  const std::optional<Tensor>& gate, const std::string& activation, double slope) {
   STD_TORCH_CHECK(grad || grad_drive, "grad and grad_drive are both missing");
   const View vh = view_of(h, "h");
   Incoming in;
@@ -169,7 +185,8 @@ Needs needs_of(const std::vector<bool>& needs) {
 
 // Gradients of the two that see only the neuron, add and bias. Where the sum before the activation is written
 // anyway, the other gradients read it instead of forming it again.
-void neuron_grads(Incoming& in, bool have_grad, const Needs& needs, const Tensor& h, Tensor& grad_add, Tensor& grad_bias) {
+void neuron_grads(Incoming& in, bool have_grad, const Needs& needs, const Tensor& h, Tensor& grad_add,
+                  Tensor& grad_bias) {
   const View vh = view_of(h, "h");
   if (needs.add) grad_add = empty_4d(h, channels_last(vh), vh.n, vh.c, vh.h, vh.w);
   if (needs.bias) grad_bias = empty_1d(h, vh.c);
@@ -190,10 +207,10 @@ void neuron_grads(Incoming& in, bool have_grad, const Needs& needs, const Tensor
   }
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> conv2d_add_act_backward(const std::optional<Tensor>& grad, const std::optional<Tensor>& grad_drive,
-                                                                   const Tensor& h, const Tensor& x, const Tensor& weight, const Ints& stride,
-                                                                   const Ints& padding, const Ints& pool, const std::string& activation,
-                                                                   double slope, const std::vector<bool>& needed) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> conv2d_add_act_backward(
+    const std::optional<Tensor>& grad, const std::optional<Tensor>& grad_drive, const Tensor& h, const Tensor& x,
+    const Tensor& weight, const Ints& stride, const Ints& padding, const Ints& pool, const std::string& activation,
+    double slope, const std::vector<bool>& needed) {
   const View v = view_of(x, "x"), w = weight_view(weight, x, "x");
   const Pair p = pair_of(pool, "pool", 1);
   const Geometry g = geometry_from_x(v, x, w, weight, pair_of(stride, "stride", 1), pair_of(padding, "padding", 0), p);
@@ -218,17 +235,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> conv2d_add_act_backward(const std::op
   return {grad_x, grad_w, grad_add, grad_bias};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> conv_transpose2d_add_act_backward(const std::optional<Tensor>& grad,
-                                                                             const std::optional<Tensor>& grad_drive, const Tensor& h,
-                                                                             const Tensor& z, const Tensor& weight,
-                                                                             const std::optional<Tensor>& gate, const Ints& stride,
-                                                                             const Ints& padding, const Ints& upsample,
-                                                                             const std::string& activation, double slope,
-                                                                             const std::vector<bool>& needed) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> conv_transpose2d_add_act_backward(
+    const std::optional<Tensor>& grad, const std::optional<Tensor>& grad_drive, const Tensor& h, const Tensor& z,
+    const Tensor& weight, const std::optional<Tensor>& gate, const Ints& stride, const Ints& padding,
+    const Ints& upsample, const std::string& activation, double slope, const std::vector<bool>& needed) {
   const View v = view_of(z, "z"), w = weight_view(weight, z, "z"), vh = like_view(h, "h", z, "z");
   const Pair up = pair_of(upsample, "upsample", 1);
-  STD_TORCH_CHECK(vh.n == v.n && vh.c == w.c && vh.h % up.h == 0 && vh.w % up.w == 0, "h has shape ", shape_text(h), ", which upsampling by (", up.h,
-                  ", ", up.w, ") of ", w.c, " channels cannot give");
+  STD_TORCH_CHECK(vh.n == v.n && vh.c == w.c && vh.h % up.h == 0 && vh.w % up.w == 0, "h has shape ", shape_text(h),
+                  ", which upsampling by (", up.h, ", ", up.w, ") of ", w.c, " channels cannot give");
   const Geometry g = geometry_from_z(v, z, w, weight, pair_of(stride, "stride", 1), pair_of(padding, "padding", 0),
                                      {int(vh.h / up.h), int(vh.w / up.w)});
   const Needs needs = needs_of(needed);

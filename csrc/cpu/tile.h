@@ -16,10 +16,10 @@ struct ProductTile {
   const T* slab;
   const std::int64_t* offset;  // of each pixel of the tile in the slab
   int kernel_rows;
-  std::int64_t row_stride;     // in the slab, between kernel rows
-  std::int64_t length;         // values under one kernel row
-  const T* weight;             // [kernel row][length][vectors * lanes]
-  T* result;                   // [pixel][vectors * lanes]
+  std::int64_t row_stride;  // in the slab, between kernel rows
+  std::int64_t length;      // values under one kernel row
+  const T* weight;          // [kernel row][length][vectors * lanes]
+  T* result;                // [pixel][vectors * lanes]
 };
 
 // How many values of depth are multiplied between two visits of a pixel's pointer: narrow tiles hold more pixels
@@ -127,12 +127,12 @@ void dot_tile(const ProductTile<T>& t) {
 
 template <class T>
 struct GradientTile {
-  const T* big;                 // first of M consecutive values under the kernel row, at the first pixel
-  const T* small;               // output channels at the first pixel
+  const T* big;    // first of M consecutive values under the kernel row, at the first pixel
+  const T* small;  // output channels at the first pixel
   std::int64_t images, rows, cols;
   std::int64_t big_image, big_row, big_col;
   std::int64_t small_image, small_row, small_col;
-  T* sum;                       // [M][sum_stride], added to
+  T* sum;  // [M][sum_stride], added to
   std::int64_t sum_stride;
 };
 

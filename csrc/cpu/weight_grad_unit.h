@@ -36,13 +36,18 @@ struct WeightGradScratch {
   std::int64_t values() const { return big + small + rows + winograd; }
 };
 template <class T>
-std::int64_t weight_grad_scratch(const WeightGradCall<T>& call) { return WeightGradScratch<T>(call).values(); }
+std::int64_t weight_grad_scratch(const WeightGradCall<T>& call) {
+  return WeightGradScratch<T>(call).values();
+}
 
 // One band: a tile's height of the sum, all output channels.
 template <class T>
-void gradient_band(const WeightGradPlan& p, GradientTile<T> t, std::int64_t band, const T* big, const T* small, T* sum) {
-  const std::int64_t length = p.sum_length, bands = p.bands_per_row, i = band / bands, b = band % bands, k = length * b / bands;
-  const int m = int(length * (b + 1) / bands - k), vectors = int(p.padded_out_c / kLanes<T>), columns = int(div_up(vectors, kTileVectors));
+void gradient_band(const WeightGradPlan& p, GradientTile<T> t, std::int64_t band, const T* big, const T* small,
+                   T* sum) {
+  const std::int64_t length = p.sum_length, bands = p.bands_per_row, i = band / bands, b = band % bands,
+                     k = length * b / bands;
+  const int m = int(length * (b + 1) / bands - k), vectors = int(p.padded_out_c / kLanes<T>),
+            columns = int(div_up(vectors, kTileVectors));
   t.big = big + k;
   int v = 0;
   for (int c = 0; c < columns; ++c) {
@@ -55,8 +60,8 @@ void gradient_band(const WeightGradPlan& p, GradientTile<T> t, std::int64_t band
 }
 
 template <int M>
-void winograd_products(const WeightGradPlan& p, const float* big, const float* small, std::int64_t tiles, std::int64_t band0, std::int64_t band1,
-                       float* sum) {
+void winograd_products(const WeightGradPlan& p, const float* big, const float* small, std::int64_t tiles,
+                       std::int64_t band0, std::int64_t band1, float* sum) {
   using F = Filter<M>;
   GradientTile<float> t{};
   t.images = t.rows = 1;
@@ -69,19 +74,24 @@ void winograd_products(const WeightGradPlan& p, const float* big, const float* s
   }
 }
 
-inline void winograd_weight_grad(const WeightGradCall<float>& call, const WeightGradScratch<float>& layout, std::int64_t n0, std::int64_t n1,
-                                 std::int64_t r0, std::int64_t band0, std::int64_t band1, float* scratch) {
+inline void winograd_weight_grad(const WeightGradCall<float>& call, const WeightGradScratch<float>& layout,
+                                 std::int64_t n0, std::int64_t n1, std::int64_t r0, std::int64_t band0,
+                                 std::int64_t band1, float* scratch) {
   const WeightGradPlan& p = *call.plan;
   const Geometry& g = p.geometry;
   const WinogradGrid& w = p.winograd;
-  float *const big = scratch, *const small = big + layout.big, *const row_memory = small + layout.small, *const points = row_memory + layout.rows;
+  float *const big = scratch, *const small = big + layout.big, *const row_memory = small + layout.small,
+               *const points = row_memory + layout.rows;
   const std::int64_t t0 = r0 / w.m, t1 = lesser(t0 + p.tile_rows, w.rows), rows = (t1 - t0 - 1) * w.in_step + w.window;
-  const std::int64_t big_image = rows * p.slab_cols * g.in_c, small_image = (t1 - t0) * w.m * w.cols * w.m * p.padded_out_c;
+  const std::int64_t big_image = rows * p.slab_cols * g.in_c,
+                     small_image = (t1 - t0) * w.m * w.cols * w.m * p.padded_out_c;
   const auto big_rows = RowScratch<float>::at(row_memory, call.big.base.w * call.big.base.c);
   const auto small_rows = RowScratch<float>::at(row_memory, call.small.base.w * call.small.base.c);
   for (std::int64_t n = n0; n < n1; ++n) {
-    stage<float>(call.big, n, w.in0_h + t0 * w.in_step, rows, w.in0_w, p.slab_cols, g.in_c, big + (n - n0) * big_image, big_rows);
-    stage<float>(call.small, n, t0 * w.m, (t1 - t0) * w.m, 0, w.cols * w.m, p.padded_out_c, small + (n - n0) * small_image, small_rows);
+    stage<float>(call.big, n, w.in0_h + t0 * w.in_step, rows, w.in0_w, p.slab_cols, g.in_c, big + (n - n0) * big_image,
+                 big_rows);
+    stage<float>(call.small, n, t0 * w.m, (t1 - t0) * w.m, 0, w.cols * w.m, p.padded_out_c,
+                 small + (n - n0) * small_image, small_rows);
   }
   const WinogradGradScratch sides(p);
   const std::int64_t tiles = (n1 - n0) * (t1 - t0) * w.cols;
@@ -95,7 +105,8 @@ inline void winograd_weight_grad(const WeightGradCall<float>& call, const Weight
 }
 
 template <class T>
-void weight_grad_unit(const WeightGradCall<T>& call, std::int64_t unit, std::int64_t band0, std::int64_t band1, T* scratch) {
+void weight_grad_unit(const WeightGradCall<T>& call, std::int64_t unit, std::int64_t band0, std::int64_t band1,
+                      T* scratch) {
   const WeightGradPlan& p = *call.plan;
   const Geometry& g = p.geometry;
   const WeightGradScratch<T> layout(call);
@@ -138,7 +149,8 @@ void weight_grad_unit(const WeightGradCall<T>& call, std::int64_t unit, std::int
     t.small_col = p.padded_out_c, t.small_row = g.out_w * t.small_col, t.small_image = (r1 - r0) * t.small_row;
     const auto row_scratch = RowScratch<T>::at(row_memory, call.small.base.w * call.small.base.c);
     for (std::int64_t n = n0; n < n1; ++n)
-      stage<T>(call.small, n, r0, r1 - r0, 0, g.out_w, t.small_col, small_memory + (n - n0) * t.small_image, row_scratch);
+      stage<T>(call.small, n, r0, r1 - r0, 0, g.out_w, t.small_col, small_memory + (n - n0) * t.small_image,
+               row_scratch);
     small = small_memory;
   }
   if (t.cols == 1) {  // one pixel a row: let rows be the inner loop

@@ -25,8 +25,10 @@ struct Filter {
 
   template <class V>
   static LMSER_HD void two_taps_in(const V (&x)[M + 1], V* t) {
-    if constexpr (M == 2) t[0] = x[0] - x[1], t[1] = x[1], t[2] = x[2] - x[1];
-    else t[0] = x[0] - x[2], t[1] = x[1] + x[2], t[2] = x[2] - x[1], t[3] = x[3] - x[1];
+    if constexpr (M == 2)
+      t[0] = x[0] - x[1], t[1] = x[1], t[2] = x[2] - x[1];
+    else
+      t[0] = x[0] - x[2], t[1] = x[1] + x[2], t[2] = x[2] - x[1], t[3] = x[3] - x[1];
   }
   template <class V>
   static LMSER_HD void two_taps_out(const V* m, V (&y)[M]) {
@@ -81,13 +83,17 @@ struct Filter {
   // Weights (first tap of the pair, second, single) -> distinct values, and the adjoint.
   template <class V>
   static LMSER_HD void weights(V first, V second, V single, V (&t)[distinct]) {
-    if constexpr (M == 2) t[0] = first, t[1] = first + second, t[2] = second, t[3] = single;
-    else t[0] = first, t[1] = (first + second) * 0.5f, t[2] = (first - second) * 0.5f, t[3] = second, t[4] = single;
+    if constexpr (M == 2)
+      t[0] = first, t[1] = first + second, t[2] = second, t[3] = single;
+    else
+      t[0] = first, t[1] = (first + second) * 0.5f, t[2] = (first - second) * 0.5f, t[3] = second, t[4] = single;
   }
   template <class V>
   static LMSER_HD void weights_adjoint(const V (&t)[distinct], V (&w)[3]) {  // taps 0, 1, 2 of the convolution
-    if constexpr (M == 2) w[0] = t[0] + t[1], w[2] = t[1] + t[2], w[1] = t[3];
-    else w[0] = t[0] + (t[1] + t[2]) * 0.5f, w[2] = t[3] + (t[1] - t[2]) * 0.5f, w[1] = t[4];
+    if constexpr (M == 2)
+      w[0] = t[0] + t[1], w[2] = t[1] + t[2], w[1] = t[3];
+    else
+      w[0] = t[0] + (t[1] + t[2]) * 0.5f, w[2] = t[3] + (t[1] - t[2]) * 0.5f, w[1] = t[4];
   }
 
   // Which distinct weight a point uses, which copy it is, and how many copies there are.
@@ -125,7 +131,8 @@ enum class Transform { up, down, small };
 
 // One tile, `n` channels from `c` on: window -> points^2, each to its row of `out`, [row][tiles][channels].
 template <int M, Transform Kind>
-LMSER_HD void transform_in(const float* src, std::int64_t row_stride, std::int64_t col_stride, int n, float* out, std::int64_t point_stride) {
+LMSER_HD void transform_in(const float* src, std::int64_t row_stride, std::int64_t col_stride, int n, float* out,
+                           std::int64_t point_stride) {
   using F = Filter<M>;
   using V = Vec<float>;
   constexpr int W = Kind == Transform::up ? F::up_window : Kind == Transform::down ? F::down_window : M, P = F::points;
@@ -136,18 +143,24 @@ LMSER_HD void transform_in(const float* src, std::int64_t row_stride, std::int64
     V x[W];
 #pragma GCC unroll 8
     for (int c = 0; c < W; ++c) x[c] = load_n<float>(src + r * row_stride + c * col_stride, n);
-    if constexpr (Kind == Transform::up) F::up_in(x, half[r]);
-    else if constexpr (Kind == Transform::down) F::down_in(x, half[r]);
-    else F::small_in(x, half[r]);
+    if constexpr (Kind == Transform::up)
+      F::up_in(x, half[r]);
+    else if constexpr (Kind == Transform::down)
+      F::down_in(x, half[r]);
+    else
+      F::small_in(x, half[r]);
   }
 #pragma GCC unroll 8
   for (int q = 0; q < P; ++q) {
     V x[W], t[P];
 #pragma GCC unroll 8
     for (int r = 0; r < W; ++r) x[r] = half[r][q];
-    if constexpr (Kind == Transform::up) F::up_in(x, t);
-    else if constexpr (Kind == Transform::down) F::down_in(x, t);
-    else F::small_in(x, t);
+    if constexpr (Kind == Transform::up)
+      F::up_in(x, t);
+    else if constexpr (Kind == Transform::down)
+      F::down_in(x, t);
+    else
+      F::small_in(x, t);
 #pragma GCC unroll 8
     for (int p = 0; p < P; ++p) store_n<float>(out + table.row[p * P + q] * point_stride, t[p], n);
   }
@@ -155,9 +168,9 @@ LMSER_HD void transform_in(const float* src, std::int64_t row_stride, std::int64
 
 // All channels of all tiles of a grid. `origin` is the window of tile (0, 0) of image 0.
 template <int M, Transform Kind>
-void transform_tiles(const float* origin, std::int64_t images, std::int64_t rows, std::int64_t cols, std::int64_t image_stride, std::int64_t row_step,
-                     std::int64_t col_step, std::int64_t row_stride, std::int64_t col_stride, std::int64_t channels, std::int64_t out_channels,
-                     float* out) {
+void transform_tiles(const float* origin, std::int64_t images, std::int64_t rows, std::int64_t cols,
+                     std::int64_t image_stride, std::int64_t row_step, std::int64_t col_step, std::int64_t row_stride,
+                     std::int64_t col_stride, std::int64_t channels, std::int64_t out_channels, float* out) {
   constexpr int L = kLanes<float>;
   const std::int64_t point_stride = images * rows * cols * out_channels;
   for (std::int64_t n = 0; n < images; ++n)
@@ -165,8 +178,10 @@ void transform_tiles(const float* origin, std::int64_t images, std::int64_t rows
       for (std::int64_t x = 0; x < cols; ++x, out += out_channels) {
         const float* src = origin + n * image_stride + r * row_step + x * col_step;
         std::int64_t c = 0;
-        for (; c + L <= channels; c += L) transform_in<M, Kind>(src + c, row_stride, col_stride, L, out + c, point_stride);
-        if (c < channels) transform_in<M, Kind>(src + c, row_stride, col_stride, int(channels - c), out + c, point_stride);
+        for (; c + L <= channels; c += L)
+          transform_in<M, Kind>(src + c, row_stride, col_stride, L, out + c, point_stride);
+        if (c < channels)
+          transform_in<M, Kind>(src + c, row_stride, col_stride, int(channels - c), out + c, point_stride);
       }
 }
 
@@ -183,16 +198,20 @@ LMSER_HD void transform_out(const float* in, std::int64_t point_stride, Vec<floa
     V m[P], y[O];
 #pragma GCC unroll 8
     for (int p = 0; p < P; ++p) m[p] = load<float>(in + table.row[p * P + q] * point_stride);
-    if constexpr (Down) F::down_out(m, y);
-    else F::up_out(m, y);
+    if constexpr (Down)
+      F::down_out(m, y);
+    else
+      F::up_out(m, y);
 #pragma GCC unroll 8
     for (int o = 0; o < O; ++o) half[o][q] = y[o];
   }
 #pragma GCC unroll 8
   for (int o = 0; o < O; ++o) {
     V y[O];
-    if constexpr (Down) F::down_out(half[o], y);
-    else F::up_out(half[o], y);
+    if constexpr (Down)
+      F::down_out(half[o], y);
+    else
+      F::up_out(half[o], y);
 #pragma GCC unroll 8
     for (int k = 0; k < O; ++k) out[o * O + k] = y[k];
   }

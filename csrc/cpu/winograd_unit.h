@@ -41,8 +41,8 @@ struct WinogradOut {
 // Returns false where an output is not finite: such values spread over whole tiles here, so the caller lets the
 // direct sum say which outputs they really reach.
 template <int M, bool Down>
-bool winograd_tiles(const ConvPlan& p, const float* weight, const WinogradSlab& slab, std::int64_t t0, std::int64_t t1, int block0, int block1,
-                    const WinogradOut& out, float* scratch) {
+bool winograd_tiles(const ConvPlan& p, const float* weight, const WinogradSlab& slab, std::int64_t t0, std::int64_t t1,
+                    int block0, int block1, const WinogradOut& out, float* scratch) {
   using F = Filter<M>;
   constexpr int L = kLanes<float>, O = Down ? 2 * M : M;
   const Geometry& g = p.geometry;
@@ -52,8 +52,9 @@ bool winograd_tiles(const ConvPlan& p, const float* weight, const WinogradSlab& 
   float* const sums = input + layout.input;
   auto* const offsets = reinterpret_cast<std::int64_t*>(sums + layout.sums);
   const std::int64_t rows = t1 - t0, tiles = slab.images * rows * w.cols;
-  transform_tiles<M, Down ? Transform::down : Transform::up>(slab.data, slab.images, rows, w.cols, slab.image, w.in_step * slab.row,
-                                                             w.in_step * slab.col, slab.row, slab.col, g.in_c, g.in_c, input);
+  transform_tiles<M, Down ? Transform::down : Transform::up>(slab.data, slab.images, rows, w.cols, slab.image,
+                                                             w.in_step * slab.row, w.in_step * slab.col, slab.row,
+                                                             slab.col, g.in_c, g.in_c, input);
   for (std::int64_t i = 0; i < M * M * tiles; ++i) offsets[i] = i * g.in_c;
   Vec<float> spoiled{};
   for (int b = block0; b < block1; ++b) {
@@ -63,8 +64,13 @@ bool winograd_tiles(const ConvPlan& p, const float* weight, const WinogradSlab& 
       for (int e = 0; e < F::distinct; ++e) {
         const std::int64_t first = F::rows_before(d, e) * tiles, count = F::copies(d) * F::copies(e) * tiles;
         const std::int64_t pieces = (count + kTilePixels[block.vectors] - 1) / kTilePixels[block.vectors];
-        ProductTile<float> args{input + first * g.in_c, nullptr, 1, 0, g.in_c,
-                                weight + (w.weights() * block.weight_column + (d * F::distinct + e) * width) * g.in_c, nullptr};
+        ProductTile<float> args{input + first * g.in_c,
+                                nullptr,
+                                1,
+                                0,
+                                g.in_c,
+                                weight + (w.weights() * block.weight_column + (d * F::distinct + e) * width) * g.in_c,
+                                nullptr};
         std::int64_t done = 0;
         for (std::int64_t i = 0; i < pieces; ++i) {
           const int m = int((count - done + pieces - i - 1) / (pieces - i));
@@ -129,7 +135,9 @@ void winograd_pack(const ConvPlan& p, const float* weight, int index, float* pac
         for (int t = 0; t < 9; ++t) taps[t][l] = src[t];
       }
       Vec<float> half[3][D];
-      for (int i = 0; i < 3; ++i) F::weights(load<float>(taps[i * 3 + first]), load<float>(taps[i * 3 + second]), load<float>(taps[i * 3 + 1]), half[i]);
+      for (int i = 0; i < 3; ++i)
+        F::weights(load<float>(taps[i * 3 + first]), load<float>(taps[i * 3 + second]), load<float>(taps[i * 3 + 1]),
+                   half[i]);
       for (int e = 0; e < D; ++e) {
         Vec<float> t[D];
         F::weights(half[first][e], half[second][e], half[1][e], t);
@@ -150,21 +158,25 @@ struct WinogradGradScratch {
 
 // Both sides transformed to points; the products themselves are gradient tiles over rows of equal weight.
 template <int M>
-void winograd_grad_transform(const WeightGradPlan& p, const float* big, const float* small, std::int64_t images, std::int64_t tile_rows, float* scratch) {
+void winograd_grad_transform(const WeightGradPlan& p, const float* big, const float* small, std::int64_t images,
+                             std::int64_t tile_rows, float* scratch) {
   const Geometry& g = p.geometry;
   const WinogradGrid& w = p.winograd;
   const WinogradGradScratch layout(p);
-  const std::int64_t big_col = g.in_c, big_row = p.slab_cols * big_col, big_image = ((tile_rows - 1) * w.in_step + w.window) * big_row;
-  const std::int64_t small_col = p.padded_out_c, small_row = w.cols * w.m * small_col, small_image = tile_rows * w.m * small_row;
-  transform_tiles<M, Transform::up>(big, images, tile_rows, w.cols, big_image, w.in_step * big_row, w.in_step * big_col, big_row, big_col, g.in_c,
-                                    g.in_c, scratch);
-  transform_tiles<M, Transform::small>(small, images, tile_rows, w.cols, small_image, w.m * small_row, w.m * small_col, small_row, small_col,
-                                       p.padded_out_c, p.padded_out_c, scratch + layout.big);
+  const std::int64_t big_col = g.in_c, big_row = p.slab_cols * big_col,
+                     big_image = ((tile_rows - 1) * w.in_step + w.window) * big_row;
+  const std::int64_t small_col = p.padded_out_c, small_row = w.cols * w.m * small_col,
+                     small_image = tile_rows * w.m * small_row;
+  transform_tiles<M, Transform::up>(big, images, tile_rows, w.cols, big_image, w.in_step * big_row, w.in_step * big_col,
+                                    big_row, big_col, g.in_c, g.in_c, scratch);
+  transform_tiles<M, Transform::small>(small, images, tile_rows, w.cols, small_image, w.m * small_row, w.m * small_col,
+                                       small_row, small_col, p.padded_out_c, p.padded_out_c, scratch + layout.big);
 }
 
 // Input channels [c0, c1) of the sums of `count` tasks, added and brought back to taps: (9, in_c, padded_out_c).
 template <int M>
-bool winograd_grad_finish(const WeightGradPlan& p, const float* sums, int count, std::int64_t c0, std::int64_t c1, float* out) {
+bool winograd_grad_finish(const WeightGradPlan& p, const float* sums, int count, std::int64_t c0, std::int64_t c1,
+                          float* out) {
   using F = Filter<M>;
   constexpr int L = kLanes<float>, D = F::distinct;
   const std::int64_t in_c = p.geometry.in_c, width = p.padded_out_c;

@@ -7,7 +7,8 @@
 #include <cuda_runtime.h>
 
 // The current stream belongs to the CUDA build of torch. Weak, so that the library also loads where there is none.
-extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** ret_stream);
+extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index,
+                                                                                   void** ret_stream);
 
 namespace lmser {
 namespace {
@@ -22,19 +23,31 @@ struct DeviceMath {
 template <class T>
 __device__ T load(const void* base, DType type, std::int64_t i) {
   switch (type) {
-    case DType::f32: return T(static_cast<const float*>(base)[i]);
-    case DType::f64: return T(static_cast<const double*>(base)[i]);
-    case DType::bf16: return T(__bfloat162float(static_cast<const __nv_bfloat16*>(base)[i]));
-    default: return T(__half2float(static_cast<const __half*>(base)[i]));
+    case DType::f32:
+      return T(static_cast<const float*>(base)[i]);
+    case DType::f64:
+      return T(static_cast<const double*>(base)[i]);
+    case DType::bf16:
+      return T(__bfloat162float(static_cast<const __nv_bfloat16*>(base)[i]));
+    default:
+      return T(__half2float(static_cast<const __half*>(base)[i]));
   }
 }
 template <class T>
 __device__ void store(void* base, DType type, std::int64_t i, T x) {
   switch (type) {
-    case DType::f32: static_cast<float*>(base)[i] = float(x); break;
-    case DType::f64: static_cast<double*>(base)[i] = double(x); break;
-    case DType::bf16: static_cast<__nv_bfloat16*>(base)[i] = __float2bfloat16(float(x)); break;
-    default: static_cast<__half*>(base)[i] = __float2half(float(x)); break;
+    case DType::f32:
+      static_cast<float*>(base)[i] = float(x);
+      break;
+    case DType::f64:
+      static_cast<double*>(base)[i] = double(x);
+      break;
+    case DType::bf16:
+      static_cast<__nv_bfloat16*>(base)[i] = __float2bfloat16(float(x));
+      break;
+    default:
+      static_cast<__half*>(base)[i] = __float2half(float(x));
+      break;
   }
 }
 
@@ -55,7 +68,9 @@ __device__ Position position(const View& v, bool last, std::int64_t i) {
   }
   return p;
 }
-__device__ std::int64_t at(const View& v, const Position& p) { return p.n * v.sn + p.c * v.sc + p.h * v.sh + p.w * v.sw; }
+__device__ std::int64_t at(const View& v, const Position& p) {
+  return p.n * v.sn + p.c * v.sc + p.h * v.sh + p.w * v.sw;
+}
 
 template <class T, Activation A>
 __global__ void add_act_kernel(View y, View u, View bias, View out, bool last, std::int64_t count, T slope) {
@@ -87,7 +102,8 @@ __global__ void bias_grad_kernel(View grad, View h, View out, T slope) {
   T sum = T(0);
   for (std::int64_t i = threadIdx.x; i < pixels; i += blockDim.x) {
     const Position p{i / (h.h * h.w), c, i / h.w % h.h, i % h.w};
-    sum += load<T>(grad.data, grad.dtype, at(grad, p)) * derivative<A, T, T, DeviceMath<T>>(load<T>(h.data, h.dtype, at(h, p)), slope);
+    sum += load<T>(grad.data, grad.dtype, at(grad, p)) *
+           derivative<A, T, T, DeviceMath<T>>(load<T>(h.data, h.dtype, at(h, p)), slope);
   }
   sums[threadIdx.x] = sum;
   __syncthreads();
@@ -116,17 +132,24 @@ unsigned blocks_for(std::int64_t count) {
 template <class F>
 void with_activation(Activation a, F&& f) {
   switch (a) {
-    case Activation::identity: return f.template operator()<Activation::identity>();
-    case Activation::relu: return f.template operator()<Activation::relu>();
-    case Activation::leaky_relu: return f.template operator()<Activation::leaky_relu>();
-    case Activation::sigmoid: return f.template operator()<Activation::sigmoid>();
-    case Activation::tanh: return f.template operator()<Activation::tanh>();
-    case Activation::leaky_sigmoid: return f.template operator()<Activation::leaky_sigmoid>();
+    case Activation::identity:
+      return f.template operator()<Activation::identity>();
+    case Activation::relu:
+      return f.template operator()<Activation::relu>();
+    case Activation::leaky_relu:
+      return f.template operator()<Activation::leaky_relu>();
+    case Activation::sigmoid:
+      return f.template operator()<Activation::sigmoid>();
+    case Activation::tanh:
+      return f.template operator()<Activation::tanh>();
+    case Activation::leaky_sigmoid:
+      return f.template operator()<Activation::leaky_sigmoid>();
   }
 }
 
 template <class T>
-void launch_add_act(const View& y, const View& u, const View& bias, const View& out, Activation activation, double slope, cudaStream_t stream) {
+void launch_add_act(const View& y, const View& u, const View& bias, const View& out, Activation activation,
+                    double slope, cudaStream_t stream) {
   const std::int64_t count = y.n * y.c * y.h * y.w;
   if (count == 0) return;
   with_activation(activation, [&]<Activation A>() {
@@ -136,10 +159,13 @@ void launch_add_act(const View& y, const View& u, const View& bias, const View& 
 }
 
 template <class T>
-void launch_backward(const View& grad, const View& h, const View& out, const View& bias, Activation activation, double slope, cudaStream_t stream) {
+void launch_backward(const View& grad, const View& h, const View& out, const View& bias, Activation activation,
+                     double slope, cudaStream_t stream) {
   const std::int64_t count = h.n * h.c * h.h * h.w;
   with_activation(activation, [&]<Activation A>() {
-    if (count > 0) add_act_backward_kernel<T, A><<<blocks_for(count), 256, 0, stream>>>(grad, h, out, channels_last(out), count, T(slope));
+    if (count > 0)
+      add_act_backward_kernel<T, A>
+          <<<blocks_for(count), 256, 0, stream>>>(grad, h, out, channels_last(out), count, T(slope));
     if (bias.data && h.c > 0) bias_grad_kernel<T, A><<<unsigned(h.c), 256, 0, stream>>>(grad, h, bias, T(slope));
   });
   check_launch("add_act_backward");
@@ -155,7 +181,8 @@ struct OnDevice {
   ~OnDevice() { cudaSetDevice(before); }
 };
 
-Tensor add_act(const Tensor& y, const std::optional<Tensor>& u, const std::optional<Tensor>& bias, const std::string& activation, double slope) {
+Tensor add_act(const Tensor& y, const std::optional<Tensor>& u, const std::optional<Tensor>& bias,
+               const std::string& activation, double slope) {
   const OnDevice device(y);
   const View v = view_of(y, "y");
   const View vu = same_shape_view(u, "u", y, "y", v.n, v.c, v.h, v.w);
@@ -166,7 +193,8 @@ Tensor add_act(const Tensor& y, const std::optional<Tensor>& u, const std::optio
   return h;
 }
 
-std::tuple<Tensor, Tensor> add_act_backward(const Tensor& grad, const Tensor& h, const std::string& activation, double slope, bool needs_bias) {
+std::tuple<Tensor, Tensor> add_act_backward(const Tensor& grad, const Tensor& h, const std::string& activation,
+                                            double slope, bool needs_bias) {
   const OnDevice device(h);
   const View v = view_of(h, "h"), vg = same_shape_view(grad, "grad", h, "h", v.n, v.c, v.h, v.w);
   Tensor g = empty_4d(h, channels_last(v), v.n, v.c, v.h, v.w), grad_bias = empty_1d(h, needs_bias ? v.c : 0);

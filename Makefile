@@ -1,0 +1,53 @@
+# make demo | make test: each sets up what it needs in .venv from nothing (a C++20 compiler is the one thing asked for).
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
+
+.PHONY: demo test test-slow lint format bench install-check clean
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+# Editable, so that a changed Python file needs no reinstallation; changed C++ rebuilds here.
+$(VENV)/.installed: $(SOURCES) | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[experiments,test]'
+	touch $@
+
+$(VENV)/.lint: pyproject.toml | $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet $$($(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml','rb'))['project']['optional-dependencies']['lint'])")
+	touch $@
+
+demo: $(VENV)/.installed
+	$(BIN)/lmser demo --out demo
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.installed
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/.lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $$(find csrc -type f)
+
+format: $(VENV)/.lint
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $$(find csrc -type f)
+
+bench: $(VENV)/.installed
+	$(BIN)/python -m pytest bench --benchmark-only
+
+# What a user does: a plain `pip install .` with build isolation into a fresh environment, used from elsewhere.
+install-check:
+	rm -rf build/install-check && $(PYTHON) -m venv build/install-check
+	build/install-check/bin/python -m pip install --quiet .
+	cd / && $(CURDIR)/build/install-check/bin/python -m lmser_kernels.doctor
+	cd / && $(CURDIR)/build/install-check/bin/lmser list
+
+clean:
+	rm -rf $(VENV) build *.egg-info lmser_kernels/*.so
