@@ -1,7 +1,7 @@
 """Optional dependencies, imported where they are used and named when they are missing.
 
-``import lmser`` needs torch, numpy and click only. Whatever else a function wants it asks for here, so that a user
-who lacks it reads which extra to install instead of a bare ``ModuleNotFoundError``.
+``import lmser`` needs torch, numpy and click only. Whatever else a function wants it asks for here, so that
+a user who lacks it reads which extra to install instead of a bare ``ModuleNotFoundError``.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ def require(module: str, extra: str = "experiments") -> ModuleType:
         The imported module (the submodule itself for a dotted name).
 
     Raises:
-        ImportError: ``module`` or one of its parent packages is not installed. An installed module that fails while
-            it is being imported raises its own error, unchanged.
+        ImportError: ``module`` or one of its parent packages is not installed. An installed module that
+            fails while it is being imported raises its own error, unchanged.
     """
     try:
         return importlib.import_module(module)

@@ -1,7 +1,8 @@
 """One self-contained HTML page from the ``results.json`` files below a folder.
 
-The page needs nothing but itself: styles are in it, figures are SVG elements of it, there is no script and no address
-outside. It reads on a phone (tables scroll in their own frame) and follows the reader's light or dark setting.
+The page needs nothing but itself: styles are in it, figures are SVG elements of it, there is no script and
+no address outside. It reads on a phone (tables scroll in their own frame) and follows the reader's light or
+dark setting.
 """
 
 from __future__ import annotations
@@ -28,15 +29,16 @@ _OUTSIDE = re.compile(
 def collect(directory: Path) -> list[tuple[Path, Results]]:
     """Every ``results.json`` in `directory` and below with its folder, in the order of their paths.
 
-    Raises FileNotFoundError if the folder is not there or holds none, ValueError naming a file that is damaged.
+    Raises FileNotFoundError if the folder is not there or holds none, ValueError naming a file that is
+    damaged.
     """
     if not directory.is_dir():
         raise FileNotFoundError(f"there is no folder {directory} to report on")
     found = [(path.parent, read_results(path)) for path in sorted(directory.rglob(RESULTS_FILE))]
     if not found:
         raise FileNotFoundError(
-            f"there is no {RESULTS_FILE} in {directory} or below: an experiment writes it when it is finished "
-            "(`lmser run NAME`, `lmser demo`; an interrupted one goes on with --resume)"
+            f"there is no {RESULTS_FILE} in {directory} or below: an experiment writes it when it is "
+            "finished (`lmser run NAME`, `lmser demo`; an interrupted one goes on with --resume)"
         )
     return found
 
@@ -44,8 +46,9 @@ def collect(directory: Path) -> list[tuple[Path, Results]]:
 def render(experiments: Sequence[tuple[Path, Results]], *, title: str, introduction: str) -> str:
     """The page as text. `experiments` pairs every result with the folder that its figures are in.
 
-    Raises FileNotFoundError for a figure that is missing, ValueError for one that is not a self-contained SVG or that
-    lies outside its experiment's folder, ImportError naming the extra where jinja2 is not installed.
+    Raises FileNotFoundError for a figure that is missing, ValueError for one that is not a self-contained
+    SVG or that lies outside its experiment's folder, ImportError naming the extra where jinja2 is not
+    installed.
     """
     jinja2 = require("jinja2")
     environment = jinja2.Environment(
@@ -58,13 +61,18 @@ def render(experiments: Sequence[tuple[Path, Results]], *, title: str, introduct
     described = []
     for index, (folder, results) in enumerate(experiments):
         figures = [
-            {"title": f.title, "caption": f.caption, "alt": f.alt, "svg": markup(_figure(folder, f.file, index))}
+            {
+                "title": f.title,
+                "caption": f.caption,
+                "alt": f.alt,
+                "svg": markup(_figure(folder, f.file, index)),
+            }
             for f in results.figures
         ]
         tables = [_table(table) for table in results.tables]
         described.append(
             {
-                "results": {**vars(results), "tables": tables},
+                "results": dict(vars(results), tables=tables),
                 "anchor": f"experiment-{index + 1}",
                 "figures": figures,
                 "duration": duration(results.seconds),
@@ -127,9 +135,12 @@ def _table(table: Table) -> dict[str, Any]:
         "columns": columns,
         "rows": rows,
         "any_paper": any(column["has_paper"] for column in columns),
-        "has_differences": table.has_differences,
+        "common_difference": table.common_difference,
+        "has_differences": table.common_difference is None,
         "has_spread": any(cell.deviation is not None for row in table.rows for cell in row.cells),
-        "width": 1 + sum(3 if column["has_paper"] else 1 for column in columns) + table.has_differences,
+        "width": 1
+        + sum(3 if column["has_paper"] else 1 for column in columns)
+        + (table.common_difference is None),
     }
 
 
@@ -139,7 +150,9 @@ def _figure(folder: Path, name: str, experiment: int) -> str:
     if not path.resolve().is_relative_to(folder.resolve()):
         raise ValueError(f"the figure {name!r} lies outside the folder {folder} of its results")
     if not path.is_file():
-        raise FileNotFoundError(f"the figure {path} is missing: run the experiment again with --resume to redraw it")
+        raise FileNotFoundError(
+            f"the figure {path} is missing: run the experiment again with --resume to redraw it"
+        )
     content = path.read_bytes()
     start = content.find(b"<svg")
     if start < 0 or not content.rstrip().endswith(b"</svg>"):
@@ -147,7 +160,9 @@ def _figure(folder: Path, name: str, experiment: int) -> str:
     content = content[start:]
     outside = _OUTSIDE.search(content)
     if outside:
-        raise ValueError(f"{path} is not self-contained: it holds {outside.group().decode(errors='replace')!r}")
+        raise ValueError(
+            f"{path} is not self-contained: it holds {outside.group().decode(errors='replace')!r}"
+        )
     text = content.decode("utf-8")
     prefix = f"e{experiment}-{re.sub(r'[^A-Za-z0-9]', '-', Path(name).stem)}-"
     text = re.sub(r'\bid="', f'id="{prefix}', text)

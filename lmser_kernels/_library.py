@@ -49,5 +49,12 @@ def _one_line(problem: Exception) -> str:
     return " ".join(str(problem).split()) or type(problem).__name__
 
 
+def _with_cuda_kernel() -> frozenset[str]:
+    has = torch._C._dispatch_has_kernel_for_dispatch_key
+    return frozenset(name for name in OPERATORS if has(f"lmser::{name}", "CUDA"))
+
+
 module, error = _load()
 available = module is not None
+# Every operator has a CPU kernel; these have a CUDA kernel too, in a library compiled with nvcc.
+cuda_operators = _with_cuda_kernel() if available else frozenset()

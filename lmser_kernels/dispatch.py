@@ -20,13 +20,13 @@ def native(operation: str, impl: str, tensor: Tensor) -> bool:
     where it cannot run, `ValueError` for an unknown name.
     """
     if impl == "auto":
-        return _library.available and tensor.is_cpu
+        return _library.available and (tensor.is_cpu or _on_cuda(operation, tensor))
     if impl == "reference":
         return False
     if impl == "native":
         if not _library.available:
             raise RuntimeError(f'impl="native": {_library.error}')
-        if not tensor.is_cpu:
+        if not (tensor.is_cpu or _on_cuda(operation, tensor)):
             raise RuntimeError(
                 f'impl="native": no compiled kernel of {operation} for {tensor.device.type} tensors'
             )
@@ -36,15 +36,19 @@ def native(operation: str, impl: str, tensor: Tensor) -> bool:
     raise ValueError(f"impl must be one of {', '.join(IMPLEMENTATIONS)}; got {impl!r}")
 
 
-def reason(impl: str, tensor: Tensor) -> str:
+def _on_cuda(operation: str, tensor: Tensor) -> bool:
+    return tensor.is_cuda and operation in _library.cuda_operators
+
+
+def reason(operation: str, impl: str, tensor: Tensor) -> str:
     """Why `native` decided as it did, for a call that it accepts."""
     if impl != "auto":
         return f'impl="{impl}" was asked for'
     if not _library.available:
         return str(_library.error)
-    if not tensor.is_cpu:
-        return f"the compiled library has no kernel for {tensor.device.type} tensors"
-    return "compiled kernel for CPU tensors"
+    if not native(operation, impl, tensor):
+        return f"the compiled library has no kernel of {operation} for {tensor.device.type} tensors"
+    return f"compiled kernel for {tensor.device.type} tensors"
 
 
 def differentiable(

@@ -119,7 +119,7 @@ def explain(operation: str | Callable[..., Any], *args: Any, **kwargs: Any) -> E
         operation=name,
         implementation="native" if native else "reference",
         kernel=_kernel(name, plans) if native else "eager PyTorch",
-        reason=_reason(given["impl"], first, plans),
+        reason=_reason(name, given["impl"], first, plans),
         output_shapes=tuple(tuple(output.shape) for output in outputs),
         dtype=outputs[0].dtype,
         threads=threads,
@@ -199,7 +199,7 @@ def _kernel(name: str, plans: Mapping[str, Mapping[str, Any]]) -> str:
     )
 
 
-def _reason(impl: str, first: Tensor, plans: Mapping[str, Mapping[str, Any]]) -> str:
-    reasons = [dispatch.reason(impl, first)]
+def _reason(name: str, impl: str, first: Tensor, plans: Mapping[str, Mapping[str, Any]]) -> str:
+    reasons = [dispatch.reason(name, impl, first)]
     reasons += dict.fromkeys(str(plan["reason"]) for plan in plans.values() if plan.get("reason"))
     return "; ".join(reasons)

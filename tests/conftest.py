@@ -50,6 +50,15 @@ def _seed() -> None:
 
 
 @pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Small cases spread over threads only wait for one another; a test about threads asks for them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
 def _poisoned_empties() -> Iterator[None]:
     """Every `empty` tensor, Python's or a compiled kernel's, starts as NaN: what is not written shows."""
     filled = torch.utils.deterministic.fill_uninitialized_memory

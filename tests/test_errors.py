@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from lmser_kernels import _library, add_act, conv2d_add_act, conv_transpose2d_add_act, tied_conv2d
+from lmser_kernels import _library, add_act, conv2d_add_act, conv_transpose2d_add_act, dispatch, tied_conv2d
 
 X, W, Z = torch.zeros(2, 3, 9, 8), torch.zeros(5, 3, 3, 3), torch.zeros(2, 5, 4, 4)
 
@@ -194,6 +195,17 @@ class TestImplementations:
 
     def test_auto_takes_the_reference_on_another_device(self):
         assert conv2d_add_act(X.to("meta"), W.to("meta"), stride=2).shape == (2, 5, 4, 3)
+
+    def test_cuda_takes_the_kernels_that_there_are(self, monkeypatch):
+        monkeypatch.setattr(_library, "available", True)
+        monkeypatch.setattr(_library, "cuda_operators", frozenset({"add_act"}))
+        with FakeTensorMode():
+            on_cuda = torch.empty(1, device="cuda")
+        assert dispatch.native("add_act", "auto", on_cuda)
+        assert dispatch.native("add_act", "native", on_cuda)
+        assert not dispatch.native("tied_conv2d", "auto", on_cuda)
+        with pytest.raises(RuntimeError, match="no compiled kernel of tied_conv2d for cuda tensors"):
+            dispatch.native("tied_conv2d", "native", on_cuda)
 
     def test_native_without_the_library_says_why(self, monkeypatch):
         monkeypatch.setattr(_library, "available", False)

@@ -103,8 +103,8 @@ def test_two_reflections_by_hand():
 
 # The gradients that 001 derives (one reflection). Index conventions of the paper: W_ijk joins unit i of layer
 # k-1 and unit j of layer k; z^e and z^d are a unit's values on the way up and down, s' the derivative of its
-# activation there (1 for the reconstruction, layer 0), and z^d_L = z^e_L at the top. Biases are inside s. What
-# is wrong in print:
+# activation there (1 for the reconstruction, layer 0), and z^d_L = z^e_L at the top. Biases are inside s.
+# What is wrong in print:
 #
 # - Eqs. (8), (10), (11), (15) have a minus sign before dJ/dW on the left of some lines and not of others.
 #   With the dJ/dz of Eq. (7) there is none.
@@ -459,7 +459,7 @@ def test_second_order_gradients(impl):
 def test_import_is_light():
     code = (
         "import sys, lmser; assert 'torch' not in sys.modules; lmser.Lmser; assert 'torch' in sys.modules; "
-        "assert not {'safetensors', 'tqdm', 'matplotlib', 'PIL'} & set(sys.modules); "
+        "assert not {'safetensors', 'matplotlib', 'PIL'} & set(sys.modules); "
         "assert 'CLmser' in dir(lmser) and not hasattr(lmser, 'lmsr')"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).resolve().parent.parent)

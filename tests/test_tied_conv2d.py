@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_conv2d_add_act import LAYERS
-from tied_conv_cases import DTYPES, LAYOUTS, close, higher_order, laid_out, saved_by, wide
+from tied_conv_cases import DTYPES, LAYOUTS, close, edges, higher_order, laid_out, on_threads, saved_by, wide
 from torch.autograd import gradcheck, gradgradcheck
 
 from lmser_kernels import reference, tied_conv2d
@@ -27,30 +27,22 @@ def operands(dtype=torch.float64, **geometry):
 
 @st.composite
 def calls(draw, dtypes=DTYPES):
-    few = st.integers(1, 5)
-    channels = st.one_of(few, st.integers(1, 40))
-    kernel = draw(st.tuples(few, few))
-    stride = draw(st.tuples(st.integers(1, 4), st.integers(1, 4)))
-    padding = draw(st.tuples(st.integers(0, 6), st.integers(0, 6)))
-    batch = draw(st.sampled_from([2, 1, 3, 0]))
-    c_in, c_out, dtype = draw(channels), draw(channels), draw(st.sampled_from(dtypes))
-    big = tuple(max(1, kernel[i] - 2 * padding[i]) + draw(st.integers(0, 9)) for i in (0, 1))
-    small = tuple((big[i] + 2 * padding[i] - kernel[i]) // stride[i] + 1 for i in (0, 1))
+    edge, dtype = draw(edges()), draw(st.sampled_from(dtypes))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
-    shapes = [(batch, c_in, *big), (batch, c_out, *small), (c_out, c_in, *kernel)]
-    tensors = [
-        laid_out(shape, draw(st.sampled_from(LAYOUTS)), generator, dtype)
-        for shape in (*shapes, *shapes[1::-1])
-    ]
-    return tensors, {"stride": stride, "padding": padding}
+    x, z = (edge.batch, edge.c_in, *edge.big), (edge.batch, edge.c_out, *edge.small)
+    weight = (edge.c_out, edge.c_in, *edge.kernel)
+    layouts = st.sampled_from(LAYOUTS)
+    tensors = [laid_out(shape, draw(layouts), generator, dtype) for shape in (x, z, weight, z, x)]
+    return tensors, {"stride": edge.stride, "padding": edge.padding}
 
 
-def check(tensors, geometry, impl):
+def check(tensors, geometry, impl, threads=1):
     x, z, weight, grad_y, grad_u = tensors
     grads = (grad_y.detach(), grad_u.detach())
-    y, u = tied_conv2d(x, z, weight, impl=impl, **geometry)
+    with on_threads(threads):
+        y, u = tied_conv2d(x, z, weight, impl=impl, **geometry)
+        got = torch.autograd.grad((y, u), (x, z, weight), grads)
     assert y.dtype == u.dtype == x.dtype
-    got = torch.autograd.grad((y, u), (x, z, weight), grads)
 
     def oracle(absolute):
         values = [wide(t).abs() if absolute else wide(t) for t in (x, z, weight, *grads)]
@@ -94,7 +86,7 @@ class TestOracle:
         generator = torch.Generator().manual_seed(1)
         x, z, w = (batch, c_in, *size), (batch, c_out, *small), (c_out, c_in, *kernel)
         tensors = [laid_out(shape, layout, generator, torch.float32) for shape in (x, z, w, z, x)]
-        check(tensors, {"stride": stride, "padding": padding}, "native")
+        check(tensors, {"stride": stride, "padding": padding}, "native", threads=2)
 
 
 class TestDerivatives:
@@ -149,21 +141,17 @@ class TestCompiled:
 
     @pytest.mark.parametrize("threads", [1, 2])
     def test_same_bits_from_run_to_run(self, threads):
-        before = torch.get_num_threads()
         torch.set_num_threads(threads)
-        try:
-            x, z = (
-                torch.randn(9, 16, 31, 30, requires_grad=True),
-                torch.randn(9, 32, 16, 15, requires_grad=True),
-            )
-            weight = torch.randn(32, 16, 3, 3, requires_grad=True)
+        x, z = (
+            torch.randn(9, 16, 31, 30, requires_grad=True),
+            torch.randn(9, 32, 16, 15, requires_grad=True),
+        )
+        weight = torch.randn(32, 16, 3, 3, requires_grad=True)
 
-            def run():
-                y, u = tied_conv2d(x, z, weight, stride=2, padding=1)
-                return y, u, *torch.autograd.grad(y.square().sum() + u.square().sum(), (x, z, weight))
+        def run():
+            y, u = tied_conv2d(x, z, weight, stride=2, padding=1)
+            return y, u, *torch.autograd.grad(y.square().sum() + u.square().sum(), (x, z, weight))
 
-            first = run()
-            for _ in range(4):
-                assert all(torch.equal(a, b) for a, b in zip(first, run(), strict=True))
-        finally:
-            torch.set_num_threads(before)
+        first = run()
+        for _ in range(4):
+            assert all(torch.equal(a, b) for a, b in zip(first, run(), strict=True))

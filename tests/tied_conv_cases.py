@@ -6,6 +6,8 @@ result the same linear map of the absolute values bounds the rounding errors of 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,27 +86,51 @@ class Case:
         }
 
 
+@dataclass
+class Edge:
+    """The two layers that a weight joins: sizes of the big (convolved) and of the small side."""
+
+    batch: int
+    c_in: int
+    c_out: int
+    big: tuple[int, ...]
+    small: tuple[int, ...]
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+
+
+@st.composite
+def edges(draw: st.DrawFn) -> Edge:
+    """Any shape, small; one in three is a 3 by 3 kernel with the channels and sizes of a network's layer."""
+    few = st.integers(1, 5)
+    ordinary = draw(st.integers(0, 2)) == 0
+    if ordinary:
+        batch, channels, extra = draw(st.integers(1, 2)), st.integers(28, 70), st.integers(0, 22)
+        kernel, stride = (3, 3), draw(st.sampled_from([(2, 2), (1, 1)]))
+        padding = draw(st.tuples(st.integers(0, 2), st.integers(0, 2)))
+    else:
+        batch, channels = draw(st.sampled_from([2, 1, 3, 2, 1, 0])), st.one_of(few, st.integers(1, 40))
+        extra = st.integers(0, 9)
+        kernel, stride = draw(st.tuples(few, few)), draw(st.tuples(st.integers(1, 4), st.integers(1, 4)))
+        padding = draw(st.tuples(st.integers(0, 6), st.integers(0, 6)))
+    big = tuple(max(1, kernel[i] - 2 * padding[i]) + draw(extra) for i in (0, 1))
+    small = tuple((big[i] + 2 * padding[i] - kernel[i]) // stride[i] + 1 for i in (0, 1))
+    return Edge(batch, draw(channels), draw(channels), big, small, kernel, stride, padding)
+
+
 @st.composite
 def cases(draw: st.DrawFn, transposed: bool, dtypes: tuple[torch.dtype, ...] = DTYPES) -> Case:
-    few = st.integers(1, 5)
-    channels = st.one_of(few, st.integers(1, 40))
-    dtype = draw(st.sampled_from(dtypes))
-    batch, c_in, c_out = draw(st.sampled_from([2, 1, 3, 2, 1, 0])), draw(channels), draw(channels)
-    kernel, stride = draw(st.tuples(few, few)), draw(st.tuples(st.integers(1, 4), st.integers(1, 4)))
-    padding = draw(st.tuples(st.integers(0, 6), st.integers(0, 6)))
+    edge, dtype = draw(edges()), draw(st.sampled_from(dtypes))
     factor = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
-    big, small = [], []
-    for k, s, p in zip(kernel, stride, padding, strict=True):
-        side = max(1, k - 2 * p) + draw(st.integers(0, 9))
-        big.append(side)
-        small.append((side + 2 * p - k) // s + 1)
+    batch, c_in, c_out, big, small = edge.batch, edge.c_in, edge.c_out, edge.big, edge.small
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
     layouts = st.sampled_from(LAYOUTS)
-    weight = laid_out((c_out, c_in, *kernel), draw(layouts), generator, dtype)
-    keywords: dict[str, Any] = {"stride": stride, "padding": padding}
+    weight = laid_out((c_out, c_in, *edge.kernel), draw(layouts), generator, dtype)
+    keywords: dict[str, Any] = {"stride": edge.stride, "padding": edge.padding}
     if transposed:
         source = laid_out((batch, c_out, *small), draw(layouts), generator, dtype)
-        keywords |= {"output_size": tuple(big), "upsample": factor}
+        keywords |= {"output_size": big, "upsample": factor}
         out = (batch, c_in, big[0] * factor[0], big[1] * factor[1])
     else:
         # What the pool leaves over is dropped.
@@ -151,16 +177,28 @@ def close(name: str, got: Tensor, want: Tensor, magnitude: Tensor, steps: int) -
     assert worst <= 1, f"{name}: error is {worst:.3g} times what rounding allows ({dtype})"
 
 
-def check_against_oracle(case: Case, operation: Any, impl: str) -> None:
-    """Values and every gradient of `operation` on `case`, against float64."""
+@contextmanager
+def on_threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    yield
+    torch.set_num_threads(before)
+
+
+def check_against_oracle(case: Case, operation: Any, impl: str, threads: int = 1) -> None:
+    """Values and every gradient of `operation` on `case`, computed on `threads` threads, against float64."""
     linear = getattr(reference, case.name)
     keywords, linear_keywords = case.keywords, case.linear_keywords()
     drive_too = "return_drive" in keywords
     # The reference rounds after each of its steps, a fused kernel once.
     steps = 0 if impl == "native" else 4
 
-    result = operation(case.source, case.weight, case.add, case.bias, impl=impl, **keywords)
-    h, drive = result if drive_too else (result, None)
+    inputs = case.inputs
+    with on_threads(threads):
+        result = operation(case.source, case.weight, case.add, case.bias, impl=impl, **keywords)
+        h, drive = result if drive_too else (result, None)
+        outputs, incoming = ([h, drive], [case.grad, case.grad_drive]) if drive_too else ([h], [case.grad])
+        got = dict(zip(inputs, torch.autograd.grad(outputs, list(inputs.values()), incoming), strict=True))
     x, w, add, bias = (wide(v) for v in (case.source, case.weight, case.add, case.bias))
     want = linear(x, w, add, bias, **{k: wide(v) for k, v in keywords.items() if k != "return_drive"})
     magnitude = linear(
@@ -173,9 +211,6 @@ def check_against_oracle(case: Case, operation: Any, impl: str) -> None:
     if drive is not None:
         close("drive", drive, linear(x, w, **linear_keywords), magnitude, steps)
 
-    inputs = case.inputs
-    outputs, incoming = ([h, drive], [case.grad, case.grad_drive]) if drive_too else ([h], [case.grad])
-    got = dict(zip(inputs, torch.autograd.grad(outputs, list(inputs.values()), incoming), strict=True))
     # f' is read off the result itself, so that a value that rounding carried over a kink is no error.
     grad, gate = wide(case.grad), keywords.get("gate")
     pre = grad * activations.derivative(wide(h), keywords["activation"], keywords.get("slope"))

@@ -37,7 +37,8 @@ class Request:
 class Experiment:
     """One line of ``lmser list``.
 
-    source: what of the papers it reproduces.  data: what it reads.  needs: how to come by that, as one clause.
+    source: what of the papers it reproduces.  data: what it reads.  needs: how to come by that, as one
+    clause.
     seeds:  the default of each scale.
     """
 

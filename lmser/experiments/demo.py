@@ -1,9 +1,10 @@
 """``lmser demo``: the comparison of 001 in minutes, on crops of photographs that need no download.
 
-The four networks of 001 Table 1 learn to reconstruct crops of the photographs inside the scikit-learn and scikit-image
-wheels, twice: from PyTorch's default initialisation, as in 001, and from the near-isometric start. Steps and seeds are
-fixed, so that the same machine gives the same bits. Beside the table of errors stand the cost of a training step and
-that of its eager twin, measured in the same run.
+The four networks of 001 Table 1 learn to reconstruct crops of the photographs inside the scikit-learn and
+scikit-image
+wheels, twice: from PyTorch's default initialisation, as in 001, and from the near-isometric start. Steps and
+seeds are fixed, so that the same machine gives the same bits. Beside the table of errors stand the cost of a
+training step and that of its eager twin, measured in the same run.
 """
 
 from __future__ import annotations
@@ -48,8 +49,9 @@ _STARTS: Mapping[str, str] = {"default": "default initialisation", "isometric": 
 class Configuration:
     """Everything that decides the demo's numbers.
 
-    001 Table 3 gives lr 0.01 and Adam. The warm-up is not in 001: without it the first Adam steps of a tied network,
-    whose two directions move at once, throw a third of the seeds so far off that they need hundreds of steps to return.
+    001 Table 3 gives lr 0.01 and Adam. The warm-up is not in 001: without it the first Adam steps of a tied
+    network, whose two directions move at once, throw a third of the seeds so far off that they need hundreds
+    of steps to return.
     """
 
     crop: int = 64
@@ -84,12 +86,17 @@ _Jobs = dict[tuple[str, str], list[JobResult]]  # (start, variant) -> one per se
 
 
 def run(
-    out: Path, *, resume: bool = False, device: str = "cpu", progress: bool = True, configuration: Configuration = DEMO
+    out: Path,
+    *,
+    resume: bool = False,
+    device: str = "cpu",
+    progress: bool = True,
+    configuration: Configuration = DEMO,
 ) -> Results:
     """Run the demo into `out`: weights per network, ``figures/``, ``results.json``, ``report.html``.
 
-    Raises RunRefused where `out` cannot be used, Interrupted where a signal came (``resume=True`` goes on to the same
-    bits), ImportError naming the extra where a dependency is missing.
+    Raises RunRefused where `out` cannot be used, Interrupted where a signal came (``resume=True`` goes on to
+    the same bits), ImportError naming the extra where a dependency is missing.
     """
     plan = {"experiment": "demo", "device": torch.device(device).type, **dataclasses.asdict(configuration)}
     open_run_directory(out, plan, resume=resume)
@@ -109,8 +116,8 @@ def run(
         experiment="demo",
         title="CLmser on photographs",
         summary=(
-            "CLmser, CLmser-w (weights not shared), CLmser-n (neurons not paired) and CAE (neither) reconstruct crops of "
-            "photographs; images in [−1, 1], held-out crops."
+            "CLmser, CLmser-w (weights not shared), CLmser-n (neurons not paired) and CAE (neither) "
+            "reconstruct crops of photographs; images in [-1, 1], held-out crops."
         ),
         scale="demo",
         seeds=configuration.seeds,
@@ -170,8 +177,9 @@ def _loss(model: nn.Module, images: Tensor) -> Tensor:
 def _table(start: str, jobs: _Jobs, configuration: Configuration) -> Table:
     paper = paper_table("001", "table 4")["n = 100"]
     differs = (
-        f"{configuration.train_crops} crops of {configuration.crop}×{configuration.crop} pixels from six photographs, batch "
-        f"{configuration.batch_size}, {configuration.steps} steps, linear warm-up over {configuration.warmup}"
+        f"{configuration.train_crops} crops of {configuration.crop}x{configuration.crop} pixels from six "
+        f"photographs, batch {configuration.batch_size}, {configuration.steps} steps, linear warm-up over "
+        f"{configuration.warmup}"
     )
     if start != "default":
         differs += f", {_STARTS[start]}"
@@ -191,7 +199,7 @@ def _table(start: str, jobs: _Jobs, configuration: Configuration) -> Table:
         for variant in VARIANTS
     )
     return Table(
-        title=f"Reconstruction of held-out crops, {_STARTS[start]}, images in [−1, 1]",
+        title=f"Reconstruction of held-out crops, {_STARTS[start]}, images in [-1, 1]",
         columns=METRICS,
         rows=rows,
         source="001 Table 4 (STL10, n = 100)",
@@ -200,13 +208,15 @@ def _table(start: str, jobs: _Jobs, configuration: Configuration) -> Table:
 
 def _findings(tables: list[Table]) -> tuple[str, ...]:
     """What the numbers say, in sentences that follow from them and from nothing else."""
-    orders = [f"MSE, {start}: {table.order(0)}." for start, table in zip(_STARTS.values(), tables, strict=True)]
+    orders = [
+        f"MSE, {start}: {table.order(0)}." for start, table in zip(_STARTS.values(), tables, strict=True)
+    ]
     paper = "001 Table 4 (n = 100): CLmser < CLmser-w < CLmser-n < CAE."
     shared, free = ([table.mean(0, name) for table in tables] for name in ("CLmser", "CLmser-w"))
     gains = [f / s for s, f in zip(shared, free, strict=True)]
     claim = (
-        f"What sharing the weights buys (MSE of CLmser-w over that of CLmser): {gains[0]:.2f} from the default "
-        f"initialisation, {gains[1]:.2f} from the near-isometric start."
+        f"What sharing the weights buys (MSE of CLmser-w over that of CLmser): {gains[0]:.2f} from the "
+        f"default initialisation, {gains[1]:.2f} from the near-isometric start."
     )
     return (*orders, paper, claim)
 
@@ -216,7 +226,9 @@ def _figures(out: Path, jobs: _Jobs, test: Tensor, configuration: Configuration)
     for start, words in _STARTS.items():
         curves = {variant: _mean_curve(jobs[start, variant]) for variant in VARIANTS}
         name = f"figures/loss-{start}.svg"
-        save_figure(out / name, loss_curves(name, curves, y_label="training MSE per pixel, images in [−1, 1]"))
+        save_figure(
+            out / name, loss_curves(name, curves, y_label="training MSE per pixel, images in [-1, 1]")
+        )
         figures.append(
             Figure(
                 name,
@@ -225,7 +237,9 @@ def _figures(out: Path, jobs: _Jobs, test: Tensor, configuration: Configuration)
                 f"Training error over steps of {', '.join(VARIANTS)}, {words}",
             )
         )
-    pictures = {name: jobs["default", name][0].pictures[configuration.steps] for name in reversed(VARIANTS)}
+    pictures: dict[str, Tensor] = {
+        name: jobs["default", name][0].pictures[configuration.steps] for name in reversed(tuple(VARIANTS))
+    }
     pictures["original"] = test[: configuration.pictures]
     name = "figures/reconstructions.svg"
     save_figure(out / name, picture_grid(name, pictures, data_range=IMAGE_RANGE))
@@ -249,6 +263,8 @@ def _data(train: ImageSet, test: ImageSet) -> dict[str, str]:
     return {
         "training data": train.name,
         "test data": test.name,
-        "data checked": "the known photographs" if train.verified and test.verified else "not the known bytes",
+        "data checked": "the known photographs"
+        if train.verified and test.verified
+        else "not the known bytes",
         "training data sha256": train.sha256(),
     }

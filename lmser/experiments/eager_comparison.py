@@ -1,8 +1,8 @@
 """The fused CLmser against its eager twin: time and peak memory of a training step, measured in this run.
 
-Contenders alternate (A B C A B C …) on the same images from the same weights, and medians are compared, so that what
-else the machine does falls on all of them alike. No speed is returned unless every contender's loss and gradients
-agree with the eager twin in float64.
+Contenders alternate (A B C A B C …) on the same images from the same weights, and medians are compared, so
+that what else the machine does falls on all of them alike. No speed is returned unless every contender's
+loss and gradients agree with the eager twin in float64.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from lmser.baselines import EagerCLmser
 from lmser.experiments.image_reconstruction import CHANNELS, STRIDES
 from lmser.experiments.step_memory import CONTENDERS, contender, peak_of_step, training_step
 from lmser.experiments.tables import Cell, Row, Table
+from lmser.models import CLmser
 
 __all__ = ["StepCost", "compare_steps", "comparison_table"]
 
@@ -27,7 +28,8 @@ _TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class StepCost:
-    """One contender: seconds of each timed step, peak bytes of a step (None: unknown), error against float64."""
+    """One contender: seconds of each timed step, peak bytes of a step (None: unknown), error against
+    float64."""
 
     name: str
     seconds: tuple[float, ...]
@@ -40,7 +42,8 @@ class StepCost:
 
 
 def compare_steps(batch: int, size: int, repeats: int, device: str = "cpu") -> list[StepCost]:
-    """Time `repeats` training steps of each of `CONTENDERS` on `batch` random images of `size` x `size` pixels.
+    """Time `repeats` training steps of each of `CONTENDERS` on `batch` random images of `size` x `size`
+    pixels.
 
     Raises ArithmeticError, and times nothing, where a contender's loss or gradients are wrong.
     """
@@ -62,7 +65,8 @@ def compare_steps(batch: int, size: int, repeats: int, device: str = "cpu") -> l
         errors[name] = _error(_loss_and_gradients(model, own_images[sample]), wanted)
         if not errors[name] < _TOLERANCE:
             raise ArithmeticError(
-                f"{name!r} is off by {errors[name]:.1e} from float64, more than {_TOLERANCE}: its speed means nothing"
+                f"{name!r} is off by {errors[name]:.1e} from float64, more than {_TOLERANCE}: "
+                "its speed means nothing"
             )
     steps = {name: training_step(model) for name, (model, _) in built.items()}
     seconds: dict[str, list[float]] = {name: [] for name in CONTENDERS}
@@ -98,20 +102,21 @@ def comparison_table(costs: list[StepCost], *, batch: int, size: int, machine: d
             )
         )
     return Table(
-        title=f"One training step of CLmser, batch {batch}, {size}×{size} pixels, float32",
-        columns=("median ms", "max − min ms", "speed-up over best eager", "peak MiB", "error × 1e6"),
+        title=f"One training step of CLmser, batch {batch}, {size}x{size} pixels, float32",
+        columns=("median ms", "max - min ms", "speed-up over best eager", "peak MiB", "error x 1e6"),
         rows=tuple(rows),
         header="contender",
         notes=(
-            f"Forward, backward and Adam; {len(costs[0].seconds)} steps each, contenders alternating, after one warm-up, "
-            f"{machine['threads']} threads, {machine['processor']}.",
-            "Peak: most memory of the process during a step above what it held before, each contender in a fresh process "
-            "(Linux resident set on a CPU, torch's allocator on CUDA). Error: of loss and gradients, relative to float64.",
+            f"Forward, backward and Adam; {len(costs[0].seconds)} steps each, contenders alternating, "
+            f"after one warm-up, {machine['threads']} threads, {machine['processor']}.",
+            "Peak: most memory of the process during a step above what it held before, each contender in a "
+            "fresh process (Linux resident set on a CPU, torch's allocator on CUDA). Error: of loss and "
+            "gradients, relative to float64.",
         ),
     )
 
 
-def _loss_and_gradients(model: torch.nn.Module, images: Tensor) -> list[Tensor]:
+def _loss_and_gradients(model: CLmser, images: Tensor) -> list[Tensor]:
     model.zero_grad()
     loss = model.loss(images)
     loss.backward()

@@ -1,8 +1,9 @@
 """Figures as SVG that a report can put straight into its page.
 
-Text stays text, images stay lossless at their own resolution, and everything drawn in the colour of the text is
-written as ``currentColor``, so that one file reads well on a light page, on a dark one, and on its own. The curve
-colours are those of Okabe and Ito, which the usual forms of colour blindness keep apart; line styles differ as well.
+Text stays text, images stay lossless at their own resolution, and everything drawn in the colour of the text
+is written as ``currentColor``, so that one file reads well on a light page, on a dark one, and on its own.
+The curve colours are those of Okabe and Ito, which the usual forms of colour blindness keep apart; line
+styles differ as well.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ def _canvas(name: str, width: float, height: float, **layout: Any) -> Iterator[A
     figure_module, backend = require("matplotlib.figure"), require("matplotlib.backends.backend_svg")
     settings = {
         "svg.fonttype": "none",
-        "svg.hashsalt": name,  # the ids inside the file: the same in every run, different between figures of one page
+        # The ids inside the file: the same in every run, different between the figures of a page.
+        "svg.hashsalt": name,
         "font.family": "sans-serif",
         "font.size": 10,
         "text.color": _TEXT,
@@ -67,7 +69,8 @@ def _svg(figure: Any) -> bytes:
     text = buffer.getvalue()
     text = text[text.index("<svg") :].replace(_TEXT, "currentColor")
     text = re.sub(r"\s*<metadata>.*?</metadata>", "", text, count=1, flags=re.DOTALL)
-    # matplotlib's style element would apply to the whole page; as attributes of the root the two settings are inherited.
+    # matplotlib's style element would apply to the whole page; as attributes of the root the two settings
+    # are inherited.
     text = re.sub(r"\s*<defs>\s*<style.*?</style>\s*</defs>", "", text, count=1, flags=re.DOTALL)
     text = text.replace("<svg ", '<svg stroke-linejoin="round" stroke-linecap="butt" ', 1)
     # The page decides the width; the view box keeps the shape.
@@ -83,11 +86,13 @@ def loss_curves(
     y_label: str,
     marks: Mapping[str, float] | None = None,
 ) -> bytes:
-    """Curves over training steps with a logarithmic ordinate, one colour and line style per key in the key's order.
+    """Curves over training steps with a logarithmic ordinate, one colour and line style per key in the key's
+    order.
 
-    Every curve is drawn as the mean over windows of about a hundredth of its length, so that the noise from batch to
-    batch does not hide which is lower; the first points keep their place. `marks` draws a dotted level per key, for a
-    number to compare with. Values that are not positive or not finite (a run that diverged) are left out.
+    Every curve is drawn as the mean over windows of about a hundredth of its length, so that the noise from
+    batch to batch does not hide which is lower; the first points keep their place. `marks` draws a dotted
+    level per key, for a number to compare with. Values that are not positive or not finite (a run that
+    diverged) are left out.
     """
     if not curves:
         raise ValueError("loss_curves: there is no curve to draw")
@@ -126,8 +131,8 @@ def picture_grid(
 ) -> bytes:
     """Pictures side by side, one labelled column (or row) per key.
 
-    `pictures[key]` is `(N, C, H, W)` with C = 1 or 3 and the same shape for every key; `data_range` is the pair of
-    values shown as black and white. Values outside are clipped, NaN is shown black.
+    `pictures[key]` is `(N, C, H, W)` with C = 1 or 3 and the same shape for every key; `data_range` is the
+    pair of values shown as black and white. Values outside are clipped, NaN is shown black.
 
     Raises ValueError for another shape, no picture, or `labels` other than "columns" or "rows".
     """
@@ -135,10 +140,14 @@ def picture_grid(
         raise ValueError(f"picture_grid: labels must be 'columns' or 'rows', got {labels!r}")
     shapes = {tuple(value.shape) for value in pictures.values()}
     if len(shapes) != 1:
-        raise ValueError(f"picture_grid: every key must have the same shape, got {sorted(shapes) or 'no picture'}")
+        raise ValueError(
+            f"picture_grid: every key must have the same shape, got {sorted(shapes) or 'no picture'}"
+        )
     count, channels, height, width = shapes.pop()
     if channels not in (1, 3) or count == 0:
-        raise ValueError(f"picture_grid: expected (N, 1 or 3, H, W) with N above 0, got {(count, channels, height, width)}")
+        raise ValueError(
+            f"picture_grid: expected (N, 1 or 3, H, W) with N above 0, got {(count, channels, height, width)}"
+        )
     strips = {key: _strip(value, data_range, vertical=labels == "columns") for key, value in pictures.items()}
     keys = len(strips)
     side = 0.72 if labels == "rows" else 1.2

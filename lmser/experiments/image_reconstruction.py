@@ -45,7 +45,8 @@ _CHUNK = 50
 
 
 def build_variant(name: str, init: str = "default") -> CLmser:
-    """One of `VARIANTS` with the layers of 001 Table 2 (STL10), on the CPU. ValueError listing the names there are."""
+    """One of `VARIANTS` with the layers of 001 Table 2 (STL10), on the CPU. ValueError listing the names
+    there are."""
     if name not in VARIANTS:
         raise ValueError(f"there is no variant {name!r}; there are {', '.join(VARIANTS)}")
     dcw, dpn = VARIANTS[name]
@@ -54,7 +55,8 @@ def build_variant(name: str, init: str = "default") -> CLmser:
 
 @torch.no_grad()
 def reconstruct(model: nn.Module, images: Tensor) -> Tensor:
-    """Reconstructions of `images` ``(N, C, H, W)``, on the CPU; a model may return a tensor or a `Reflected`."""
+    """Reconstructions of `images` ``(N, C, H, W)``, on the CPU; a model may return a tensor or a
+    `Reflected`."""
     device = next(model.parameters()).device
     parts = []
     for part in images.split(_CHUNK):

@@ -1,4 +1,5 @@
-"""How far an experiment is: one bar over the steps of all its jobs, or a line per job where there is no terminal."""
+"""How far an experiment is: one bar over the steps of all its jobs, or a line per job where there is no
+terminal."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import torch
+
 from lmser_kernels import _library
 
 __all__ = ["commit", "machine"]
@@ -17,7 +18,9 @@ def machine(device: torch.device | str = "cpu") -> dict[str, str]:
     """What decides speed and rounding on this machine, each as a short text for a report."""
     chosen = torch.device(device)
     facts = {
-        "device": f"{torch.cuda.get_device_name(chosen)} ({chosen})" if chosen.type == "cuda" else str(chosen),
+        "device": f"{torch.cuda.get_device_name(chosen)} ({chosen})"
+        if chosen.type == "cuda"
+        else str(chosen),
         "processor": _processor(),
         "threads": str(torch.get_num_threads()),
         "kernels": "compiled" if _library.available else f"reference ({_library.error})",

@@ -1,4 +1,5 @@
-"""What an experiment leaves behind: ``results.json`` beside its figures, readable without any extra installed."""
+"""What an experiment leaves behind: ``results.json`` beside its figures, readable without any extra
+installed."""
 
 from __future__ import annotations
 
@@ -83,7 +84,8 @@ def write_json(path: Path, value: Any, *, indent: int | None = 1) -> None:
 
 
 def read_results(path: Path) -> Results:
-    """Read a ``results.json``. ValueError naming the file and what is wrong where it is not one of this package's."""
+    """Read a ``results.json``. ValueError naming the file and what is wrong where it is not one of this
+    package's."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

@@ -1,4 +1,5 @@
-"""Peak memory of one training step, taken in a process of its own so that nothing else can be counted with it.
+"""Peak memory of one training step, taken in a process of its own so that nothing else can be counted with
+it.
 
 ``python -m lmser.experiments.step_memory CONTENDER BATCH SIZE THREADS DEVICE`` prints one JSON line.
 """
@@ -34,12 +35,14 @@ def contender(name: str, images: Tensor) -> tuple[CLmser, Tensor]:
     kind = CLmser if name == "fused" else EagerCLmser
     model = kind(3, CHANNELS, STRIDES).to(images.device)
     if name == "eager, channels-last":
-        return model.to(memory_format=torch.channels_last), images.to(memory_format=torch.channels_last)
+        channels_last = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return channels_last, images.to(memory_format=torch.channels_last)
     return model, images
 
 
 def training_step(model: CLmser) -> Callable[[Tensor], None]:
-    """Forward, backward and an Adam update for a batch of images; the call returns when the device is done."""
+    """Forward, backward and an Adam update for a batch of images; the call returns when the device is
+    done."""
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)
 
     def step(images: Tensor) -> None:
@@ -55,11 +58,20 @@ def training_step(model: CLmser) -> Callable[[Tensor], None]:
 def peak_of_step(name: str, batch: int, size: int, device: str) -> int | None:
     """Bytes that a contender's training step needs at its peak above weights, optimiser state and images.
 
-    Measured in a fresh process by `lmser.training.memory.PeakMemory`: on the CPU the most resident memory of the whole
-    process, scratch of every library included. None where the system does not tell (it is not Linux). Raises
-    RuntimeError with the process's own message if it fails.
+    Measured in a fresh process by `lmser.training.memory.PeakMemory`: on the CPU the most resident memory of
+    the whole process, scratch of every library included. None where the system does not tell (it is not
+    Linux). Raises RuntimeError with the process's own message if it fails.
     """
-    command = [sys.executable, "-m", __name__, name, str(batch), str(size), str(torch.get_num_threads()), device]
+    command = [
+        sys.executable,
+        "-m",
+        __name__,
+        name,
+        str(batch),
+        str(size),
+        str(torch.get_num_threads()),
+        device,
+    ]
     # "-m" looks in the working directory first: the same copy of the package as this process's.
     home = Path(__file__).resolve().parents[2]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=home)

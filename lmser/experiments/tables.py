@@ -13,7 +13,7 @@ from typing import Any
 
 __all__ = ["Cell", "Row", "Table"]
 
-MISSING = "–"
+MISSING = "\u2013"
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Cell:
         """Signed, with a true minus sign."""
         if self.difference is None:
             return MISSING
-        return f"{self.difference:+.{self.digits}f}".replace("-", "−")
+        return f"{self.difference:+.{self.digits}f}".replace("-", "\u2212")
 
     def to_json(self) -> dict[str, Any]:
         # JSON has no NaN: a diverged run is null.
@@ -111,7 +111,8 @@ class Table:
         for row in self.rows:
             if len(row.cells) != len(self.columns):
                 raise ValueError(
-                    f"Table {self.title!r}: row {row.label!r} has {len(row.cells)} cells for {len(self.columns)} columns"
+                    f"Table {self.title!r}: row {row.label!r} has {len(row.cells)} cells for "
+                    f"{len(self.columns)} columns"
                 )
 
     def has_paper(self, column: int) -> bool:
@@ -119,12 +120,14 @@ class Table:
         return any(row.cells[column].paper is not None for row in self.rows)
 
     @property
-    def has_differences(self) -> bool:
-        """Whether any row was run under settings that are not the paper's."""
-        return any(row.differs for row in self.rows)
+    def common_difference(self) -> str | None:
+        """What was set otherwise than in the paper, where that is the same in every row; else None."""
+        found = {row.differs for row in self.rows}
+        return found.pop() if len(found) == 1 else None
 
     def mean(self, column: int, label: str, group: str = "") -> float:
-        """Mean over the seeds of one cell; NaN where it was not run. ValueError where there is no such row."""
+        """Mean over the seeds of one cell; NaN where it was not run. ValueError where there is no such
+        row."""
         for row in self.rows:
             if (row.label, row.group) == (label, group):
                 mean = row.cells[column].mean
@@ -132,7 +135,8 @@ class Table:
         raise ValueError(f"Table {self.title!r} has no row {label!r} in group {group!r}")
 
     def order(self, column: int, group: str = "") -> str:
-        """The rows of a group from the lowest mean to the highest, ``"CLmser 0.0035 < CAE 0.1200"``; diverged ones last."""
+        """The rows of a group from the lowest mean to the highest, ``"CLmser 0.0035 < CAE 0.1200"``;
+        diverged ones last."""
         rows = [row for row in self.rows if row.group == group and row.cells[column].mean is not None]
         ranked = sorted(rows, key=lambda row: _or_infinite(row.cells[column].mean))
         return " < ".join(f"{row.label} {_short(row.cells[column])}" for row in ranked)
@@ -155,15 +159,18 @@ class Table:
                     line += [cell.paper_text(), cell.difference_text()]
             lines.append(line)
         body = _aligned([heading, *lines])
+        title = f"{self.title} (beside {self.source})" if self.source else self.title
+        return "\n".join([title, *body, *self._remarks(), *self.notes])
+
+    def _remarks(self) -> list[str]:
+        heading = "Settings that differ from the paper's:"
+        if self.common_difference is not None:
+            return [f"{heading} {self.common_difference}"] if self.common_difference else []
         differing: dict[str, list[str]] = {}
         for row in self.rows:
             if row.differs:
                 differing.setdefault(row.differs, []).append(f"{row.group} {row.label}".strip())
-        title = f"{self.title} (beside {self.source})" if self.source else self.title
-        remarks = [f"  {', '.join(labels)}: {what}" for what, labels in differing.items()]
-        if remarks:
-            remarks.insert(0, "Settings that differ from the paper's:")
-        return "\n".join([title, *body, *remarks, *self.notes])
+        return [heading, *(f"  {', '.join(labels)}: {what}" for what, labels in differing.items())]
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -189,7 +196,9 @@ class Table:
             Row(row["label"], tuple(map(Cell.from_json, row["cells"])), row["group"], row["differs"])
             for row in data["rows"]
         )
-        return cls(data["title"], tuple(data["columns"]), rows, data["source"], data["header"], tuple(data["notes"]))
+        return cls(
+            data["title"], tuple(data["columns"]), rows, data["source"], data["header"], tuple(data["notes"])
+        )
 
 
 def _or_infinite(value: float | None) -> float:
@@ -211,7 +220,10 @@ def _aligned(lines: Sequence[list[str] | str]) -> list[str]:
             text.append(line)
             continue
         first, *others = line
-        padded = [first.ljust(widths[0]), *(value.rjust(width) for value, width in zip(others, widths[1:], strict=True))]
+        padded = [
+            first.ljust(widths[0]),
+            *(value.rjust(width) for value, width in zip(others, widths[1:], strict=True)),
+        ]
         text.append("  ".join(padded).rstrip())
         if len(text) == 1:
             text.append("-" * len("  ".join(padded)))

@@ -27,7 +27,12 @@ from lmser.training import Diverged, Run, TrainConfig, save_weights, train
 
 __all__ = ["JobResult", "train_job"]
 
-_RESULT, _PICTURES, _WEIGHTS, _CHECKPOINT = "result.json", "pictures.safetensors", "weights.safetensors", "checkpoint.pt"
+_RESULT, _PICTURES, _WEIGHTS, _CHECKPOINT = (
+    "result.json",
+    "pictures.safetensors",
+    "weights.safetensors",
+    "checkpoint.pt",
+)
 
 
 @dataclass(frozen=True)
@@ -72,8 +77,8 @@ def train_job(
     """Train, or continue, or only read, the job in `directory`.
 
     Args:
-        build: makes the network. Called under ``torch.manual_seed(config.seed)``, on the CPU, so that the initial
-            weights are the same on every device.
+        build: makes the network. Called under ``torch.manual_seed(config.seed)``, on the CPU, so that the
+            initial weights are the same on every device.
         loss, data, config, eval_at: as for `lmser.training.train`.
         evaluate: gives exactly `metrics` (names) at every step of `eval_at`.
         pictures: gives the pictures to keep at the same steps.
@@ -81,8 +86,8 @@ def train_job(
         on_step: called after every step, for a progress bar.
 
     Raises:
-        RunRefused: the job in `directory` was finished under other settings. Otherwise what `train` raises, except
-            `Diverged`: that is a result, and written as one.
+        RunRefused: the job in `directory` was finished under other settings. Otherwise what `train` raises,
+            except `Diverged`: that is a result, and written as one.
     """
     directory.mkdir(parents=True, exist_ok=True)
     settings = json.loads(json.dumps({**identity, **config.deciding(), "eval_at": list(eval_at)}))
@@ -152,8 +157,9 @@ def _read(directory: Path, settings: Mapping[str, Any]) -> JobResult:
         if different:
             key = different[0]
             raise RunRefused(
-                f"{directory} holds a finished job with other settings ({key}: {data['settings'].get(key)!r} there, "
-                f"{settings.get(key)!r} asked for): choose another folder with --out"
+                f"{directory} holds a finished job with other settings "
+                f"({key}: {data['settings'].get(key)!r} there, {settings.get(key)!r} asked for): "
+                "choose another folder with --out"
             )
         shown = require("safetensors.torch").load((directory / _PICTURES).read_bytes())
         return JobResult(
@@ -167,7 +173,9 @@ def _read(directory: Path, settings: Mapping[str, Any]) -> JobResult:
     except RunRefused:
         raise
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError, OSError) as error:
-        raise RunRefused(f"{path} or the files beside it are damaged ({error}): remove {directory} to redo it") from error
+        raise RunRefused(
+            f"{path} or the files beside it are damaged ({error}): remove {directory} to redo it"
+        ) from error
 
 
 def _numbers(values: Mapping[str, float | None]) -> dict[str, float]:

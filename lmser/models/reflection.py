@@ -82,6 +82,14 @@ def reflection_loss(output: Reflected, x: Tensor, y: Tensor | None = None) -> Te
     return loss + F.cross_entropy(logits, y)
 
 
+class _Parts(NamedTuple):
+    """The parameters as the operations take them, looked up once per pass."""
+
+    up: list[Tensor]  # edge l-1 -> l is number l-1
+    down: list[Tensor]  # the same tensors with DCW
+    biases: list[Tensor]  # of layers 0 ... L
+
+
 class ReflectionNetwork(nn.Module):
     """What `Lmser` and `CLmser` share; build one of those.
 
@@ -162,18 +170,19 @@ class ReflectionNetwork(nn.Module):
             f"num_classes={self.num_classes}, style_units={self.style_units}, activation={self.activation!r}"
         )
 
-    # The two directions of an edge. `down` pins its output to the size of the layer below.
-
-    def _edge(self, weight: Tensor) -> Tensor:
-        return weight if weight.dim() == 4 else weight[:, :, None, None]
+    def _parts(self) -> _Parts:
+        up = [four_dimensional(weight) for weight in self.weights]
+        free = self.decoder_weights
+        down = up if free is None else [four_dimensional(weight) for weight in free]
+        return _Parts(up, down, [self.reconstruction_bias, *self.biases])
 
     def _up(
-        self, layer: int, below: Tensor, add: Tensor | None, activation: str, hold: bool
+        self, parts: _Parts, layer: int, below: Tensor, add: Tensor | None, activation: str, hold: bool
     ) -> tuple[Tensor, Tensor | None]:
         """State of `layer`, and its bottom-up drive where it is to be held."""
         edge = layer - 1
         result = conv2d_add_act(  # type: ignore[call-overload]
-            below, self._edge(self.weights[edge]), add, self.biases[edge],
+            below, parts.up[edge], add, parts.biases[layer],
             stride=self.strides[edge], padding=self.paddings[edge],
             activation=activation, slope=self._slope(activation), impl=self.impl, return_drive=hold,
         )  # fmt: skip
@@ -181,14 +190,12 @@ class ReflectionNetwork(nn.Module):
         return channels_last(state), None if drive is None else channels_last(drive)
 
     def _down(
-        self, layer: int, above: Tensor, add: Tensor | None, size: Pair, hold: bool
+        self, parts: _Parts, layer: int, above: Tensor, add: Tensor | None, size: Pair, hold: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """State of `layer`, and its top-down drive where it is to be held."""
-        weight = (self.weights if self.decoder_weights is None else self.decoder_weights)[layer]
-        bias = self.reconstruction_bias if layer == 0 else self.biases[layer - 1]
+        """State of `layer`, pinned to `size`, and its top-down drive where it is to be held."""
         activation = "identity" if layer == 0 else self.activation
         result = conv_transpose2d_add_act(  # type: ignore[call-overload]
-            above, self._edge(weight), add, bias,
+            above, parts.down[layer], add, parts.biases[layer],
             stride=self.strides[layer], padding=self.paddings[layer], output_size=size,
             activation=activation, slope=self._slope(activation), impl=self.impl, return_drive=hold,
         )  # fmt: skip
@@ -198,9 +205,9 @@ class ReflectionNetwork(nn.Module):
     def _slope(self, activation: str) -> float | None:
         return None if activation == "identity" else self.slope
 
-    def _top(self, below: Tensor, noise: Tensor | None) -> Tensor:
+    def _top(self, parts: _Parts, below: Tensor, noise: Tensor | None) -> Tensor:
         """State of the top layer: no drive from above, and no `f` on logits and style units."""
-        top, _ = self._up(self.depth, below, None, self._top_activation, hold=False)
+        top, _ = self._up(parts, self.depth, below, None, self._top_activation, hold=False)
         if self._top_is_mixed:
             active = add_act(top, activation=self.activation, slope=self.slope, impl=self.impl)
             top = torch.where(self._linear_units, top, active)
@@ -217,7 +224,7 @@ class ReflectionNetwork(nn.Module):
 
     def _reflect(self, visible: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """``(u_0 + b_0, h_L)`` of a visible state ``(N, C_0, H_0, W_0)``."""
-        depth, paired = self.depth, self.dpn
+        parts, depth, paired = self._parts(), self.depth, self.dpn
         # Without pairing nothing that comes down reaches the next pass up: all reflections are the first.
         reflections = self.reflections if paired else 1
         sizes = self.layer_sizes((visible.shape[2], visible.shape[3]))
@@ -226,31 +233,31 @@ class ReflectionNetwork(nn.Module):
 
         state = visible
         for layer in range(1, depth):
-            state, y[layer] = self._up(layer, state, None, self.activation, hold=paired)
+            state, y[layer] = self._up(parts, layer, state, None, self.activation, hold=paired)
         noise = self._style_noise(len(visible), sizes[depth], visible, generator)
-        top = self._top(state, noise)
+        top = self._top(parts, state, noise)
         for remaining in reversed(range(reflections)):
             state = top
             for layer in range(depth - 1, 0, -1):
                 # u_1 is not needed again: the pass up starts with h_1 = f(y_1 + u_1 + b_1), y_1 being that of
                 # the clamped image, which is the very state that the pass down ends with.
                 hold = remaining > 0 and layer > 1
-                state, u[layer] = self._down(layer, state, y[layer], sizes[layer], hold=hold)
+                state, u[layer] = self._down(parts, layer, state, y[layer], sizes[layer], hold=hold)
                 if remaining == 0:
                     y[layer] = None  # its memory is free for the layers below
             if remaining == 0 or depth == 1:
                 break
             for layer in range(2, depth):
-                state, y[layer] = self._up(layer, state, u[layer], self.activation, hold=True)
-            top = self._top(state, noise)
-        reconstruction, _ = self._down(0, state, None, sizes[0], hold=False)
+                state, y[layer] = self._up(parts, layer, state, u[layer], self.activation, hold=True)
+            top = self._top(parts, state, noise)
+        reconstruction, _ = self._down(parts, 0, state, None, sizes[0], hold=False)
         return reconstruction, top
 
     def _send_down(self, top: Tensor, sizes: Sequence[Pair]) -> Tensor:
         """Reconstruction from a top state alone: no drive from below, `h_l = f(u_l + b_l)`."""
-        state = top
+        parts, state = self._parts(), top
         for layer in range(self.depth - 1, -1, -1):
-            state, _ = self._down(layer, state, None, sizes[layer], hold=False)
+            state, _ = self._down(parts, layer, state, None, sizes[layer], hold=False)
         return state
 
     def _logits(self, top: Tensor) -> Tensor | None:
@@ -267,6 +274,11 @@ class ReflectionNetwork(nn.Module):
     def loss(self, x: Tensor, y: Tensor | None = None, *, generator: torch.Generator | None = None) -> Tensor:
         """`reflection_loss` of this network's output for `x` and, where labels are given, `y`."""
         return reflection_loss(self(x, generator=generator), x, y)
+
+
+def four_dimensional(weight: Tensor) -> Tensor:
+    """A fully connected edge's matrix as the 1x1 convolution that it is."""
+    return weight if weight.dim() == 4 else weight.view(*weight.shape, 1, 1)
 
 
 def channels_last(tensor: Tensor) -> Tensor:

@@ -1,0 +1,178 @@
+// Convolutions in both directions: pack the weight, run the units.
+#include "engine.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+
+#include "buffer.h"
+#include "layout.h"
+
+namespace lmser {
+namespace {
+
+// The weight as dense values of T, (C_out, C_in, kh, kw): itself, or a converted copy held by `copy`.
+template <class T>
+const T* dense_weight(const View& w, Buffer<T>& copy) {
+  const bool dense = w.dtype == kDTypeOf<T> && (w.sw == 1 || w.w == 1) && (w.sh == w.w || w.h == 1) &&
+                     (w.sc == w.h * w.w || w.c == 1) && (w.sn == w.c * w.h * w.w || w.n == 1);
+  if (dense) return static_cast<const T*>(w.data);
+  copy = allocate<T>(w.n * w.c * w.h * w.w);
+  T* p = copy.get();
+  for (std::int64_t n = 0; n < w.n; ++n)
+    for (std::int64_t c = 0; c < w.c; ++c)
+      for (std::int64_t i = 0; i < w.h; ++i)
+        for (std::int64_t j = 0; j < w.w; ++j) *p++ = value_at<T>(w, n * w.sn + c * w.sc + i * w.sh + j * w.sw);
+  return copy.get();
+}
+
+// A phase for the dot tile: [tap row][depth in registers][output channel][lanes], zero behind the depth.
+template <class T>
+void pack_dot(const ConvPlan& p, const Phase& ph, const T* weight, T* packed) {
+  const Geometry& g = p.geometry;
+  const std::int64_t taps = std::int64_t(g.kernel_h) * g.kernel_w, lanes = p.tile.lanes;
+  const std::int64_t out_stride = g.transposed ? taps : g.in_c * taps, in_stride = g.transposed ? g.out_c * taps : taps;
+  const std::int64_t registers = (ph.taps_w * g.in_c + lanes - 1) / lanes;
+  T* row = packed + ph.weight_offset;
+  for (int a = 0; a < ph.taps_h; ++a, row += registers * g.out_c * lanes) {
+    std::memset(static_cast<void*>(row), 0, sizeof(T) * registers * g.out_c * lanes);
+    const int i = g.transposed ? ph.first_tap_h - a * g.stride_h : a;
+    for (int b = 0; b < ph.taps_w; ++b) {
+      const int j = g.transposed ? ph.first_tap_w - b * g.stride_w : b;
+      for (std::int64_t c = 0; c < g.in_c; ++c) {
+        const std::int64_t k = b * g.in_c + c;
+        for (std::int64_t v = 0; v < g.out_c; ++v)
+          row[(k / lanes * g.out_c + v) * lanes + k % lanes] =
+              weight[v * out_stride + c * in_stride + i * g.kernel_w + j];
+      }
+    }
+  }
+}
+
+// One block of one phase: [tap row][tap column][input channel][block width], zero beyond the last channel.
+template <class T>
+void pack_block(const ConvPlan& p, const Phase& ph, const Block& block, const T* weight, T* packed) {
+  const Geometry& g = p.geometry;
+  const std::int64_t taps = std::int64_t(g.kernel_h) * g.kernel_w;
+  const std::int64_t out_stride = g.transposed ? taps : g.in_c * taps, in_stride = g.transposed ? g.out_c * taps : taps;
+  const std::int64_t width = std::int64_t(block.vectors) * p.tile.lanes,
+                     channels = std::min(width, g.out_c - block.channel);
+  T* dst = packed + ph.weight_offset + block.weight_column * ph.taps_h * ph.taps_w * g.in_c;
+  for (int a = 0; a < ph.taps_h; ++a)
+    for (int b = 0; b < ph.taps_w; ++b) {
+      const int i = g.transposed ? ph.first_tap_h - a * g.stride_h : a,
+                j = g.transposed ? ph.first_tap_w - b * g.stride_w : b;
+      const T* src = weight + block.channel * out_stride + i * g.kernel_w + j;
+      if (channels < width) std::memset(dst, 0, sizeof(T) * g.in_c * width);
+      constexpr std::int64_t kChunk = 32;  // of input channels, so that the lines written stay in the first-level cache
+      for (std::int64_t c0 = 0; c0 < g.in_c; c0 += kChunk) {
+        const std::int64_t c1 = std::min(c0 + kChunk, g.in_c);
+        if (out_stride == 1) {
+          for (std::int64_t c = c0; c < c1; ++c)
+            std::memcpy(dst + c * width, src + c * in_stride, sizeof(T) * channels);
+        } else {
+          for (std::int64_t v = 0; v < channels; ++v)
+            for (std::int64_t c = c0; c < c1; ++c) dst[c * width + v] = src[v * out_stride + c * in_stride];
+        }
+      }
+      dst += g.in_c * width;
+    }
+}
+
+template <class T>
+void pack(const InstructionSet& isa, const ThreadPool& pool, const ConvPlan& p, const T* weight, T* packed) {
+  if (p.winograd.m) {
+    const std::int64_t tasks = std::min<std::int64_t>(pool.threads, std::int64_t(p.blocks.size()));
+    const auto part = [&](std::int64_t t) {
+      for (std::size_t b = std::size_t(t); b < p.blocks.size(); b += std::size_t(tasks))
+        kernels_of<T>(isa).winograd_pack(p, weight, int(b), packed);
+    };
+    if (tasks == 1 || p.packed_size < 1 << 16) {
+      for (std::int64_t t = 0; t < tasks; ++t) part(t);
+    } else {
+      pool.run(tasks, part);
+    }
+    return;
+  }
+  if (p.dot) {
+    for (const Phase& ph : p.phases) pack_dot<T>(p, ph, weight, packed);
+    return;
+  }
+  const std::int64_t blocks = std::int64_t(p.blocks.size()), pieces = blocks * std::int64_t(p.phases.size());
+  const auto piece = [&](std::int64_t i) {
+    pack_block<T>(p, p.phases[i / blocks], p.blocks[i % blocks], weight, packed);
+  };
+  if (p.packed_size < 1 << 16 || pool.threads == 1) {
+    for (std::int64_t i = 0; i < pieces; ++i) piece(i);
+  } else {
+    const std::int64_t tasks = std::min<std::int64_t>(pool.threads, pieces);
+    pool.run(tasks, [&](std::int64_t t) {
+      for (std::int64_t i = pieces * t / tasks; i < pieces * (t + 1) / tasks; ++i) piece(i);
+    });
+  }
+}
+
+// Units in any order on `tasks` threads: whoever is free takes the next, so a busy neighbour costs little. Only
+// for work whose result does not depend on who does it.
+template <class F>
+void run_units(const ThreadPool& pool, std::int64_t units, double work, F&& f) {
+  const std::int64_t tasks = work < 40e3 ? 1 : std::min<std::int64_t>(pool.threads, units);
+  if (tasks <= 1) {
+    for (std::int64_t u = 0; u < units; ++u) f(0, u);
+    return;
+  }
+  std::atomic<std::int64_t> next{0};
+  pool.run(tasks, [&](std::int64_t task) {
+    for (std::int64_t u; (u = next.fetch_add(1, std::memory_order_relaxed)) < units;) f(task, u);
+  });
+}
+
+template <class T>
+void conv(const InstructionSet& isa, const ThreadPool& pool, const Geometry& geometry, const Source& source, Sink sink,
+          const View& weight, const View& bias, bool winograd = true) {
+  const Kernels<T>& k = kernels_of<T>(isa);
+  const ConvPlan plan = plan_conv(geometry, k.tile, sizeof(T), pool.threads, winograd);
+  if (plan.units == 0) return;
+  Buffer<T> weight_copy, packed = allocate<T>(plan.packed_size);
+  pack<T>(isa, pool, plan, dense_weight<T>(weight, weight_copy), packed.get());
+  const Buffer<T> bias_copy = dense_bias<T>(bias);
+  sink.bias = bias_copy.get();
+  const ConvCall<T> call{&plan, source, sink, packed.get()};
+  const std::int64_t scratch = k.conv_scratch(call), tasks = std::min<std::int64_t>(pool.threads, plan.units);
+  const Buffer<T> memory = allocate<T>(scratch * tasks);
+  std::atomic<bool> finite{true};
+  run_units(pool, plan.units, plan.flops() / 2, [&](std::int64_t task, std::int64_t u) {
+    if (!k.conv_unit(call, u, memory.get() + task * scratch)) finite.store(false, std::memory_order_relaxed);
+  });
+  if (!finite.load()) conv<T>(isa, pool, geometry, source, sink, weight, bias, false);
+}
+
+}  // namespace
+
+void run_conv(const InstructionSet& isa, const ThreadPool& pool, Geometry geometry, Source source, Sink sink,
+              const View& weight, const View& bias) {
+  View w = weight;
+  const int kernel_h = geometry.kernel_h;
+  const bool was_flat = geometry.in_h == 1 && geometry.out_h == 1;
+  normalise(geometry, source, sink);
+  // A turned signal has its kernel turned with it; a 1 x k kernel read as k x 1 is the same memory.
+  if (was_flat && geometry.kernel_h != kernel_h) swap_axes(w);
+  if (source.base.dtype == DType::f64)
+    conv<double>(isa, pool, geometry, source, sink, w, bias);
+  else
+    conv<float>(isa, pool, geometry, source, sink, w, bias);
+}
+
+ConvPlan inspect_conv(const InstructionSet& isa, int threads, Geometry g, bool double_precision, bool channels_last) {
+  Source source;
+  View v{&g, DType::f32, g.batch, g.in_c, g.in_h, g.in_w, 0, 0, 0, 0};
+  if (channels_last)
+    v.sc = 1, v.sw = g.in_c, v.sh = g.in_w * g.in_c, v.sn = g.in_h * v.sh;
+  else
+    v.sw = 1, v.sh = g.in_w, v.sc = g.in_h * g.in_w, v.sn = g.in_c * v.sc;
+  source.base = v;
+  normalise(g, source);
+  return plan_conv(g, double_precision ? isa.f64.tile : isa.f32.tile, double_precision ? 8 : 4, threads);
+}
+
+}  // namespace lmser

@@ -1,0 +1,146 @@
+// Element-wise passes over rows that are long enough, whatever the layout.
+#include "engine.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+
+#include "buffer.h"
+
+#include <initializer_list>
+
+namespace lmser {
+namespace {
+
+bool dense_nchw(const View& v) {
+  return (v.sw == 1 || v.w == 1) && (v.sh == v.w || v.h == 1) && (v.sc == v.h * v.w || v.c == 1) &&
+         (v.sn == v.c * v.h * v.w || v.n == 1);
+}
+// A plainly contiguous tensor as rows of one channel plane each.
+void planes(View& v) {
+  const std::int64_t plane = v.h * v.w;
+  v.sn = v.c * plane, v.h = v.c, v.sh = plane, v.w = plane, v.sw = 1, v.c = 1, v.sc = 1;
+}
+// Small images have short rows: the pixels of a channels-last tensor become one long axis, in rows of about
+// `kRow` values.
+bool dense_nhwc(const View& v) {
+  return (v.sc == 1 || v.c == 1) && (v.sw == v.c || v.w == 1) && (v.sh == v.w * v.c || v.h == 1) &&
+         (v.sn == v.h * v.w * v.c || v.n == 1);
+}
+
+template <class T, class Rows>
+void over_rows(const ThreadPool& pool, const View& v, std::int64_t scratch, Rows&& rows) {
+  const std::int64_t total = v.n * v.h, values = total * v.w * v.c;
+  if (values == 0) return;
+  const std::int64_t tasks = std::clamp<std::int64_t>(values / 32768, 1, std::min<std::int64_t>(pool.threads, total));
+  const Buffer<T> memory = allocate<T>(scratch * tasks);
+  const auto work = [&](std::int64_t task) {
+    std::int64_t r = total * task / tasks;
+    const std::int64_t end = total * (task + 1) / tasks;
+    while (r < end) {
+      const std::int64_t n = r / v.h, h0 = r % v.h, h1 = std::min(v.h, h0 + end - r);
+      rows(task, n, h0, h1, memory.get() + task * scratch);
+      r += h1 - h0;
+    }
+  };
+  if (tasks == 1)
+    work(0);
+  else
+    pool.run(tasks, work);
+}
+
+// One long axis of pixels cut into equal rows: (1, C, rows, pixels per row), or as it was.
+void recut(std::initializer_list<View*> views) {
+  const View* first = *views.begin();
+  for (const View* v : views)
+    if (*v && !dense_nhwc(*v)) return;
+  const std::int64_t pixels = first->n * first->h * first->w;
+  std::int64_t per_row = first->n * first->h > 0 && first->w * first->c >= 1024 ? first->w : 0;
+  if (per_row == 0) {
+    // The largest divisor of the pixel count that keeps a row near 4096 values.
+    const std::int64_t most =
+        std::clamp<std::int64_t>(4096 / std::max<std::int64_t>(1, first->c), 1, std::max<std::int64_t>(1, pixels));
+    for (per_row = most; per_row > 1 && pixels % per_row != 0; --per_row) {
+    }
+    if (per_row < first->w) per_row = first->w;
+  }
+  for (View* v : views) {
+    if (!*v) continue;
+    v->h = pixels / per_row, v->n = 1, v->w = per_row;
+    v->sc = 1, v->sw = v->c, v->sh = per_row * v->c, v->sn = pixels * v->c;
+  }
+}
+
+template <class T>
+void transform(const InstructionSet& isa, const ThreadPool& pool, TransformCall call, std::int64_t channels,
+               const View& bias_grad) {
+  const Kernels<T>& k = kernels_of<T>(isa);
+  const std::int64_t tasks_at_most = pool.threads;
+  const Buffer<double> sums = allocate<double>(channels * tasks_at_most);
+  std::memset(static_cast<void*>(sums.get()), 0, sizeof(double) * channels * tasks_at_most);
+  over_rows<T>(pool, call.source.base, k.transform_scratch(call),
+               [&](std::int64_t task, std::int64_t n, std::int64_t h0, std::int64_t h1, T* scratch) {
+                 TransformCall own = call;
+                 own.bias = bias_grad ? sums.get() + task * channels : nullptr;
+                 k.transform_rows(own, n, h0, h1, scratch);
+               });
+  if (!bias_grad) return;
+  for (std::int64_t c = 0; c < channels; ++c) {
+    double total = 0;
+    for (std::int64_t t = 0; t < tasks_at_most; ++t) total += sums[t * channels + c];
+    store_value<double>(bias_grad, c * bias_grad.sc, total);
+  }
+}
+
+template <class T>
+void add_act(const InstructionSet& isa, const ThreadPool& pool, AddActCall<T> call, const View& bias) {
+  const Kernels<T>& k = kernels_of<T>(isa);
+  const Buffer<T> bias_copy = dense_bias<T>(bias);
+  call.bias = bias_copy.get();
+  over_rows<T>(pool, call.y, k.add_act_scratch(call),
+               [&](std::int64_t, std::int64_t n, std::int64_t h0, std::int64_t h1, T* scratch) {
+                 k.add_act_rows(call, n, h0, h1, scratch);
+               });
+}
+
+}  // namespace
+
+void run_transform(const InstructionSet& isa, const ThreadPool& pool, Source source, View pre, View total,
+                   const View& bias_grad) {
+  TransformCall call{source, pre, total};
+  const std::int64_t channels = source.base.c;
+  bool plain = true;
+  const auto check = [&](View& v) { plain = plain && dense_nchw(v); };
+  for_views(call.source, check);
+  if (call.pre) check(call.pre);
+  if (call.total) check(call.total);
+  if (plain && source.base.h * source.base.w > 1) {
+    for_views(call.source, planes);
+    if (call.pre) planes(call.pre);
+    if (call.total) planes(call.total);
+    call.bias_by_row = true;
+  } else {
+    recut({&call.source.base, &call.source.output, &call.source.gate, &call.source.extra, &call.pre, &call.total});
+  }
+  if (source.base.dtype == DType::f64)
+    transform<double>(isa, pool, call, channels, bias_grad);
+  else
+    transform<float>(isa, pool, call, channels, bias_grad);
+}
+
+void run_add_act(const InstructionSet& isa, const ThreadPool& pool, View y, View u, const View& bias, View out,
+                 Activation activation, double slope) {
+  const bool by_row = y.h * y.w > 1 && dense_nchw(y) && dense_nchw(out) && (!u || dense_nchw(u));
+  if (by_row) {
+    planes(y), planes(out);
+    if (u) planes(u);
+  } else {
+    recut({&y, &u, &out});
+  }
+  if (y.dtype == DType::f64)
+    add_act<double>(isa, pool, {y, u, out, nullptr, by_row, activation, slope}, bias);
+  else
+    add_act<float>(isa, pool, {y, u, out, nullptr, by_row, activation, slope}, bias);
+}
+
+}  // namespace lmser

@@ -1,0 +1,239 @@
+"""The command line: ``lmser list``, ``run``, ``data get``, ``demo``, ``report``.
+
+What a user can put right ends with one sentence and exit status 2: data that is not there, a wrong name, a
+run directory in use, an extra that is not installed. An interrupted run says how to continue and ends with
+128 + the signal's number.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lmser.experiments import EXPERIMENTS, Experiment, Request, find
+
+__all__ = ["main"]
+
+
+class _Refused(click.ClickException):
+    """One sentence on standard error, no traceback."""
+
+    exit_code = 2
+
+
+@contextlib.contextmanager
+def _explained(again: str) -> Iterator[None]:
+    """Turn the errors that say what the user can do into `_Refused`; `again` is the command that continues.
+
+    Everything else is a defect of this package and keeps its traceback.
+    """
+    from lmser.data import BadData, MissingData
+    from lmser.data.download import DownloadError
+    from lmser.experiments.run_directory import RunRefused
+    from lmser.training import ConfigMismatch, Interrupted
+
+    try:
+        yield
+    except (BadData, MissingData, DownloadError, RunRefused, ConfigMismatch) as error:
+        raise _Refused(str(error)) from error
+    except Interrupted as error:
+        click.echo(f"{error}\nContinue with: {again}", err=True)
+        sys.exit(128 + error.signum)
+    except KeyboardInterrupt:
+        click.echo(f"Stopped. Continue with: {again}", err=True)
+        sys.exit(130)
+    except ImportError as error:
+        if "pip install 'lmser[" not in str(error):
+            raise
+        raise _Refused(str(error)) from error
+
+
+def _experiment(_context: click.Context, _parameter: click.Parameter, name: str) -> Experiment:
+    try:
+        return find(name)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+def _seeds(_context: click.Context, _parameter: click.Parameter, text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        seeds = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise click.BadParameter(f"expected whole numbers like 0,1,2, got {text!r}") from None
+    if min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        raise click.BadParameter(f"expected different numbers of at least 0, got {text!r}")
+    return seeds
+
+
+def _device(_context: click.Context, _parameter: click.Parameter, name: str) -> str:
+    import torch
+
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise click.BadParameter(f"{name!r} is not a device; cpu, cuda or cuda:1 are") from None
+    if device.type not in ("cpu", "cuda"):
+        raise click.BadParameter(f"{name!r} is not supported, cpu and cuda are")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise click.BadParameter(
+            f"{name!r} is not there: torch sees {torch.cuda.device_count()} CUDA devices"
+        )
+    return name
+
+
+_out = click.option("--out", type=click.Path(path_type=Path), help="Folder for the results.")
+_resume = click.option("--resume", is_flag=True, help="Continue the run in that folder, to the same bits.")
+_on = click.option("--device", default="cpu", show_default=True, callback=_device, help="cpu or cuda[:N].")
+_DATA = Path("data")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="lmser")
+def main() -> None:
+    """Reflection networks (Lmser, CLmser) and the papers' experiments with them."""
+
+
+@main.command("list")
+def list_experiments() -> None:
+    """List the experiments that `lmser run` knows."""
+    for experiment in EXPERIMENTS:
+        click.echo(f"{experiment.name}\n    {experiment.summary}\n    {experiment.source}; {experiment.data}")
+
+
+@main.command(context_settings={"show_default": True})
+@click.argument("experiment", metavar="NAME", callback=_experiment)
+@click.option("--data", default=_DATA, type=click.Path(path_type=Path), help="Folder with the data sets.")
+@_on
+@click.option(
+    "--scale", type=click.Choice(["quick", "paper"]), default="quick", help="Minutes, or the paper's own."
+)
+@click.option(
+    "--seeds", callback=_seeds, help="Runs to average, e.g. 0,1,2 (by default one, at paper scale three)."
+)
+@_out
+@_resume
+def run(
+    experiment: Experiment,
+    data: Path,
+    device: str,
+    scale: Any,
+    seeds: tuple[int, ...] | None,
+    out: Path | None,
+    resume: bool,
+) -> None:
+    """Run the experiment NAME (see `lmser list`) and write tables, figures and a report."""
+    if not data.is_dir():
+        raise _Refused(
+            f"the data folder {data} does not exist; {experiment.name} reads {experiment.data}: "
+            f"{experiment.needs}"
+        )
+    out = Path("runs") / f"{experiment.name}-{scale}" if out is None else out
+    seeds = experiment.seeds[scale] if seeds is None else seeds
+    chosen = "" if seeds == experiment.seeds[scale] else f" --seeds {','.join(map(str, seeds))}"
+    again = (
+        f"lmser run {experiment.name} --data {data} --device {device} --scale {scale}{chosen} "
+        f"--out {out} --resume"
+    )
+    with _explained(again):
+        from lmser.report import write_report
+
+        results = experiment.module().run(
+            Request(data=data, device=device, scale=scale, seeds=seeds, out=out, resume=resume)
+        )
+        page = write_report(
+            out / "report.html",
+            [(out, results)],
+            title=results.title,
+            introduction=f"Beside {experiment.source}.",
+        )
+    _print(results, page)
+
+
+@main.group("data")
+def data_group() -> None:
+    """Data sets."""
+
+
+@data_group.command("get")
+@click.argument("name")
+@click.option(
+    "--root", default=_DATA, show_default=True, type=click.Path(path_type=Path), help="The data folder."
+)
+def get(name: str, root: Path) -> None:
+    """Download the data set NAME (mnist, fashion-mnist) and check every byte."""
+    from lmser.data import download
+
+    shown: dict[str, int] = {}
+
+    def progress(file: str, done: int, total: int | None) -> None:
+        if not sys.stderr.isatty():
+            return
+        percent = 100 * done // total if total else 0
+        if shown.get(file) != percent:
+            shown[file] = percent
+            size = f"{done / 1e6:.1f} of {total / 1e6:.1f} MB" if total else f"{done / 1e6:.1f} MB"
+            click.echo(f"\r{file}: {size}", nl=total is not None and done >= total, err=True)
+
+    with _explained(f"lmser data get {name} --root {root}"):
+        try:
+            folder = download.get(name, root, progress)
+        except ValueError as error:
+            raise _Refused(str(error)) from error
+    click.echo(f"{name} is in {folder}")
+
+
+@main.command()
+@_out
+@_resume
+@_on
+def demo(out: Path | None, resume: bool, device: str) -> None:
+    """Train CLmser and its ablations on photographs, in minutes and without a download."""
+    out = Path("runs") / "demo" if out is None else out
+    with _explained(f"lmser demo --device {device} --out {out} --resume"):
+        from lmser.experiments import demo as experiment
+
+        results = experiment.run(out, resume=resume, device=device)
+    _print(results, out / "report.html")
+
+
+@main.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="The page to write.  [default: DIRECTORY/report.html]"
+)
+def report(directory: Path, out: Path | None) -> None:
+    """Gather every result below DIRECTORY in one HTML page that needs no other file."""
+    with _explained(f"lmser report {directory}"):
+        from lmser.report import collect, write_report
+
+        try:
+            found = collect(directory)
+            page = write_report(
+                directory / "report.html" if out is None else out,
+                found,
+                title="Results of lmser",
+                introduction=f"{len(found)} of the papers' experiments, each beside the numbers they print.",
+            )
+        except (FileNotFoundError, IsADirectoryError, ValueError) as error:
+            raise _Refused(str(error)) from error
+    click.echo(f"report: {page}")
+
+
+def _print(results: Any, page: Path) -> None:
+    for table in results.tables:
+        click.echo(f"\n{table.text()}")
+    click.echo("")
+    for note in results.notes:
+        click.echo(note)
+    click.echo(f"results: {page.parent / 'results.json'}\nreport:  {page}")
+
+
+if __name__ == "__main__":
+    main()

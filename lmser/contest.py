@@ -1,0 +1,81 @@
+"""Contenders for one piece of work, verified first, then timed in alternation.
+
+A time alone means nothing on a shared machine: contenders run A B C A B C … in one process on the same inputs, and
+medians are compared. No time is returned unless every contender's results agree with float64.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+
+import torch
+from torch import Tensor
+
+__all__ = ["Contender", "Timing", "contest", "relative_error"]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """`run()` does the work and returns what is to be verified; `step()`, if given, is what is timed instead."""
+
+    name: str
+    run: Callable[[], Sequence[Tensor]]
+    step: Callable[[], object] | None = None
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of each timed call, and the largest relative error of a result against float64."""
+
+    name: str
+    seconds: tuple[float, ...]
+    error: float
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    @property
+    def spread(self) -> float:
+        """Distance between the quartiles over the median."""
+        if len(self.seconds) < 4:
+            return (max(self.seconds) - min(self.seconds)) / self.median
+        first, _, third = statistics.quantiles(self.seconds, n=4)
+        return (third - first) / self.median
+
+
+def relative_error(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
+    """Largest over the tensors of ‖found - wanted‖ / ‖wanted‖, in float64; NaN where anything is."""
+    ratios = [
+        (f.detach().double() - w.detach().double()).norm() / w.detach().double().norm().clamp_min(1e-300)
+        for f, w in zip(found, wanted, strict=True)
+    ]
+    return float(torch.stack(ratios).max())
+
+
+def contest(
+    contenders: Sequence[Contender], wanted: Sequence[Tensor], *, tolerance: float, repeats: int, warm_up: int = 1
+) -> dict[str, Timing]:
+    """Verify every contender against `wanted` (float64 results), then time `repeats` rounds of all of them.
+
+    Raises ArithmeticError, and times nothing, where a relative error is not below `tolerance`.
+    """
+    errors = {}
+    for contender in contenders:
+        errors[contender.name] = error = relative_error(contender.run(), wanted)
+        if not error < tolerance:
+            raise ArithmeticError(
+                f"{contender.name!r} is off by {error:.1e} from float64, more than {tolerance}: its speed means nothing"
+            )
+    seconds: dict[str, list[float]] = {contender.name: [] for contender in contenders}
+    for repeat in range(repeats + warm_up):
+        for contender in contenders:
+            call = contender.step or contender.run
+            start = perf_counter()
+            call()
+            if repeat >= warm_up:
+                seconds[contender.name].append(perf_counter() - start)
+    return {name: Timing(name, tuple(times), errors[name]) for name, times in seconds.items()}
