@@ -47,7 +47,7 @@ class TestOracle:
     @settings(max_examples=5000)
     @given(case=cases(True))
     def test_compiled_at_length(self, case: Case):
-        check_against_oracle(case, conv_transpose2d_add_act, "native")
+        check_against_oracle(case, conv_transpose2d_add_act, "native", threads=2)
 
     @pytest.mark.native
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -210,3 +210,15 @@ class TestCompiled:
             tensors = {"source": z, "weight": weight, "add": add, "bias": bias, "grad": torch.randn_like(add)}
             tensors[where].view(-1)[tensors[where].numel() // 2] = value
             check_not_finite(conv_transpose2d_add_act, tensors, where, activation=activation, **geometry)
+
+    # Enough channels for an algorithm that adds inputs before it multiplies them.
+    @pytest.mark.parametrize("value", [torch.nan, torch.inf])
+    @pytest.mark.parametrize("where", ["source", "weight", "add", "bias", "grad"])
+    def test_not_finite_as_eager_with_many_channels(self, where, value):
+        geometry = {"stride": 2, "padding": 1, "output_size": (12, 11)}
+        source, weight = torch.randn(1, 33, 6, 6), torch.randn(33, 34, 3, 3)
+        add = torch.randn_like(conv_transpose2d_add_act(source, weight, impl="reference", **geometry))
+        tensors = {"source": source, "weight": weight, "add": add, "bias": torch.randn(add.shape[1])}
+        tensors["grad"] = torch.randn_like(add)
+        tensors[where].view(-1)[tensors[where].numel() // 2] = value
+        check_not_finite(conv_transpose2d_add_act, tensors, where, activation="leaky_relu", **geometry)

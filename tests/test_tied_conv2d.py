@@ -74,7 +74,7 @@ class TestOracle:
     @settings(max_examples=3000)
     @given(call=calls())
     def test_compiled_at_length(self, call):
-        check(*call, "native")
+        check(*call, "native", threads=2)
 
     @pytest.mark.native
     @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])

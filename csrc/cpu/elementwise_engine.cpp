@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "buffer.h"
+#include "layout.h"
 
 #include <initializer_list>
 
