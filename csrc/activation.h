@@ -34,24 +34,24 @@ LMSER_HD V activate(V z, S slope) {
   }
 }
 
-// f'(z) from h = f(z). Subgradients at the kinks: relu'(0) = 0, leaky_relu'(0) = slope (PyTorch's),
-// leaky_sigmoid'(+-1) = 1.
+// g f'(z) from h = f(z). Subgradients at the kinks: relu'(0) = 0, leaky_relu'(0) = slope (PyTorch's),
+// leaky_sigmoid'(+-1) = 1. Selected rather than multiplied where f' is 0, as PyTorch does: nothing flows through a
+// dead unit, NaN and Inf included.
 template <Activation A, class V, class S, class Math>
-LMSER_HD V derivative(V h, S slope) {
-  const V one = Math::splat(S(1));
+LMSER_HD V pull_back(V g, V h, S slope) {
   if constexpr (A == Activation::identity) {
-    return one;
+    return g;
   } else if constexpr (A == Activation::relu) {
-    return h <= S(0) ? Math::splat(S(0)) : one;
+    return h <= S(0) ? Math::splat(S(0)) : g;
   } else if constexpr (A == Activation::leaky_relu) {
-    return h > S(0) ? one : Math::splat(slope);
+    return h > S(0) ? g : g * slope;
   } else if constexpr (A == Activation::sigmoid) {
-    return (one - h) * h;
+    return g * ((S(1) - h) * h);
   } else if constexpr (A == Activation::tanh) {
-    return one - h * h;
+    return g * (S(1) - h * h);
   } else {
-    // NaN takes the inner branch, as torch.where(h.abs() > 1, slope, 1) does.
-    return h > S(1) ? Math::splat(slope) : (h < S(-1) ? Math::splat(slope) : one);
+    const V outside = g * slope;
+    return h > S(1) ? outside : (h < S(-1) ? outside : g);
   }
 }
 

@@ -82,12 +82,13 @@ inline View bias_view(const std::optional<Tensor>& t, const Tensor& first, const
   return {t->data_ptr(), dtype_of(*t, "bias"), 1, channels, 1, 1, 0, t->stride(0), 0, 0};
 }
 
-// Channels-last in, channels-last out; a tensor that is both or neither gives a plainly contiguous result.
+// Channels-last in, channels-last out; a tensor that is both or neither gives a plainly contiguous result. Of one
+// channel every layout is the same memory: there the stride of the channel axis tells what was meant.
 inline bool channels_last(const View& v) {
+  if (v.n * v.c * v.h * v.w == 0 || v.h * v.w == 1) return false;
   const auto matches = [&](std::int64_t sn, std::int64_t sc, std::int64_t sh, std::int64_t sw) {
-    return (v.n == 1 || v.sn == sn) && (v.c == 1 || v.sc == sc) && (v.h == 1 || v.sh == sh) && (v.w == 1 || v.sw == sw);
+    return (v.n == 1 || v.sn == sn) && v.sc == sc && (v.h == 1 || v.sh == sh) && (v.w == 1 || v.sw == sw);
   };
-  if (v.n * v.c * v.h * v.w == 0) return false;
   return matches(v.h * v.w * v.c, 1, v.w * v.c, v.c) && !matches(v.c * v.h * v.w, v.h * v.w, v.w, 1);
 }
 inline Tensor empty_4d(const Tensor& like, bool last, std::int64_t n, std::int64_t c, std::int64_t h, std::int64_t w) {

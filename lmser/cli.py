@@ -8,6 +8,7 @@ run directory in use, an extra that is not installed. An interrupted run says ho
 from __future__ import annotations
 
 import contextlib
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,11 +28,13 @@ class _Refused(click.ClickException):
 
 
 @contextlib.contextmanager
-def _explained(again: str) -> Iterator[None]:
-    """Turn the errors that say what the user can do into `_Refused`; `again` is the command that continues.
+def _explained(*command: str, resumable: bool = True, **options: object) -> Iterator[None]:
+    """Turn the errors that say what the user can do into `_Refused`, and say after a signal how to go on.
 
     Everything else is a defect of this package and keeps its traceback.
     """
+    given = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    again = "Continue with: " + shlex.join(["lmser", *command, *given, *(["--resume"] if resumable else [])])
     from lmser.data import BadData, MissingData
     from lmser.data.download import DownloadError
     from lmser.experiments.run_directory import RunRefused
@@ -42,10 +45,10 @@ def _explained(again: str) -> Iterator[None]:
     except (BadData, MissingData, DownloadError, RunRefused, ConfigMismatch) as error:
         raise _Refused(str(error)) from error
     except Interrupted as error:
-        click.echo(f"{error}\nContinue with: {again}", err=True)
+        click.echo(f"{error}\n{again}", err=True)
         sys.exit(128 + error.signum)
     except KeyboardInterrupt:
-        click.echo(f"Stopped. Continue with: {again}", err=True)
+        click.echo(f"Stopped.\n{again}", err=True)
         sys.exit(130)
     except ImportError as error:
         if "pip install 'lmser[" not in str(error):
@@ -136,12 +139,8 @@ def run(
         )
     out = Path("runs") / f"{experiment.name}-{scale}" if out is None else out
     seeds = experiment.seeds[scale] if seeds is None else seeds
-    chosen = "" if seeds == experiment.seeds[scale] else f" --seeds {','.join(map(str, seeds))}"
-    again = (
-        f"lmser run {experiment.name} --data {data} --device {device} --scale {scale}{chosen} "
-        f"--out {out} --resume"
-    )
-    with _explained(again):
+    options = {"data": data, "device": device, "scale": scale, "seeds": ",".join(map(str, seeds)), "out": out}
+    with _explained("run", experiment.name, **options):
         from lmser.report import write_report
 
         results = experiment.module().run(
@@ -181,7 +180,7 @@ def get(name: str, root: Path) -> None:
             size = f"{done / 1e6:.1f} of {total / 1e6:.1f} MB" if total else f"{done / 1e6:.1f} MB"
             click.echo(f"\r{file}: {size}", nl=total is not None and done >= total, err=True)
 
-    with _explained(f"lmser data get {name} --root {root}"):
+    with _explained("data", "get", name, resumable=False, root=root):
         try:
             folder = download.get(name, root, progress)
         except ValueError as error:
@@ -196,7 +195,7 @@ def get(name: str, root: Path) -> None:
 def demo(out: Path | None, resume: bool, device: str) -> None:
     """Train CLmser and its ablations on photographs, in minutes and without a download."""
     out = Path("runs") / "demo" if out is None else out
-    with _explained(f"lmser demo --device {device} --out {out} --resume"):
+    with _explained("demo", device=device, out=out):
         from lmser.experiments import demo as experiment
 
         results = experiment.run(out, resume=resume, device=device)
@@ -210,7 +209,7 @@ def demo(out: Path | None, resume: bool, device: str) -> None:
 )
 def report(directory: Path, out: Path | None) -> None:
     """Gather every result below DIRECTORY in one HTML page that needs no other file."""
-    with _explained(f"lmser report {directory}"):
+    with _explained("report", str(directory), resumable=False):
         from lmser.report import collect, write_report
 
         try:

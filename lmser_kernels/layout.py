@@ -8,12 +8,24 @@ import torch
 from torch import Tensor
 
 
+def is_channels_last(t: Tensor) -> bool:
+    """Whether `t` asks for a channels-last result: it is that, and not plainly contiguous as well.
+
+    Of one channel every layout is the same memory, and the stride of the channel axis tells what was meant.
+    Maps of one pixel are plainly contiguous.
+    """
+    if t.shape[2] * t.shape[3] == 1 or not t.is_contiguous(memory_format=torch.channels_last):
+        return False
+    if t.shape[1] == 1:
+        return t.stride(1) == 1
+    return not t.is_contiguous()
+
+
 def empty_like_layout(like: Tensor, size: Sequence[int]) -> Tensor:
-    """An empty tensor of `size`, channels-last where `like` is that and not plain contiguous as well."""
-    channels_last = like.is_contiguous(memory_format=torch.channels_last) and not like.is_contiguous()
+    """An empty tensor of `size`, channels-last where `like` is that (see `is_channels_last`)."""
     return torch.empty(
         size,
         dtype=like.dtype,
         device=like.device,
-        memory_format=torch.channels_last if channels_last else torch.contiguous_format,
+        memory_format=torch.channels_last if is_channels_last(like) else torch.contiguous_format,
     )

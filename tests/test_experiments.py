@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import gc
 import gzip
+import io
 import json
 import math
 import os
@@ -134,7 +135,7 @@ def bits(out: Path) -> dict[str, bytes]:
 
 
 def stopping_progress(monkeypatch: pytest.MonkeyPatch, module: object, after_jobs: int) -> None:
-    """Kill the run without warning within the job after `after_jobs`: no checkpoint is written there and then."""
+    """Kill the run without warning within the job after `after_jobs`: nothing is saved there and then."""
 
     class Stopping(ExperimentProgress):
         def job(self, label: str, steps: int):  # type: ignore[no-untyped-def]
@@ -262,6 +263,35 @@ def test_step_costs_are_measured_and_checked(monkeypatch: pytest.MonkeyPatch) ->
         compare_steps(batch=2, size=16, repeats=1)
 
 
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_counts_steps_of_all_jobs_and_skips_finished_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tqdm")
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    loss = torch.tensor(0.0)
+    with ExperimentProgress(jobs=3, steps=12, shown=True) as progress:
+        progress.job("finished earlier", 4)
+        on_step = progress.job("resumed", 4)
+        assert progress._bar.n == 4
+        on_step(3, loss)
+        assert progress._bar.n == 7
+        on_step(4, loss)
+        progress.job("last", 4)(4, loss)
+        assert progress._bar.n == progress._bar.total == 12
+    assert "done: 100%" in sys.stderr.getvalue()
+
+
+def test_progress_without_a_terminal_is_a_line_per_job(capsys: pytest.CaptureFixture[str]) -> None:
+    for shown in (True, False):
+        with ExperimentProgress(jobs=2, steps=8, shown=shown) as progress:
+            progress.job("a", 4)(1, torch.tensor(0.0))
+            progress.job("b", 4)
+    assert capsys.readouterr().err == "[1/2] a\n[2/2] b\n"
+
+
 # The run directory.
 
 
@@ -291,6 +321,10 @@ def test_a_run_directory_is_not_taken_from_others(tmp_path: Path) -> None:
 def test_what_a_kill_leaves_before_the_plan_counts_as_empty(tmp_path: Path) -> None:
     (tmp_path / ".plan.json.abc.tmp").write_text("{")
     open_run_directory(tmp_path, {"experiment": "x"}, resume=False)
+    (tmp_path / "job").mkdir()
+    (tmp_path / "job" / ".result.json.abc.tmp").write_text("{")
+    open_run_directory(tmp_path, {"experiment": "x"}, resume=True)
+    assert not list(tmp_path.rglob("*.tmp"))
     assert json.loads((tmp_path / "plan.json").read_text()) == {"experiment": "x"}
 
 

@@ -52,7 +52,8 @@ def check(tensors, geometry, impl, threads=1):
 
     names = ("y", "u", "gradient of x", "gradient of z", "gradient of weight")
     for name, result, want, magnitude in zip(names, (y, u, *got), oracle(False), oracle(True), strict=True):
-        close(name, result, want, magnitude, steps=0 if impl == "native" else 2)
+        filtered = weight.shape[2:] == (3, 3)
+        close(name, result, want, magnitude, 0 if impl == "native" else 2, filtered)
 
 
 class TestOracle:

@@ -85,6 +85,18 @@ struct Finish {
   T slope;
 };
 
+// What a tile will read and write outside the caches is fetched while its products run.
+template <class T>
+LMSER_HD void prefetch_tile(const std::int64_t* offset, int pixels, int channels, T* out, const T* add, T* drive) {
+  constexpr int kLine = 64 / sizeof(T);
+  for (int m = 0; m < pixels; ++m)
+    for (int c = 0; c < channels; c += kLine) {
+      __builtin_prefetch(out + offset[m] + c, 1);
+      if (add) __builtin_prefetch(add + offset[m] + c, 0);
+      if (drive) __builtin_prefetch(drive + offset[m] + c, 1);
+    }
+}
+
 // From the tile to memory: one pixel row at a time, whole registers then the remaining channels.
 template <class T>
 void write_tile(const T* tile, int pixels, int tile_stride, int channels, const std::int64_t* offset, T* out,
@@ -296,6 +308,9 @@ bool conv_unit(const ConvCall<T>& call, std::int64_t unit, T* scratch) {
       for (std::int64_t t = 0; t < tiles; ++t) {
         const int m = int(div_up(pixels - done, tiles - t));
         args.offset = in_offset + done;
+        if (direct_out)
+          prefetch_tile<T>(out_offset + done, m, channels, dst + block.channel, add ? add + block.channel : nullptr,
+                           drive ? drive + block.channel : nullptr);
         product_fn<T>(m, block.vectors)(args);
         write_tile<T>(tile, m, width, channels, out_offset + done, dst + block.channel,
                       add ? add + block.channel : nullptr, drive ? drive + block.channel : nullptr, finish);

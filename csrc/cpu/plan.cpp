@@ -13,6 +13,13 @@ constexpr std::int64_t kSlabBytes = 192 * 1024;
 // Below this many multiply-adds a second thread costs more than it brings.
 constexpr double kSerialWork = 40e3;
 
+// Images a unit so that no thread has a unit more than another where that can be had: `most` of them at most.
+std::int64_t even_images(std::int64_t batch, std::int64_t most, int threads) {
+  most = std::max<std::int64_t>(1, most);
+  const std::int64_t units = ceil_div(std::max<std::int64_t>(1, batch), most);
+  return units == 1 ? most : ceil_div(batch, round_up(units, threads));
+}
+
 // One axis of one phase.
 struct Axis {
   std::int64_t out0, count, offset;
@@ -121,7 +128,7 @@ void plan_winograd(ConvPlan& p, std::int64_t value_bytes, int threads) {
   } else {
     p.row_units = 1;
     p.unit_rows = w.rows * w.out_step;
-    p.unit_images = std::max<std::int64_t>(1, wanted / (w.rows * w.cols));
+    p.unit_images = even_images(g.batch, wanted / (w.rows * w.cols), threads);
   }
   p.image_units = ceil_div(g.batch, p.unit_images);
   p.slab_rows = (p.unit_rows / w.out_step - 1) * w.in_step + w.window;
@@ -235,7 +242,7 @@ WeightGradPlan plan_weight_grad(const Geometry& g, const TileShape& tile, std::i
       p.row_units = ceil_div(w.rows, p.tile_rows);
     } else {
       p.tile_rows = w.rows;
-      p.unit_images = wanted / (w.rows * w.cols);
+      p.unit_images = even_images(g.batch, wanted / (w.rows * w.cols), threads);
     }
     p.unit_rows = p.tile_rows * w.m;
     p.image_units = ceil_div(g.batch, p.unit_images);
@@ -258,7 +265,8 @@ WeightGradPlan plan_weight_grad(const Geometry& g, const TileShape& tile, std::i
   p.unit_rows = ceil_div(g.out_h, std::max<std::int64_t>(1, p.row_units));
   if (p.row_units <= 1) {
     const std::int64_t images = kSlabBytes / std::max<std::int64_t>(1, row_bytes * g.out_h);
-    p.unit_images = std::clamp<std::int64_t>(images, 1, std::max<std::int64_t>(1, g.batch / threads));
+    p.unit_images = even_images(
+        g.batch, std::clamp<std::int64_t>(images, 1, std::max<std::int64_t>(1, g.batch / threads)), threads);
   }
   p.image_units = ceil_div(g.batch, p.unit_images);
   p.units = p.row_units * p.image_units;

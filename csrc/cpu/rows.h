@@ -162,7 +162,7 @@ const T* transformed_row(const Source& s, std::int64_t n, std::int64_t h, const 
   with_activation(s.activation, [&]<Activation A>() {
     for_lanes<T>(count, [&](std::int64_t i, int k) {
       Vec<T> v = load_n<T>(g + i, k);
-      if (out) v = v * act_derivative<A, T>(load_n<T>(out + i, k), slope);
+      if (out) v = act_pull_back<A, T>(v, load_n<T>(out + i, k), slope);
       if (gate) v = v * (load_n<T>(gate + i, k) > T(0) ? splat<T>(T(1)) : splat<T>(T(0)));
       if (add) v = v + load_n<T>(add + i, k);
       store_n<T>(dst + i, v, k);

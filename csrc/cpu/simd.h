@@ -60,6 +60,7 @@ struct Math<float> {
   typedef std::int32_t I __attribute__((vector_size(LMSER_VECTOR_BYTES)));
   static LMSER_HD V splat(float x) { return V{} + x; }
   static LMSER_HD V exp(V x) {
+    const V given = x;
     x = x > 88.3762626647949f ? splat(88.3762626647949f) : x;
     x = x < -87.3365478515625f ? splat(-87.3365478515625f) : x;
     const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to the nearest integer
@@ -78,7 +79,8 @@ struct Math<float> {
     bits = (bits + (127 - 0x4B400000)) << 23;  // low bits of `shifted` hold n
     V scale;
     std::memcpy(&scale, &bits, sizeof scale);
-    return p * scale;
+    // Above the range to infinity, so that sigmoid(-inf) is exactly 0.
+    return given > 88.3762626647949f ? splat(__builtin_inff()) : p * scale;
   }
   static LMSER_HD V sigmoid(V z) { return 1.0f / (exp(-z) + 1.0f); }
   static LMSER_HD V tanh(V z) {
@@ -116,8 +118,8 @@ LMSER_HD Vec<T> act(Vec<T> z, T slope) {
   return activate<A, Vec<T>, T, Math<T>>(z, slope);
 }
 template <Activation A, class T>
-LMSER_HD Vec<T> act_derivative(Vec<T> h, T slope) {
-  return derivative<A, Vec<T>, T, Math<T>>(h, slope);
+LMSER_HD Vec<T> act_pull_back(Vec<T> g, Vec<T> h, T slope) {
+  return pull_back<A, Vec<T>, T, Math<T>>(g, h, slope);
 }
 
 // Calls f with the activation as a compile-time constant.

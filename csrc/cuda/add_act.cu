@@ -89,8 +89,9 @@ __global__ void add_act_backward_kernel(View grad, View h, View out, bool last, 
   const std::int64_t step = std::int64_t(gridDim.x) * blockDim.x;
   for (std::int64_t i = std::int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += step) {
     const Position p = position(out, last, i);
-    const T d = derivative<A, T, T, DeviceMath<T>>(load<T>(h.data, h.dtype, at(h, p)), slope);
-    store<T>(out.data, out.dtype, at(out, p), load<T>(grad.data, grad.dtype, at(grad, p)) * d);
+    const T g = load<T>(grad.data, grad.dtype, at(grad, p));
+    const T d = pull_back<A, T, T, DeviceMath<T>>(g, load<T>(h.data, h.dtype, at(h, p)), slope);
+    store<T>(out.data, out.dtype, at(out, p), d);
   }
 }
 
@@ -102,8 +103,8 @@ __global__ void bias_grad_kernel(View grad, View h, View out, T slope) {
   T sum = T(0);
   for (std::int64_t i = threadIdx.x; i < pixels; i += blockDim.x) {
     const Position p{i / (h.h * h.w), c, i / h.w % h.h, i % h.w};
-    sum += load<T>(grad.data, grad.dtype, at(grad, p)) *
-           derivative<A, T, T, DeviceMath<T>>(load<T>(h.data, h.dtype, at(h, p)), slope);
+    sum += pull_back<A, T, T, DeviceMath<T>>(load<T>(grad.data, grad.dtype, at(grad, p)),
+                                             load<T>(h.data, h.dtype, at(h, p)), slope);
   }
   sums[threadIdx.x] = sum;
   __syncthreads();

@@ -156,7 +156,11 @@ def picture_grid(
     else:
         size, grid = (count * side * width / height + 1.5, keys * side), (keys, 1)
     with _canvas(name, *size, layout="constrained") as figure:
-        figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
+        # A viewer's font may be wider than the one laid out with: row labels get room to grow.
+        margin = 0.05 if labels == "rows" else 0.0
+        figure.get_layout_engine().set(
+            w_pad=0.02, h_pad=0.02, wspace=0, hspace=0, rect=(margin, 0, 1 - margin, 1)
+        )
         axes = figure.subplots(*grid, squeeze=False).ravel()
         for axis, (key, strip) in zip(axes, strips.items(), strict=True):
             # "none" embeds the pixels as they are; the viewer enlarges them.

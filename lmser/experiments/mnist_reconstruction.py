@@ -3,8 +3,9 @@
 784-300-100-10, Adam, batch 50, test error per pixel on [0, 1] after τ steps. 000 prints a learning rate of
 0.01 that decays by 0.9999 a step. At that rate the ReLU units of AE and Lmser(un-n) die within the first
 hundred steps from PyTorch's initialisation, and what is left is the mean image. So three settings are run
-and reported: as printed; at 0.001 with the same decay; and at 0.003 with a warm-up and a cosine decay, which
-within 5000 steps takes Lmser(un) as far as the second does within 20000.
+and reported: as printed; at 0.001 with the same decay; and at 0.003 with a warm-up and a cosine decay. With
+that schedule 0.01 keeps the units alive as well, but ends higher (Lmser(un), seed 0, 20000 steps: 0.0011
+against 0.0009 at 0.003 and 0.0010 at 0.001 with the printed decay).
 """
 
 from __future__ import annotations

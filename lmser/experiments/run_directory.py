@@ -57,6 +57,8 @@ def open_run_directory(path: Path, plan: Mapping[str, Any], *, resume: bool) -> 
         raise RunRefused(
             f"{path} holds a run with other settings ({difference}): choose another folder with --out"
         )
+    for left_by_a_kill in path.rglob(".*.tmp"):
+        left_by_a_kill.unlink(missing_ok=True)
     return path
 
 

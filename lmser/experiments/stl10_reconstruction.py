@@ -308,9 +308,10 @@ def _figures(request: Request, scale: Scale, jobs: _Jobs, test: Tensor) -> tuple
     figures = []
     for setting, panel, words in (("sgd", "a", "SGD"), ("as-printed", "b", "Adam")):
         curves = {
-            row.model: found[0].curve
+            model: found[0].curve
+            for model in (*VARIANTS, "U-Net")  # the demo's colours
             for row, found in jobs.items()
-            if row.setting == setting and row.per_class == scale.figure_size
+            if (row.setting, row.per_class, row.model) == (setting, scale.figure_size, model)
         }
         name = f"figures/loss-{words.lower()}.svg"
         save_figure(

@@ -1,0 +1,232 @@
+"""The command line: what it prints, what it refuses and how, and its exit statuses."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from lmser.cli import main
+from lmser.data import MissingData
+from lmser.experiments import EXPERIMENTS, Experiment, Request
+from lmser.experiments.results import Results
+from lmser.experiments.run_directory import RunRefused
+from lmser.experiments.tables import Cell, Row, Table
+from lmser.training import Interrupted
+
+
+def lmser(*arguments: str) -> Result:
+    return CliRunner().invoke(main, arguments)
+
+
+def refused(result: Result) -> str:
+    """The one sentence on standard error of a refused command."""
+    assert result.exit_code == 2, result.output
+    assert isinstance(result.exception, SystemExit)
+    assert "Traceback" not in result.output
+    lines = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+    assert len(lines) == 1, result.stderr
+    return lines[0]
+
+
+RESULTS = Results(
+    experiment="mnist-reconstruction",
+    title="A title",
+    summary="A summary.",
+    scale="quick",
+    seeds=(0,),
+    tables=(Table("A table", ("MSE",), (Row("AE", (Cell((0.5,), 0.25),)),)),),
+    figures=(),
+    seconds=1.0,
+    machine={"device": "cpu"},
+    data={},
+    notes=("A finding.",),
+)
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[Request]:
+    """Replaces every experiment by one that notes what it was asked for."""
+    requests: list[Request] = []
+
+    def run(request: Request) -> Results:
+        requests.append(request)
+        request.out.mkdir(parents=True, exist_ok=True)
+        RESULTS.write(request.out)
+        return RESULTS
+
+    monkeypatch.setattr(Experiment, "module", lambda self: SimpleNamespace(run=run))
+    return requests
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    def run(_request: Request) -> Any:
+        raise error
+
+    monkeypatch.setattr(Experiment, "module", lambda self: SimpleNamespace(run=run))
+
+
+def test_list_names_every_experiment_with_its_source() -> None:
+    result = lmser("list")
+    assert result.exit_code == 0
+    for experiment in EXPERIMENTS:
+        assert experiment.name in result.stdout
+        assert experiment.source in result.stdout
+
+
+def test_list_answers_without_loading_torch() -> None:
+    code = "import sys, lmser.cli; print('torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).resolve().parents[1],
+    )
+    assert done.stdout.strip() == "False"
+
+
+def test_run_hands_on_what_was_asked_for(asked: list[Request], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = lmser(
+        "run", "mnist-reconstruction", "--data", str(tmp_path), "--scale", "paper", "--seeds", "3,1",
+        "--out", str(out), "--resume",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert asked == [Request(tmp_path, "cpu", "paper", (3, 1), out, resume=True)]
+    assert "A table" in result.stdout
+    assert "0.5000" in result.stdout
+    assert "A finding." in result.stdout
+    assert str(out / "report.html") in result.stdout
+    assert "A title" in (out / "report.html").read_text()
+
+
+def test_run_defaults_are_quick_one_seed_and_a_folder_of_its_own(
+    asked: list[Request], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    assert lmser("run", "stl10-reconstruction").exit_code == 0
+    out = Path("runs/stl10-reconstruction-quick")
+    assert asked == [Request(Path("data"), "cpu", "quick", (0,), out, resume=False)]
+
+
+def test_a_wrong_name_lists_the_right_ones() -> None:
+    message = refused(lmser("run", "stl11"))
+    assert "'stl11'" in message
+    assert all(experiment.name in message for experiment in EXPERIMENTS)
+
+
+@pytest.mark.parametrize("seeds", ["a", "1,", "-1", "0,0", "1.5"])
+def test_seeds_are_checked(seeds: str) -> None:
+    assert repr(seeds) in refused(lmser("run", "mnist-reconstruction", "--seeds", seeds))
+
+
+@pytest.mark.parametrize("device", ["gpu", "meta", "cuda:99"])
+def test_devices_are_checked(device: str) -> None:
+    assert repr(device) in refused(lmser("demo", "--device", device))
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda experiment: experiment.name)
+def test_missing_data_says_what_brings_it(experiment: Experiment, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    absent = refused(lmser("run", experiment.name, "--data", str(tmp_path / "nowhere"), "--out", str(out)))
+    assert str(tmp_path / "nowhere") in absent
+    assert "lmser data get" in absent
+    empty = refused(lmser("run", experiment.name, "--data", str(tmp_path), "--out", str(out)))
+    assert str(tmp_path) in empty
+    assert "lmser data get" in empty or "https://" in empty
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("error", [MissingData("no such data"), RunRefused("in use")])
+def test_what_the_user_can_put_right_is_one_sentence(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    failing(monkeypatch, error)
+    assert refused(lmser("run", "mnist-reconstruction", "--data", str(tmp_path))) == f"Error: {error}"
+
+
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    message = "tqdm is not installed; it comes with the extra 'experiments': pip install 'lmser[experiments]'"
+    failing(monkeypatch, ImportError(message))
+    assert message in refused(lmser("run", "mnist-reconstruction", "--data", str(tmp_path)))
+
+
+def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    failing(monkeypatch, ValueError("a defect"))
+    result = lmser("run", "mnist-reconstruction", "--data", str(tmp_path))
+    assert isinstance(result.exception, ValueError)
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (Interrupted(5, 10, Path("checkpoint.pt"), signal.SIGTERM), 143),
+        (Interrupted(5, 10, Path("checkpoint.pt"), signal.SIGINT), 130),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_an_interrupted_run_says_how_to_go_on(
+    error: BaseException, status: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    failing(monkeypatch, error)
+    tmp_path = tmp_path / "a folder"
+    tmp_path.mkdir()
+    out = tmp_path / "out"
+    result = lmser("run", "mnist-reconstruction", "--data", str(tmp_path), "--seeds", "4", "--out", str(out))
+    assert result.exit_code == status
+    command = result.stderr.splitlines()[-1].removeprefix("Continue with: ")
+    assert command == (
+        f"lmser run mnist-reconstruction --data '{tmp_path}' --device cpu --scale quick --seeds 4 "
+        f"--out '{out}' --resume"
+    )
+    monkeypatch.undo()  # the command is one that is understood
+    assert "lmser data get" in refused(lmser(*shlex.split(command)[1:]))
+
+
+def test_a_folder_in_use_is_refused_by_demo_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    assert "--resume" in refused(lmser("demo", "--out", str(tmp_path)))
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_data_get_refuses_unknown_sets_and_those_it_has_no_checksum_for(tmp_path: Path) -> None:
+    assert "mnist, fashion-mnist" in refused(lmser("data", "get", "mnst", "--root", str(tmp_path)))
+    assert "stl10_binary" in refused(lmser("data", "get", "stl10", "--root", str(tmp_path)))
+    assert not list(tmp_path.iterdir())
+
+
+def test_data_get_downloads_into_the_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def get(name: str, root: Path, progress: Any) -> Path:
+        progress("train-images", 10, 20)
+        progress("train-images", 10, None)
+        return Path(root) / name
+
+    monkeypatch.setattr("lmser.data.download.get", get)
+    result = lmser("data", "get", "mnist", "--root", str(tmp_path))
+    assert result.exit_code == 0
+    assert result.stdout.strip() == f"mnist is in {tmp_path / 'mnist'}"
+
+
+def test_report_gathers_what_is_below_a_folder(tmp_path: Path) -> None:
+    assert str(tmp_path / "nowhere") in refused(lmser("report", str(tmp_path / "nowhere")))
+    assert "no results.json" in refused(lmser("report", str(tmp_path)))
+    for name in ("a", "b/c"):
+        (tmp_path / name).mkdir(parents=True)
+        RESULTS.write(tmp_path / name)
+    result = lmser("report", str(tmp_path))
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "report.html").read_text().count("A summary.") == 2
+    elsewhere = tmp_path / "page.html"
+    assert lmser("report", str(tmp_path), "--out", str(elsewhere)).exit_code == 0
+    assert elsewhere.read_text() == (tmp_path / "report.html").read_text()
+    (tmp_path / "a" / "results.json").write_text("{}")
+    assert str(tmp_path / "a" / "results.json") in refused(lmser("report", str(tmp_path)))
