@@ -2,28 +2,84 @@
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <new>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 #include "engine.h"
 
 namespace lmser {
 
-struct Free {
-  void operator()(void* p) const { std::free(p); }
+// Scratch is returned to a small store of the calling thread and taken from there by its next call: fresh pages
+// cost more to clear than a small layer costs to compute. Beyond kKept bytes it goes back to the system.
+class ScratchStore {
+ public:
+  static constexpr std::size_t kKept = std::size_t(32) << 20;
+  static ScratchStore& of_this_thread() {
+    static thread_local ScratchStore store;
+    return store;
+  }
+  // At least `bytes`; `bytes` becomes what the piece really holds.
+  void* take(std::size_t& bytes) {
+    std::size_t best = pieces_.size();
+    for (std::size_t i = 0; i < pieces_.size(); ++i)
+      if (pieces_[i].bytes >= bytes && pieces_[i].bytes <= 2 * bytes + 4096 &&
+          (best == pieces_.size() || pieces_[i].bytes < pieces_[best].bytes))
+        best = i;
+    if (best < pieces_.size()) {
+      const Piece found = pieces_[best];
+      pieces_.erase(pieces_.begin() + std::ptrdiff_t(best));
+      kept_ -= found.bytes;
+      bytes = found.bytes;
+      return found.data;
+    }
+    void* p = std::aligned_alloc(64, bytes);
+    if (!p) throw std::bad_alloc();
+    return p;
+  }
+  void give(void* data, std::size_t bytes) noexcept {
+    if (bytes > kKept) return std::free(data);
+    while (!pieces_.empty() && kept_ + bytes > kKept) {  // the oldest first
+      std::free(pieces_.front().data);
+      kept_ -= pieces_.front().bytes;
+      pieces_.erase(pieces_.begin());
+    }
+    if (pieces_.size() == pieces_.capacity()) return std::free(data);  // room was reserved: no throw here
+    pieces_.push_back({data, bytes});
+    kept_ += bytes;
+  }
+
+ private:
+  struct Piece {
+    void* data;
+    std::size_t bytes;
+  };
+  std::vector<Piece> pieces_;
+  std::size_t kept_ = 0;
+  ScratchStore() { pieces_.reserve(64); }
+  ~ScratchStore() {
+    for (const Piece& p : pieces_) std::free(p.data);
+  }
+  ScratchStore(const ScratchStore&) = delete;
+  ScratchStore& operator=(const ScratchStore&) = delete;
+};
+
+struct GiveBack {
+  std::size_t bytes = 0;
+  void operator()(void* p) const { ScratchStore::of_this_thread().give(p, bytes); }
 };
 template <class T>
-using Buffer = std::unique_ptr<T[], Free>;
+using Buffer = std::unique_ptr<T[], GiveBack>;
 template <class T>
 Buffer<T> allocate(std::int64_t values) {
-  const std::size_t bytes = (std::size_t(std::max<std::int64_t>(values, 1)) * sizeof(T) + 63) / 64 * 64;
-  void* p = std::aligned_alloc(64, bytes);
-  if (!p) throw std::bad_alloc();
-  return Buffer<T>(static_cast<T*>(p));
+  std::size_t bytes = (std::size_t(std::max<std::int64_t>(values, 1)) * sizeof(T) + 63) / 64 * 64;
+  void* p = ScratchStore::of_this_thread().take(bytes);
+  return Buffer<T>(static_cast<T*>(p), GiveBack{bytes});
 }
 
 template <class T>
