@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "cpu/engine.h"
+#include "cpu/output_store.h"
 
 namespace py = pybind11;
 
@@ -164,12 +165,20 @@ py::dict plan(const std::string& op, const std::string& dtype, Four shape, Four 
   const ConvPlan p = inspect_conv(instruction_set(), threads, g, wide, channels_last);
   const double value = dtype == "float64" ? 8 : dtype == "float32" ? 4 : 2;
   py::dict d;
-  d["kernel"] = up ? "implicit product over channels-last pixels"
-                   : "sub-pixel implicit product (stride^2 phases, no zeros multiplied)";
+  const bool winograd = p.winograd.m > 0;
+  d["kernel"] = winograd ? "minimal filtering (Winograd), F(" + std::to_string(p.winograd.m) +
+                               ", 2) on one phase of each axis and single taps on the other"
+                : p.dot ? std::string("implicit product, registers along the depth (few output channels)")
+                        : std::string(up ? "implicit product over channels-last pixels"
+                                         : "sub-pixel implicit product (stride^2 phases, no zeros multiplied)");
   d["isa"] = instruction_set().name;
   d["tile"] = std::to_string(p.tile.pixels) + "x" + std::to_string(p.tile.max_vectors * p.tile.lanes);
   d["compute_dtype"] = wide ? "float64" : "float32";
-  d["phases"] = p.phases.size();
+  d["phases"] = winograd ? std::size_t(1) : p.phases.size();
+  const double direct = p.flops();
+  d["products_of_direct"] = winograd ? 2.0 * double(g.batch * p.winograd.rows * p.winograd.cols * p.winograd.points()) *
+                                           double(g.in_c) * double(g.out_c) / direct
+                                     : 1.0;
   d["units"] = p.units;
   d["unit_images"] = p.unit_images;
   d["unit_rows"] = p.unit_rows;
@@ -182,11 +191,15 @@ py::dict plan(const std::string& op, const std::string& dtype, Four shape, Four 
                         double(weight[0]) * double(weight[1]) * double(weight[2]) * double(weight[3]) + out);
   const double filled = double(g.out_c) / double(p.padded_out_c);
   d["register_fill"] = filled;
-  d["reason"] = channels_last || (g.in_h == 1 && g.in_w == 1)
-                    ? "the only compiled kernel of this operation; input rows are staged once per unit into a padded "
-                      "slab in the second-level cache"
-                    : "the only compiled kernel of this operation; the plainly contiguous input is turned to "
-                      "channels-last while it is staged";
+  const std::string staging = channels_last || (g.in_h == 1 && g.in_w == 1)
+                                  ? "; input rows are staged once per unit into a padded slab in the second-level cache"
+                                  : "; the plainly contiguous input is turned to channels-last while it is staged";
+  d["reason"] = (winograd ? std::string("3x3 at stride 2 with at least 32 channels on both sides: fewer products than "
+                                        "the direct sum, which is run "
+                                        "instead where a result is not finite")
+                 : p.dot  ? std::string("no more than half a register of output channels")
+                          : std::string("the direct sum is the best compiled algorithm for this shape")) +
+                staging;
   return d;
 }
 
@@ -199,6 +212,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_info", &lmser::cpu_info);
   m.def("choose_isa", &lmser::choose_isa, py::arg("name"),
         "Makes every operator use this instruction set from now on (for comparing them); returns the one used before.");
+  m.def("empty_cache", &lmser::output_store::empty, "Returns the idle memory of large results to the system.");
+  m.def("idle_bytes", &lmser::output_store::idle_bytes, "Memory of large results kept for the next calls.");
   m.def("measure_fma_peak", &lmser::measure_fma_peak, py::arg("seconds") = 0.3, py::arg("threads") = 1,
         "float32 fused multiply-adds, GFLOP/s, best of short rounds.");
   m.def("measure_copy_bandwidth", &lmser::measure_copy_bandwidth, py::arg("seconds") = 0.3, py::arg("threads") = 1,

@@ -91,12 +91,8 @@ inline bool channels_last(const View& v) {
   };
   return matches(v.h * v.w * v.c, 1, v.w * v.c, v.c) && !matches(v.c * v.h * v.w, v.h * v.w, v.w, 1);
 }
-inline Tensor empty_4d(const Tensor& like, bool last, std::int64_t n, std::int64_t c, std::int64_t h, std::int64_t w) {
-  const std::int64_t size[] = {n, c, h, w};
-  return torch::stable::empty(
-      torch::headeronly::IntHeaderOnlyArrayRef(size, 4), like.scalar_type(), std::nullopt, like.device(), std::nullopt,
-      last ? torch::headeronly::MemoryFormat::ChannelsLast : torch::headeronly::MemoryFormat::Contiguous);
-}
+// Uninitialised, on the device and of the dtype of `like`; large ones on the CPU from the output store.
+Tensor empty_4d(const Tensor& like, bool last, std::int64_t n, std::int64_t c, std::int64_t h, std::int64_t w);
 inline Tensor empty_1d(const Tensor& like, std::int64_t n) {
   const std::int64_t size[] = {n};
   return torch::stable::empty(torch::headeronly::IntHeaderOnlyArrayRef(size, 1), like.scalar_type(), std::nullopt,

@@ -1,0 +1,25 @@
+// Memory of large results, kept between calls.
+//
+// A training step asks for the same few large tensors again and again. The C library returns such pieces to the
+// system and gets fresh pages for the next, and clearing those costs as much as a cheap layer computes. So results of
+// at least kLeast bytes come from here and return here when their tensor dies, as those of torch's CUDA allocator do;
+// lmser_kernels.empty_cache() gives what is idle back to the system.
+#pragma once
+
+#include <cstddef>
+
+namespace lmser::output_store {
+
+constexpr std::size_t kLeast = std::size_t(1) << 20;     // smaller results come from torch's allocator
+constexpr std::size_t kMostIdle = std::size_t(1) << 30;  // what is kept at most while nobody uses it
+
+struct Piece {
+  void* data;
+  std::size_t bytes;  // at least what was asked for
+};
+Piece take(std::size_t bytes);  // throws std::bad_alloc
+void give(Piece piece) noexcept;
+std::size_t idle_bytes() noexcept;
+void empty() noexcept;
+
+}  // namespace lmser::output_store

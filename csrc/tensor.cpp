@@ -1,0 +1,26 @@
+#include "tensor.h"
+
+#include "cpu/output_store.h"
+
+namespace lmser {
+
+Tensor empty_4d(const Tensor& like, bool last, std::int64_t n, std::int64_t c, std::int64_t h, std::int64_t w) {
+  const std::int64_t size[] = {n, c, h, w};
+  const torch::headeronly::IntHeaderOnlyArrayRef sizes(size, 4);
+  const std::size_t bytes = std::size_t(n * c * h * w) * like.element_size();
+  if (!like.is_cpu() || bytes < output_store::kLeast)
+    return torch::stable::empty(
+        sizes, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
+        last ? torch::headeronly::MemoryFormat::ChannelsLast : torch::headeronly::MemoryFormat::Contiguous);
+  const std::int64_t stride[] = {c * h * w, last ? 1 : h * w, last ? w * c : w, last ? c : 1};
+  const output_store::Piece piece = output_store::take(bytes);
+  try {
+    return torch::stable::from_blob(piece.data, sizes, torch::headeronly::IntHeaderOnlyArrayRef(stride, 4),
+                                    like.device(), like.scalar_type(), [piece](void*) { output_store::give(piece); });
+  } catch (...) {
+    output_store::give(piece);
+    throw;
+  }
+}
+
+}  // namespace lmser
