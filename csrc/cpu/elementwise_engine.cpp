@@ -74,7 +74,7 @@ void recut(std::initializer_list<View*> views) {
 
 template <class T>
 void transform(const InstructionSet& isa, const ThreadPool& pool, TransformCall call, std::int64_t channels,
-               const View& bias_grad) {
+               const View& bias_grad, bool accumulate) {
   const Kernels<T>& k = kernels_of<T>(isa);
   const std::int64_t tasks_at_most = pool.threads;
   const Buffer<double> sums = allocate<double>(channels * tasks_at_most);
@@ -87,7 +87,7 @@ void transform(const InstructionSet& isa, const ThreadPool& pool, TransformCall 
                });
   if (!bias_grad) return;
   for (std::int64_t c = 0; c < channels; ++c) {
-    double total = 0;
+    double total = accumulate ? value_at<double>(bias_grad, c * bias_grad.sc) : 0;
     for (std::int64_t t = 0; t < tasks_at_most; ++t) total += sums[t * channels + c];
     store_value<double>(bias_grad, c * bias_grad.sc, total);
   }
@@ -107,7 +107,7 @@ void add_act(const InstructionSet& isa, const ThreadPool& pool, AddActCall<T> ca
 }  // namespace
 
 void run_transform(const InstructionSet& isa, const ThreadPool& pool, Source source, View pre, View total,
-                   const View& bias_grad) {
+                   const View& bias_grad, bool accumulate) {
   TransformCall call{source, pre, total};
   const std::int64_t channels = source.base.c;
   bool plain = true;
@@ -124,9 +124,9 @@ void run_transform(const InstructionSet& isa, const ThreadPool& pool, Source sou
     recut({&call.source.base, &call.source.output, &call.source.gate, &call.source.extra, &call.pre, &call.total});
   }
   if (source.base.dtype == DType::f64)
-    transform<double>(isa, pool, call, channels, bias_grad);
+    transform<double>(isa, pool, call, channels, bias_grad, accumulate);
   else
-    transform<float>(isa, pool, call, channels, bias_grad);
+    transform<float>(isa, pool, call, channels, bias_grad, accumulate);
 }
 
 void run_add_act(const InstructionSet& isa, const ThreadPool& pool, View y, View u, const View& bias, View out,

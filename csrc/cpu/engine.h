@@ -23,12 +23,13 @@ void run_conv(const InstructionSet& isa, const ThreadPool& pool, Geometry geomet
 struct WeightGradPair {
   Source big, small;
 };
+// `accumulate` adds to what `grad` holds (float32 and float64 only).
 void run_weight_grad(const InstructionSet& isa, const ThreadPool& pool, Geometry geometry,
-                     std::vector<WeightGradPair> pairs, const View& grad);
+                     std::vector<WeightGradPair> pairs, const View& grad, bool accumulate = false);
 
 // pre, total and bias of TransformCall; bias_grad (1-D over channels) may be absent.
 void run_transform(const InstructionSet& isa, const ThreadPool& pool, Source source, View pre, View total,
-                   const View& bias_grad);
+                   const View& bias_grad, bool accumulate = false);
 
 void run_add_act(const InstructionSet& isa, const ThreadPool& pool, View y, View u, const View& bias, View out,
                  Activation activation, double slope);

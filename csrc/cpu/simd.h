@@ -7,6 +7,9 @@
 
 #include <cstdint>
 #include <cstring>
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
 
 #include "../activation.h"
 
@@ -35,18 +38,32 @@ template <class T>
 LMSER_HD Vec<T> splat(T x) {
   return Vec<T>{} + x;
 }
-// The first `n` lanes from memory, zero elsewhere: never touches what lies behind.
+// The first `n` lanes (0 < n < lanes), zero elsewhere on loading: never touches what lies behind.
 template <class T>
 LMSER_HD Vec<T> load_partial(const T* p, int n) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4)
+    return (Vec<T>)_mm512_maskz_loadu_ps(__mmask16((1u << n) - 1), p);
+  else
+    return (Vec<T>)_mm512_maskz_loadu_pd(__mmask8((1u << n) - 1), p);
+#else
   alignas(LMSER_VECTOR_BYTES) T buffer[kLanes<T>] = {};
   for (int i = 0; i < n; ++i) buffer[i] = p[i];
   return load<T>(buffer);
+#endif
 }
 template <class T>
 LMSER_HD void store_partial(T* p, Vec<T> v, int n) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4)
+    _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1), (__m512)v);
+  else
+    _mm512_mask_storeu_pd(p, __mmask8((1u << n) - 1), (__m512d)v);
+#else
   alignas(LMSER_VECTOR_BYTES) T buffer[kLanes<T>];
   store<T>(buffer, v);
   for (int i = 0; i < n; ++i) p[i] = buffer[i];
+#endif
 }
 
 // exp, sigmoid and tanh. float: polynomials after Cephes (expf, tanhf), below 2 ulp where the result is

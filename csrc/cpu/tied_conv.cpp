@@ -1,5 +1,7 @@
 // conv2d_add_act, conv_transpose2d_add_act, tied_conv2d and their backward passes: checks, allocation, one call
 // into the engine.
+#include <algorithm>
+
 #include "../tensor.h"
 #include "torch_pool.h"
 
@@ -23,8 +25,9 @@ Geometry conv_geometry(std::int64_t n, std::int64_t c_in, std::int64_t h, std::i
   g.pad_w = pad.w;
   return g;
 }
+// The same edge in the other direction.
 Geometry transposed(Geometry g) {
-  g.transposed = true;
+  g.transposed = !g.transposed;
   std::swap(g.in_c, g.out_c), std::swap(g.in_h, g.out_h), std::swap(g.in_w, g.out_w);
   return g;
 }
@@ -183,27 +186,81 @@ Needs needs_of(const std::vector<bool>& needs) {
   return {needs[0], needs[1], needs[2], needs[3]};
 }
 
-// Gradients of the two that see only the neuron, add and bias. Where the sum before the activation is written
-// anyway, the other gradients read it instead of forming it again.
-void neuron_grads(Incoming& in, bool have_grad, const Needs& needs, const Tensor& h, Tensor& grad_add,
-                  Tensor& grad_bias) {
-  const View vh = view_of(h, "h");
-  if (needs.add) grad_add = empty_4d(h, channels_last(vh), vh.n, vh.c, vh.h, vh.w);
-  if (needs.bias) grad_bias = empty_1d(h, vh.c);
-  if (!needs.add && !needs.bias) return;
-  const View none;
-  const View bias = needs.bias ? View{grad_bias.data_ptr(), vh.dtype, 1, vh.c, 1, 1, 0, 1, 0, 0} : none;
+// Where the four gradients go; a view without data is not wanted.
+struct Gradients {
+  Tensor input, weight, add, bias;
+  Gradients(const Needs& needs, const Tensor& source, const View& v, const View& w, const Tensor& h, const View& vh)
+      : input(needs.input ? empty_4d(source, channels_last(v), v.n, v.c, v.h, v.w) : empty_1d(source, 0)),
+        weight(needs.weight ? empty_4d(source, false, w.n, w.c, w.h, w.w) : empty_1d(source, 0)),
+        add(needs.add ? empty_4d(h, channels_last(vh), vh.n, vh.c, vh.h, vh.w) : empty_1d(source, 0)),
+        bias(empty_1d(source, needs.bias ? vh.c : 0)) {}
+};
+
+View images_of(View v, std::int64_t n0, std::int64_t n1) {
+  if (!v) return v;
+  const std::int64_t bytes = v.dtype == DType::f64 ? 8 : v.dtype == DType::f32 ? 4 : 2;
+  v.data = static_cast<char*>(v.data) + bytes * v.sn * n0;
+  v.n = n1 - n0;
+  return v;
+}
+Source images_of(Source s, std::int64_t n0, std::int64_t n1) {
+  for (View* v : {&s.base, &s.output, &s.gate, &s.extra}) *v = images_of(*v, n0, n1);
+  return s;
+}
+
+// One backward pass. `geometry` is that of the operator; `side` is its input, `pool` and `scale` what happens to it
+// before (convolution) or to the incoming gradient after (transposed).
+//
+// The gradient before the activation is read by three passes. Large batches therefore run in groups of images whose
+// tensors stay in the last-level cache from one pass to the next; sums over groups are formed in their order.
+void backward(const Geometry& geometry, Incoming in, bool have_grad, Source side, const View& w, const Needs& needs,
+              const Gradients& out) {
+  constexpr std::int64_t kGroupBytes = 12 << 20, kLargeBytes = 40 << 20;
+  const InstructionSet& isa = instruction_set();
+  const ThreadPool pool = torch_pool();
+  const bool down = geometry.transposed;
+  const View h = in.total.base;
+  const View none, grad_input = needs.input ? view_of(out.input, "grad_input") : none;
+  const View grad_weight = needs.weight ? view_of(out.weight, "grad_weight") : none;
+  const View grad_add = needs.add ? view_of(out.add, "grad_add") : none;
+  const View grad_bias = needs.bias ? View{out.bias.data_ptr(), h.dtype, 1, h.c, 1, 1, 0, 1, 0, 0} : none;
   if (!have_grad) {
-    if (needs.add) torch::stable::zero_(grad_add);
-    if (needs.bias) torch::stable::zero_(grad_bias);
-    return;
+    Tensor add = out.add, bias = out.bias;
+    if (needs.add) torch::stable::zero_(add);
+    if (needs.bias) torch::stable::zero_(bias);
   }
-  const View add = needs.add ? view_of(grad_add, "grad_add") : none;
-  run_transform(instruction_set(), torch_pool(), in.pre, add, none, bias);
-  if (needs.add && (in.pre.output || in.pre.gate)) {
-    const View extra = in.total.extra;
-    in.total = source_of(add);
-    in.total.extra = extra;
+  const std::int64_t value = h.dtype == DType::f64 ? 8 : 4, batch = geometry.batch;
+  const std::int64_t image = value * (2 * side.base.c * side.base.h * side.base.w + 3 * h.c * h.h * h.w);
+  const bool sums_in_place = h.dtype == DType::f32 || h.dtype == DType::f64;
+  const bool large = batch * image > kLargeBytes && sums_in_place;
+  const std::int64_t groups = large ? std::max<std::int64_t>(1, std::min(batch / 4, batch * image / kGroupBytes)) : 1;
+  for (std::int64_t i = 0; i < groups; ++i) {
+    const std::int64_t n0 = batch * i / groups, n1 = batch * (i + 1) / groups;
+    Geometry g = geometry;
+    g.batch = n1 - n0;
+    const Source pre = images_of(in.pre, n0, n1), input = images_of(side, n0, n1);
+    Source total = images_of(in.total, n0, n1);
+    const bool later = i > 0;
+    if (have_grad && (needs.add || needs.bias)) {
+      const View add = images_of(grad_add, n0, n1);
+      run_transform(isa, pool, pre, add, none, grad_bias, later);
+      if (add && (pre.output || pre.gate)) {  // formed already: read it instead of forming it again
+        total.base = add;
+        total.output = total.gate = none;
+      }
+    }
+    if (down) {  // each repeated pixel passes its gradient on: a sum
+      const Geometry up = transposed(g);
+      if (needs.input) run_conv(isa, pool, up, total, sink_of(images_of(grad_input, n0, n1)), w, {});
+      if (needs.weight) run_weight_grad(isa, pool, up, {{total, input}}, grad_weight, later);
+    } else {
+      if (needs.input) {
+        Sink sink = sink_of(images_of(grad_input, n0, n1));
+        sink.upsample_h = side.pool_h, sink.upsample_w = side.pool_w, sink.scale = side.scale;
+        run_conv(isa, pool, transposed(g), total, sink, w, {});
+      }
+      if (needs.weight) run_weight_grad(isa, pool, g, {{input, total}}, grad_weight, later);
+    }
   }
 }
 
@@ -216,23 +273,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> conv2d_add_act_backward(
   const Geometry g = geometry_from_x(v, x, w, weight, pair_of(stride, "stride", 1), pair_of(padding, "padding", 0), p);
   same_shape_view(h, "h", x, "x", g.batch, g.out_c, g.out_h, g.out_w);
   const Needs needs = needs_of(needed);
-  Incoming in = incoming(grad, grad_drive, h, std::nullopt, activation, slope);
-  Tensor grad_x = empty_1d(x, 0), grad_w = empty_1d(x, 0), grad_add = empty_1d(x, 0), grad_bias = empty_1d(x, 0);
-  neuron_grads(in, grad.has_value(), needs, h, grad_add, grad_bias);
-  const double scale = 1.0 / (double(p.h) * p.w);
-  if (needs.input) {
-    grad_x = empty_4d(x, channels_last(v), v.n, v.c, v.h, v.w);
-    Sink sink = sink_of(view_of(grad_x, "grad_x"));
-    sink.upsample_h = p.h, sink.upsample_w = p.w, sink.scale = scale;
-    run_conv(instruction_set(), torch_pool(), transposed(g), in.total, sink, w, {});
-  }
-  if (needs.weight) {
-    grad_w = empty_4d(x, false, w.n, w.c, w.h, w.w);
-    Source big = source_of(v);
-    big.pool_h = p.h, big.pool_w = p.w, big.scale = scale;
-    run_weight_grad(instruction_set(), torch_pool(), g, {{big, in.total}}, view_of(grad_w, "grad_weight"));
-  }
-  return {grad_x, grad_w, grad_add, grad_bias};
+  const Incoming in = incoming(grad, grad_drive, h, std::nullopt, activation, slope);
+  const Gradients out(needs, x, v, w, h, view_of(h, "h"));
+  Source side = source_of(v);
+  side.pool_h = p.h, side.pool_w = p.w, side.scale = 1.0 / (double(p.h) * p.w);
+  backward(g, in, grad.has_value(), side, w, needs, out);
+  return {out.input, out.weight, out.add, out.bias};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> conv_transpose2d_add_act_backward(
@@ -247,18 +293,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> conv_transpose2d_add_act_backward(
                                      {int(vh.h / up.h), int(vh.w / up.w)});
   const Needs needs = needs_of(needed);
   Incoming in = incoming(grad, grad_drive, h, gate, activation, slope);
-  Tensor grad_z = empty_1d(z, 0), grad_w = empty_1d(z, 0), grad_add = empty_1d(z, 0), grad_bias = empty_1d(z, 0);
-  neuron_grads(in, grad.has_value(), needs, h, grad_add, grad_bias);
-  in.total.pool_h = up.h, in.total.pool_w = up.w;  // each repeated pixel passes its gradient on: a sum
-  if (needs.input) {
-    grad_z = empty_4d(z, channels_last(v), v.n, v.c, v.h, v.w);
-    run_conv(instruction_set(), torch_pool(), g, in.total, sink_of(view_of(grad_z, "grad_z")), w, {});
-  }
-  if (needs.weight) {
-    grad_w = empty_4d(z, false, w.n, w.c, w.h, w.w);
-    run_weight_grad(instruction_set(), torch_pool(), g, {{in.total, source_of(v)}}, view_of(grad_w, "grad_weight"));
-  }
-  return {grad_z, grad_w, grad_add, grad_bias};
+  in.total.pool_h = up.h, in.total.pool_w = up.w;
+  const Gradients out(needs, z, v, w, h, vh);
+  backward(transposed(g), in, grad.has_value(), source_of(v), w, needs, out);
+  return {out.input, out.weight, out.add, out.bias};
 }
 
 }  // namespace

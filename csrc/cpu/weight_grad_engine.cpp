@@ -13,7 +13,7 @@ namespace {
 
 template <class T>
 void weight_grad(const InstructionSet& isa, const ThreadPool& pool, Geometry g, std::vector<WeightGradPair>& pairs,
-                 const View& grad, bool turned, bool winograd = true) {
+                 const View& grad, bool turned, bool accumulate, bool winograd = true) {
   const Kernels<T>& k = kernels_of<T>(isa);
   const WeightGradPlan plan = plan_weight_grad(g, k.tile, sizeof(T), pool.threads, winograd);
   const std::int64_t bands = plan.bands_per_row * plan.sum_rows;
@@ -65,7 +65,7 @@ void weight_grad(const InstructionSet& isa, const ThreadPool& pool, Geometry g, 
       finish(0);
     else
       pool.run(tasks, finish);
-    if (!finite.load()) return weight_grad<T>(isa, pool, g, pairs, grad, turned, false);
+    if (!finite.load()) return weight_grad<T>(isa, pool, g, pairs, grad, turned, accumulate, false);
     sum = std::move(taps);
     partial = 1;
   }
@@ -83,7 +83,8 @@ void weight_grad(const InstructionSet& isa, const ThreadPool& pool, Geometry g, 
           const std::int64_t at = ci * grad.sc + (turned ? j * grad.sh + i * grad.sw : i * grad.sh + j * grad.sw);
           if (grad.dtype == kDTypeOf<T>) {
             T* const to = static_cast<T*>(grad.data) + at;
-            for (std::int64_t co = c0; co < c1; ++co) to[co * grad.sn] = from[co - c0];
+            for (std::int64_t co = c0; co < c1; ++co)
+              to[co * grad.sn] = accumulate ? to[co * grad.sn] + from[co - c0] : from[co - c0];
           } else {
             for (std::int64_t co = c0; co < c1; ++co) store_value<T>(grad, at + co * grad.sn, from[co - c0]);
           }
@@ -101,7 +102,7 @@ void weight_grad(const InstructionSet& isa, const ThreadPool& pool, Geometry g, 
 }  // namespace
 
 void run_weight_grad(const InstructionSet& isa, const ThreadPool& pool, Geometry geometry,
-                     std::vector<WeightGradPair> pairs, const View& grad) {
+                     std::vector<WeightGradPair> pairs, const View& grad, bool accumulate) {
   const Geometry before = geometry;
   // Every pair must normalise alike; a second one of another layout keeps the first from being merged.
   if (pairs.size() == 1)
@@ -110,9 +111,9 @@ void run_weight_grad(const InstructionSet& isa, const ThreadPool& pool, Geometry
     normalise(geometry, pairs[0].big, pairs[0].small, pairs[1].big, pairs[1].small);
   const bool turned = before.kernel_h != geometry.kernel_h;
   if (grad.dtype == DType::f64)
-    weight_grad<double>(isa, pool, geometry, pairs, grad, turned);
+    weight_grad<double>(isa, pool, geometry, pairs, grad, turned, accumulate);
   else
-    weight_grad<float>(isa, pool, geometry, pairs, grad, turned);
+    weight_grad<float>(isa, pool, geometry, pairs, grad, turned, accumulate);
 }
 
 }  // namespace lmser
