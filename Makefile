@@ -20,10 +20,10 @@ $(VENV)/.lint: pyproject.toml | $(VENV)/.installed
 	touch $@
 
 demo: $(VENV)/.installed
-	$(BIN)/lmser demo --out demo
+	$(BIN)/lmser demo --out demo --resume
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --require-native
 
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow

@@ -92,7 +92,8 @@ def _layer(c_in: int, c_out: int, size: int, stride: int, batch: int, down: bool
 
         def contender(name: str, function: Callable, last: bool, dtype: torch.dtype = torch.float32) -> Contender:
             layout = torch.channels_last if last else torch.contiguous_format
-            tensors = [t.to(dtype).contiguous(memory_format=layout) for t in (x, weight, add)] + [bias.to(dtype)]
+            tensors = [t.to(dtype).contiguous(memory_format=layout) for t in (x, weight, add)]
+            tensors = [t.detach().clone(memory_format=torch.preserve_format) for t in (*tensors, bias.to(dtype))]
             g = grad.to(dtype).contiguous(memory_format=layout)
             for t in tensors:
                 # The image needs no gradient: the first layer's input is data.

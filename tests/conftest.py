@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
+# Before torch starts its threads, and for the processes that tests start: small cases spread over threads only
+# wait for one another, and bits are compared between processes. A test about threads asks for them.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import random
 from collections.abc import Iterator
 
@@ -51,11 +57,9 @@ def _seed() -> None:
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Small cases spread over threads only wait for one another; a test about threads asks for them."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    """A test that asks for threads gives them back."""
     yield
-    torch.set_num_threads(before)
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

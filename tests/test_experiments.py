@@ -25,6 +25,7 @@ import torch
 
 from lmser.experiments import EXPERIMENTS, Request, demo, find, mnist_reconstruction, stl10_reconstruction
 from lmser.experiments import training_job as training_job_module
+from lmser.contest import Timing
 from lmser.experiments.eager_comparison import StepCost, compare_steps, comparison_table
 from lmser.experiments.figures import loss_curves, picture_grid
 from lmser.experiments.image_reconstruction import METRICS, build_variant, measure, mse_of_loss, reconstruct
@@ -250,14 +251,14 @@ def test_figures_refuse_what_cannot_be_drawn() -> None:
 
 def test_step_costs_are_measured_and_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     costs = compare_steps(batch=2, size=16, repeats=2)
-    assert [cost.name for cost in costs] == ["fused", "eager", "eager, channels-last"]
-    assert all(len(cost.seconds) == 2 and cost.median > 0 for cost in costs)
-    assert all(cost.error < 1e-4 for cost in costs)
+    assert [cost.timing.name for cost in costs] == ["fused", "eager", "eager, channels-last"]
+    assert all(len(cost.timing.seconds) == 2 and cost.timing.median > 0 for cost in costs)
+    assert all(cost.timing.error < 1e-4 for cost in costs)
     if sys.platform == "linux":
         assert all(cost.peak_bytes is not None and cost.peak_bytes >= 0 for cost in costs)
     table = comparison_table(costs, batch=2, size=16, machine=machine())
     assert table.mean(2, "eager") <= 1
-    assert max(table.mean(2, cost.name) for cost in costs[1:]) == 1
+    assert max(table.mean(2, cost.timing.name) for cost in costs[1:]) == 1
     monkeypatch.setattr("lmser.experiments.eager_comparison._TOLERANCE", 1e-12)
     with pytest.raises(ArithmeticError, match="its speed means nothing"):
         compare_steps(batch=2, size=16, repeats=1)
@@ -484,7 +485,7 @@ def test_mnist_paper_scale_is_the_papers() -> None:
 
 def test_demo_runs_and_resumes_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("sklearn")
-    costs = [StepCost(name, (0.1, 0.2), 2**20, 1e-7) for name in CONTENDERS]  # measured in a test of its own
+    costs = [StepCost(Timing(name, (0.1, 0.2), 1e-7), 2**20) for name in CONTENDERS]  # measured in a test of its own
     monkeypatch.setattr(demo, "compare_steps", lambda *_: costs)
     whole = demo.run(tmp_path / "whole", progress=False, configuration=TINY_DEMO)
     check_results(tmp_path / "whole", whole)

@@ -83,6 +83,10 @@ void weight_grad(const InstructionSet& isa, const ThreadPool& pool, Geometry g, 
           const std::int64_t at = ci * grad.sc + (turned ? j * grad.sh + i * grad.sw : i * grad.sh + j * grad.sw);
           if (grad.dtype == kDTypeOf<T>) {
             T* const to = static_cast<T*>(grad.data) + at;
+            if (grad.sn == 1 && !accumulate) {
+              std::memcpy(to + c0, from, sizeof(T) * (c1 - c0));
+              continue;
+            }
             for (std::int64_t co = c0; co < c1; ++co)
               to[co * grad.sn] = accumulate ? to[co * grad.sn] + from[co - c0] : from[co - c0];
           } else {
@@ -110,10 +114,19 @@ void run_weight_grad(const InstructionSet& isa, const ThreadPool& pool, Geometry
   else
     normalise(geometry, pairs[0].big, pairs[0].small, pairs[1].big, pairs[1].small);
   const bool turned = before.kernel_h != geometry.kernel_h;
+  View to = grad;
+  const Geometry& g = geometry;
+  if (g.kernel_h * g.kernel_w == 1 && g.stride_h * g.stride_w == 1 && g.pad_h + g.pad_w == 0) {
+    // A plain product of two matrices: with the sides exchanged its sum lies as the weight does, and nothing has to
+    // be turned at the end.
+    for (WeightGradPair& pair : pairs) std::swap(pair.big, pair.small);
+    std::swap(geometry.in_c, geometry.out_c);
+    std::swap(to.n, to.c), std::swap(to.sn, to.sc);
+  }
   if (grad.dtype == DType::f64)
-    weight_grad<double>(isa, pool, geometry, pairs, grad, turned, accumulate);
+    weight_grad<double>(isa, pool, geometry, pairs, to, turned, accumulate);
   else
-    weight_grad<float>(isa, pool, geometry, pairs, grad, turned, accumulate);
+    weight_grad<float>(isa, pool, geometry, pairs, to, turned, accumulate);
 }
 
 }  // namespace lmser

@@ -1,20 +1,17 @@
 """The fused CLmser against its eager twin: time and peak memory of a training step, measured in this run.
 
-Contenders alternate (A B C A B C …) on the same images from the same weights, and medians are compared, so
-that what else the machine does falls on all of them alike. No speed is returned unless every contender's
-loss and gradients agree with the eager twin in float64.
+Contenders run on the same images from the same weights, verified and timed by `lmser.contest`.
 """
 
 from __future__ import annotations
 
-import statistics
 from dataclasses import dataclass
-from time import perf_counter
 
 import torch
 from torch import Tensor
 
 from lmser.baselines import EagerCLmser
+from lmser.contest import Contender, Timing, contest
 from lmser.experiments.image_reconstruction import CHANNELS, STRIDES
 from lmser.experiments.step_memory import CONTENDERS, contender, peak_of_step, training_step
 from lmser.experiments.tables import Cell, Row, Table
@@ -28,17 +25,10 @@ _TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class StepCost:
-    """One contender: seconds of each timed step, peak bytes of a step (None: unknown), error against
-    float64."""
+    """One contender's timed steps, and peak bytes of a step (None: unknown)."""
 
-    name: str
-    seconds: tuple[float, ...]
+    timing: Timing
     peak_bytes: int | None
-    error: float
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.seconds)
 
 
 def compare_steps(batch: int, size: int, repeats: int, device: str = "cpu") -> list[StepCost]:
@@ -60,44 +50,33 @@ def compare_steps(batch: int, size: int, repeats: int, device: str = "cpu") -> l
     oracle = oracle.to(images.device, torch.float64)
     sample = slice(0, min(2, batch))  # float64 is slow, and two images take every code path that fifty do
     wanted = _loss_and_gradients(oracle, images[sample].double())
-    errors = {}
-    for name, (model, own_images) in built.items():
-        errors[name] = _error(_loss_and_gradients(model, own_images[sample]), wanted)
-        if not errors[name] < _TOLERANCE:
-            raise ArithmeticError(
-                f"{name!r} is off by {errors[name]:.1e} from float64, more than {_TOLERANCE}: "
-                "its speed means nothing"
-            )
-    steps = {name: training_step(model) for name, (model, _) in built.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in CONTENDERS}
-    for repeat in range(repeats + 1):
-        for name, step in steps.items():
-            start = perf_counter()
-            step(built[name][1])
-            if repeat > 0:  # the first is a warm-up
-                seconds[name].append(perf_counter() - start)
-    return [
-        StepCost(name, tuple(seconds[name]), peak_of_step(name, batch, size, device), errors[name])
-        for name in CONTENDERS
-    ]
+
+    def contestant(name: str) -> Contender:
+        model, own_images = built[name]
+        step = training_step(model)
+        return Contender(name, lambda: _loss_and_gradients(model, own_images[sample]), lambda: step(own_images))
+
+    timings = contest([contestant(name) for name in CONTENDERS], wanted, tolerance=_TOLERANCE, repeats=repeats)
+    return [StepCost(timings[name], peak_of_step(name, batch, size, device)) for name in CONTENDERS]
 
 
 def comparison_table(costs: list[StepCost], *, batch: int, size: int, machine: dict[str, str]) -> Table:
     """What `compare_steps` found, for a report: the ratio is to the better of the eager contenders."""
-    eager = min(cost.median for cost in costs if cost.name != "fused")
+    eager = min(cost.timing.median for cost in costs if cost.timing.name != "fused")
     rows = []
     for cost in costs:
-        spread = (max(cost.seconds) - min(cost.seconds)) * 1e3
+        timing = cost.timing
+        spread = (max(timing.seconds) - min(timing.seconds)) * 1e3
         memory = () if cost.peak_bytes is None else (cost.peak_bytes / 2**20,)
         rows.append(
             Row(
-                cost.name,
+                timing.name,
                 (
-                    Cell((cost.median * 1e3,), digits=1),
+                    Cell((timing.median * 1e3,), digits=1),
                     Cell((spread,), digits=1),
-                    Cell((eager / cost.median,), digits=2),
+                    Cell((eager / timing.median,), digits=2),
                     Cell(memory, digits=0),
-                    Cell((cost.error * 1e6,), digits=1),
+                    Cell((timing.error * 1e6,), digits=1),
                 ),
             )
         )
@@ -107,7 +86,7 @@ def comparison_table(costs: list[StepCost], *, batch: int, size: int, machine: d
         rows=tuple(rows),
         header="contender",
         notes=(
-            f"Forward, backward and Adam; {len(costs[0].seconds)} steps each, contenders alternating, "
+            f"Forward, backward and Adam; {len(costs[0].timing.seconds)} steps each, contenders alternating, "
             f"after one warm-up, {machine['threads']} threads, {machine['processor']}.",
             "Peak: most memory of the process during a step above what it held before, each contender in a "
             "fresh process (Linux resident set on a CPU, torch's allocator on CUDA). Error: of loss and "
@@ -123,9 +102,3 @@ def _loss_and_gradients(model: CLmser, images: Tensor) -> list[Tensor]:
     found = [loss.detach().double(), *(p.grad.double() for p in model.parameters() if p.grad is not None)]
     model.zero_grad()
     return found
-
-
-def _error(found: list[Tensor], wanted: list[Tensor]) -> float:
-    """Largest over the tensors of ‖found - wanted‖ / ‖wanted‖; NaN where anything is."""
-    ratios = [(f - w).norm() / w.norm() for f, w in zip(found, wanted, strict=True)]
-    return float(torch.stack(ratios).max())
