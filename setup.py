@@ -58,7 +58,9 @@ def find_cuda() -> Cuda | None:
     problem = "nvcc is neither on PATH nor in CUDA_HOME/bin"
     if nvcc:
         # A wrapper on PATH may lead elsewhere: ask nvcc itself where its toolkit lies.
-        dry = subprocess.run([nvcc, "-dryrun", "-c", "-x", "cu", os.devnull], capture_output=True, text=True, check=False)
+        dry = subprocess.run(
+            [nvcc, "-dryrun", "-c", "-x", "cu", os.devnull], capture_output=True, text=True, check=False
+        )
         top = re.search(r"^#\$ TOP=(.+)$", dry.stderr, re.M)
         root = Path(top.group(1).strip()).resolve() if top else Path(nvcc).resolve().parent.parent
         places = [root / "lib64", root / "lib", *root.glob("targets/*/lib")]
@@ -96,7 +98,11 @@ class NinjaBuild(build_ext):
         torch_dir = Path(torch.__file__).parent
 
         cxx = os.environ.get("CXX", "g++")
-        includes = [torch_dir / "include", Path(pybind11.get_include()), Path(sysconfig.get_paths()["include"])]
+        includes = [
+            torch_dir / "include",
+            Path(pybind11.get_include()),
+            Path(sysconfig.get_paths()["include"]),
+        ]
         include_flags = " ".join(f"-isystem {self.escape(p)}" for p in includes)
         defines = f"-DTORCH_TARGET_VERSION={TORCH_TARGET} -DLMSER_VERSION={VERSION}"
         common = f"-std=c++20 -O3 -g0 -fPIC -fvisibility=hidden -fno-math-errno -fno-trapping-math -Wall -Wextra {defines}"
@@ -115,7 +121,8 @@ class NinjaBuild(build_ext):
             codes = " ".join(f"-gencode arch=compute_{a},code=sm_{a}" for a in archs)
             codes += f" -gencode arch=compute_{archs[-1]},code=compute_{archs[-1]}"
             rules.append(
-                f"rule nvcc\n  command = {self.escape(cuda.nvcc)} -ccbin $cxx -std=c++20 -O3 --threads 2 -Xcompiler -fPIC -Xcompiler -fvisibility=hidden "
+                f"rule nvcc\n  command = {self.escape(cuda.nvcc)} -ccbin $cxx -std=c++20 -O3 --threads 2 "
+                "-Xcompiler -fPIC -Xcompiler -fvisibility=hidden "
                 f"--expt-relaxed-constexpr -cudart static {codes} {defines} {include_flags} -MMD -MF $out.d -c $in -o $out\n"
                 "  deps = gcc\n  depfile = $out.d"
             )
@@ -125,17 +132,23 @@ class NinjaBuild(build_ext):
         for source in cpu_sources():
             objects.append(work / f"{source.name}.o")
             extra = f"{ISA_FLAGS.get(source.name, '')} {cuda_define if source.name == 'inspect.cpp' else ''}"
-            builds.append(f"build {self.escape(objects[-1])}: cxx {self.escape(source.resolve())}\n  extra = {extra}")
+            builds.append(
+                f"build {self.escape(objects[-1])}: cxx {self.escape(source.resolve())}\n  extra = {extra}"
+            )
         libs = f"-L{self.escape(torch_dir / 'lib')} -Wl,--no-as-needed -ltorch_cpu -ltorch -Wl,--as-needed -lpthread"
         if cuda is not None:
             libs += f" {self.escape(cuda.runtime)} -lrt -ldl"
-        builds.append(f"build {self.escape(target)}: link {' '.join(self.escape(o) for o in objects)}\n  libs = {libs}")
+        builds.append(
+            f"build {self.escape(target)}: link {' '.join(self.escape(o) for o in objects)}\n  libs = {libs}"
+        )
         (work / "build.ninja").write_text("\n".join([*rules, *builds, ""]))
         command = [str(Path(ninja.BIN_DIR) / "ninja"), "--quiet", "-C", str(work)]
         try:
             subprocess.run(command, check=True, stdout=sys.stderr)
         except subprocess.CalledProcessError as error:
-            raise SystemExit(f"compiling lmser_kernels._C failed ({error}); the compiler's message is above") from None
+            raise SystemExit(
+                f"compiling lmser_kernels._C failed ({error}); the compiler's message is above"
+            ) from None
 
     @staticmethod
     def escape(path: Path) -> str:

@@ -69,7 +69,9 @@ def main() -> None:
     if not chosen:
         parser.error(f"no workload contains {options.only!r}")
     rows = []
-    print(f"{'workload':58} {'fused ms':>9} {'± %':>5} {'eager ms':>9} {'ratio':>6} {'GFLOP/s':>8} {'peak %':>6} {'error':>8}")
+    print(
+        f"{'workload':58} {'fused ms':>9} {'± %':>5} {'eager ms':>9} {'ratio':>6} {'GFLOP/s':>8} {'peak %':>6} {'error':>8}"
+    )
     for work in chosen:
         peak = _C.measure_fma_peak(0.2, options.threads)
         row = measure(work)

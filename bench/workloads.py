@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -45,7 +46,9 @@ def _step(model: torch.nn.Module, x: Tensor, training: bool) -> Callable[[], lis
     return train if training else infer
 
 
-def _network(fused: type, eager: type, arguments: Sequence[object], shape: Sequence[int], training: bool) -> Callable:
+def _network(
+    fused: type, eager: type, arguments: Sequence[object], shape: Sequence[int], training: bool
+) -> Callable:
     def build() -> tuple[list[Contender], list[Tensor]]:
         torch.manual_seed(0)
         x = torch.rand(*shape) * 2 - 1
@@ -98,10 +101,14 @@ def _layer(c_in: int, c_out: int, size: int, stride: int, batch: int, down: bool
             drive = F.conv2d(*wide, stride, 1)
         grad[(drive + add.double()).abs() < 1e-4] = 0
 
-        def contender(name: str, function: Callable, last: bool, dtype: torch.dtype = torch.float32) -> Contender:
+        def contender(
+            name: str, function: Callable, last: bool, dtype: torch.dtype = torch.float32
+        ) -> Contender:
             layout = torch.channels_last if last else torch.contiguous_format
             tensors = [t.to(dtype).contiguous(memory_format=layout) for t in (x, weight, add)]
-            tensors = [t.detach().clone(memory_format=torch.preserve_format) for t in (*tensors, bias.to(dtype))]
+            tensors = [
+                t.detach().clone(memory_format=torch.preserve_format) for t in (*tensors, bias.to(dtype))
+            ]
             g = grad.to(dtype).contiguous(memory_format=layout)
             for t in tensors:
                 # The image needs no gradient: the first layer's input is data.
@@ -144,7 +151,7 @@ def _reflection_flops(shape: Sequence[int], training: bool) -> float:
 
 
 def _dense_flops(sizes: Sequence[int], batch: int, training: bool) -> float:
-    edges = [2.0 * batch * a * b for a, b in zip(sizes, sizes[1:], strict=False)]
+    edges = [2.0 * batch * a * b for a, b in pairwise(sizes)]
     return 3 * 2 * sum(edges) - edges[0] if training else 2 * sum(edges)
 
 

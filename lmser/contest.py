@@ -57,7 +57,12 @@ def relative_error(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
 
 
 def contest(
-    contenders: Sequence[Contender], wanted: Sequence[Tensor], *, tolerance: float, repeats: int, warm_up: int = 1
+    contenders: Sequence[Contender],
+    wanted: Sequence[Tensor],
+    *,
+    tolerance: float,
+    repeats: int,
+    warm_up: int = 1,
 ) -> dict[str, Timing]:
     """Verify every contender against `wanted` (float64 results), then time `repeats` rounds of all of them.
 

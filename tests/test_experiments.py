@@ -23,9 +23,9 @@ import numpy as np
 import pytest
 import torch
 
+from lmser.contest import Timing
 from lmser.experiments import EXPERIMENTS, Request, demo, find, mnist_reconstruction, stl10_reconstruction
 from lmser.experiments import training_job as training_job_module
-from lmser.contest import Timing
 from lmser.experiments.eager_comparison import StepCost, compare_steps, comparison_table
 from lmser.experiments.figures import loss_curves, picture_grid
 from lmser.experiments.image_reconstruction import METRICS, build_variant, measure, mse_of_loss, reconstruct
@@ -485,7 +485,9 @@ def test_mnist_paper_scale_is_the_papers() -> None:
 
 def test_demo_runs_and_resumes_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("sklearn")
-    costs = [StepCost(Timing(name, (0.1, 0.2), 1e-7), 2**20) for name in CONTENDERS]  # measured in a test of its own
+    costs = [
+        StepCost(Timing(name, (0.1, 0.2), 1e-7), 2**20) for name in CONTENDERS
+    ]  # measured in a test of its own
     monkeypatch.setattr(demo, "compare_steps", lambda *_: costs)
     whole = demo.run(tmp_path / "whole", progress=False, configuration=TINY_DEMO)
     check_results(tmp_path / "whole", whole)

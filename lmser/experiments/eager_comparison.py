@@ -54,9 +54,13 @@ def compare_steps(batch: int, size: int, repeats: int, device: str = "cpu") -> l
     def contestant(name: str) -> Contender:
         model, own_images = built[name]
         step = training_step(model)
-        return Contender(name, lambda: _loss_and_gradients(model, own_images[sample]), lambda: step(own_images))
+        return Contender(
+            name, lambda: _loss_and_gradients(model, own_images[sample]), lambda: step(own_images)
+        )
 
-    timings = contest([contestant(name) for name in CONTENDERS], wanted, tolerance=_TOLERANCE, repeats=repeats)
+    timings = contest(
+        [contestant(name) for name in CONTENDERS], wanted, tolerance=_TOLERANCE, repeats=repeats
+    )
     return [StepCost(timings[name], peak_of_step(name, batch, size, device)) for name in CONTENDERS]
 
 

@@ -40,7 +40,9 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
         raise ValueError(f"{os.fspath(path)}: not a complete safetensors file ({error})") from error
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in loaded.items()}
-    for name in dict.fromkeys([*expected, *found]):  # in the model's order, so that the message is always the same
+    for name in dict.fromkeys(
+        [*expected, *found]
+    ):  # in the model's order, so that the message is always the same
         if expected.get(name) != found.get(name):
             raise ValueError(
                 f"{os.fspath(path)}: {name} is {found.get(name, 'missing')} there and "
