@@ -45,7 +45,7 @@ bench: $(VENV)/.installed
 # What a user does: a plain `pip install .` with build isolation into a fresh environment, used from elsewhere.
 install-check:
 	rm -rf build/install-check && $(PYTHON) -m venv build/install-check
-	build/install-check/bin/python -m pip install --quiet .
+	build/install-check/bin/python -m pip install --quiet --constraint constraints.txt .
 	cd / && $(CURDIR)/build/install-check/bin/python -m lmser_kernels.doctor
 	cd / && $(CURDIR)/build/install-check/bin/lmser list
 
