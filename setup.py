@@ -34,6 +34,20 @@ ISA_FLAGS = {
 }
 
 
+def find_compiler() -> str | None:
+    """GCC, whose vector extensions the kernels are written in; without it the package works by its references."""
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler.split()[0]) is None:
+        problem = f"there is no {compiler}"
+    else:
+        about = subprocess.run([*compiler.split(), "--version"], capture_output=True, text=True, check=False)
+        if "Free Software Foundation" in about.stdout:
+            return compiler
+        problem = f"{compiler} is not GCC"
+    print(f"lmser: installing without compiled kernels: {problem} (CXX names another)", file=sys.stderr)
+    return None
+
+
 def cpu_sources() -> list[Path]:
     sources = sorted((ROOT / "csrc").glob("*.cpp")) + sorted((ROOT / "csrc/cpu").glob("*.cpp"))
     x86 = platform.machine().lower() in {"x86_64", "amd64"}
@@ -97,7 +111,6 @@ class NinjaBuild(build_ext):
         target.parent.mkdir(parents=True, exist_ok=True)
         torch_dir = Path(torch.__file__).parent
 
-        cxx = os.environ.get("CXX", "g++")
         includes = [
             torch_dir / "include",
             Path(pybind11.get_include()),
@@ -108,7 +121,7 @@ class NinjaBuild(build_ext):
         common = f"-std=c++20 -O3 -g0 -fPIC -fvisibility=hidden -fno-math-errno -fno-trapping-math -Wall -Wextra {defines}"
         cuda = find_cuda()
         rules = [
-            f"cxx = {cxx}",
+            f"cxx = {COMPILER}",
             f"flags = {common} {include_flags}",
             "rule cxx\n  command = $cxx -MMD -MF $out.d $flags $extra -c $in -o $out\n  deps = gcc\n  depfile = $out.d",
             "rule link\n  command = $cxx -shared -o $out $in $libs",
@@ -155,4 +168,8 @@ class NinjaBuild(build_ext):
         return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
 
 
-setup(ext_modules=[Extension("lmser_kernels._C", sources=[])], cmdclass={"build_ext": NinjaBuild})
+COMPILER = find_compiler()
+setup(
+    ext_modules=[Extension("lmser_kernels._C", sources=[])] if COMPILER else [],
+    cmdclass={"build_ext": NinjaBuild},
+)

@@ -1,6 +1,7 @@
 """Fused operations on one convolution weight used in both directions. See each function for its equation."""
 
 from lmser_kernels import nn, reference
+from lmser_kernels._library import empty_cache
 from lmser_kernels.add_act.api import add_act
 from lmser_kernels.explain import explain
 from lmser_kernels.tied_conv.api import conv2d_add_act, conv_transpose2d_add_act, tied_conv2d
@@ -9,6 +10,7 @@ __all__ = [
     "add_act",
     "conv2d_add_act",
     "conv_transpose2d_add_act",
+    "empty_cache",
     "explain",
     "nn",
     "reference",

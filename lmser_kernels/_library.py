@@ -58,3 +58,14 @@ module, error = _load()
 available = module is not None
 # Every operator has a CPU kernel; these have a CUDA kernel too, in a library compiled with nvcc.
 cuda_operators = _with_cuda_kernel() if available else frozenset()
+
+
+def empty_cache() -> None:
+    """Return the memory kept for the next large CPU results (1 MiB and more) to the system.
+
+    Results of the compiled CPU operators come from a store that keeps what dies, 1 GiB at most, so that a
+    training step does not clear fresh pages for the same tensors again and again. Tensors that are alive are
+    not touched. Does nothing without the compiled library. The counterpart of `torch.cuda.empty_cache`.
+    """
+    if module is not None:
+        module.empty_cache()

@@ -6,8 +6,6 @@
 
 namespace lmser::LMSER_ISA {
 
-typedef std::uint16_t BFloat16 __attribute__((may_alias));
-
 LMSER_HD float from_bf16(std::uint16_t b) {
   const std::uint32_t bits = std::uint32_t(b) << 16;
   float f;
@@ -20,23 +18,6 @@ LMSER_HD std::uint16_t to_bf16(float f) {
   const std::uint32_t rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;  // to nearest, ties to even
   return f != f ? std::uint16_t(0x7FC0) : std::uint16_t(rounded);
 }
-
-template <class T>
-struct Cast {
-  static LMSER_HD T read(const void* base, DType type, std::int64_t i) {
-    switch (type) {
-      case DType::f32:
-        return T(static_cast<const float*>(base)[i]);
-      case DType::f64:
-        return T(static_cast<const double*>(base)[i]);
-      case DType::bf16:
-        return T(from_bf16(static_cast<const std::uint16_t*>(base)[i]));
-      case DType::f16:
-        return T(float(static_cast<const _Float16*>(base)[i]));
-    }
-    __builtin_unreachable();
-  }
-};
 
 template <class T>
 inline constexpr DType kDType = sizeof(T) == 4 ? DType::f32 : DType::f64;
