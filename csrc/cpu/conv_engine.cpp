@@ -49,6 +49,40 @@ void pack_dot(const ConvPlan& p, const Phase& ph, const T* weight, T* packed) {
   }
 }
 
+// to[c][v] = from[v][c] for `rows` v and `count` c. Four by four in registers where the type allows.
+template <class T>
+void transpose(const T* from, std::int64_t from_stride, std::int64_t rows, std::int64_t count, T* to,
+               std::int64_t to_stride) {
+  std::int64_t v = 0;
+  if constexpr (sizeof(T) == 4) {
+    typedef float Four __attribute__((vector_size(16)));
+    typedef float Unaligned __attribute__((vector_size(16), aligned(4), may_alias));
+    typedef int Index __attribute__((vector_size(16)));
+    const auto load = [](const float* p) { return Four(*reinterpret_cast<const Unaligned*>(p)); };
+    const auto store = [](float* p, Four x) { *reinterpret_cast<Unaligned*>(p) = x; };
+    for (; v + 4 <= rows; v += 4) {
+      const T* const row = from + v * from_stride;
+      std::int64_t c = 0;
+      for (; c + 4 <= count; c += 4) {
+        const Four a0 = load(row + c), a1 = load(row + from_stride + c), a2 = load(row + 2 * from_stride + c),
+                   a3 = load(row + 3 * from_stride + c);
+        const Four low01 = __builtin_shuffle(a0, a1, Index{0, 4, 1, 5}),
+                   low23 = __builtin_shuffle(a2, a3, Index{0, 4, 1, 5});
+        const Four high01 = __builtin_shuffle(a0, a1, Index{2, 6, 3, 7}),
+                   high23 = __builtin_shuffle(a2, a3, Index{2, 6, 3, 7});
+        store(to + c * to_stride + v, __builtin_shuffle(low01, low23, Index{0, 1, 4, 5}));
+        store(to + (c + 1) * to_stride + v, __builtin_shuffle(low01, low23, Index{2, 3, 6, 7}));
+        store(to + (c + 2) * to_stride + v, __builtin_shuffle(high01, high23, Index{0, 1, 4, 5}));
+        store(to + (c + 3) * to_stride + v, __builtin_shuffle(high01, high23, Index{2, 3, 6, 7}));
+      }
+      for (; c < count; ++c)
+        for (int k = 0; k < 4; ++k) to[c * to_stride + v + k] = row[k * from_stride + c];
+    }
+  }
+  for (; v < rows; ++v)
+    for (std::int64_t c = 0; c < count; ++c) to[c * to_stride + v] = from[v * from_stride + c];
+}
+
 // One block of one phase: [tap row][tap column][input channel][block width], zero beyond the last channel.
 template <class T>
 void pack_block(const ConvPlan& p, const Phase& ph, const Block& block, const T* weight, T* packed) {
@@ -70,6 +104,8 @@ void pack_block(const ConvPlan& p, const Phase& ph, const Block& block, const T*
         if (out_stride == 1) {
           for (std::int64_t c = c0; c < c1; ++c)
             std::memcpy(dst + c * width, src + c * in_stride, sizeof(T) * channels);
+        } else if (in_stride == 1) {
+          transpose<T>(src + c0, out_stride, channels, c1 - c0, dst + c0 * width, width);
         } else {
           for (std::int64_t v = 0; v < channels; ++v)
             for (std::int64_t c = c0; c < c1; ++c) dst[c * width + v] = src[v * out_stride + c * in_stride];
