@@ -152,7 +152,7 @@ void pack(const InstructionSet& isa, const ThreadPool& pool, const ConvPlan& p, 
 // for work whose result does not depend on who does it.
 template <class F>
 void run_units(const ThreadPool& pool, std::int64_t units, double work, F&& f) {
-  const std::int64_t tasks = work < 40e3 ? 1 : std::min<std::int64_t>(pool.threads, units);
+  const std::int64_t tasks = work < kSerialWork ? 1 : std::min<std::int64_t>(pool.threads, units);
   if (tasks <= 1) {
     for (std::int64_t u = 0; u < units; ++u) f(0, u);
     return;

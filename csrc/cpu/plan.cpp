@@ -10,8 +10,6 @@ std::int64_t round_up(std::int64_t a, std::int64_t b) { return ceil_div(a, b) * 
 
 // Half of the smallest second-level cache of the machines aimed at (512 KiB): the other half is for weights.
 constexpr std::int64_t kSlabBytes = 192 * 1024;
-// Below this many multiply-adds a second thread costs more than it brings.
-constexpr double kSerialWork = 40e3;
 
 // Images a unit so that no thread has a unit more than another where that can be had: `most` of them at most.
 std::int64_t even_images(std::int64_t batch, std::int64_t most, int threads) {
@@ -211,7 +209,7 @@ ConvPlan plan_conv(const Geometry& g, const TileShape& tile, std::int64_t value_
   }
   p.slab_values = p.unit_images * p.slab_rows * p.slab_cols * g.in_c;
   const std::int64_t pixel_units = p.image_units * p.row_units;
-  if (pixel_units > 0 && pixel_units < threads && p.flops() > 2 * kSerialWork)
+  if (pixel_units > 0 && pixel_units < threads && p.flops() / 2 > kSerialWork)
     p.block_splits = int(std::min<std::int64_t>(std::int64_t(p.blocks.size()), ceil_div(threads, pixel_units)));
   p.units = pixel_units * p.block_splits;
   return p;

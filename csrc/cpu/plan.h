@@ -89,6 +89,9 @@ struct WinogradGrid {
   int points() const { return (2 * m + 1) * (2 * m + 1); }
 };
 
+// Below this many multiply-adds (some ten microseconds) a second thread costs more than it brings.
+inline constexpr double kSerialWork = 1e6;
+
 struct ConvPlan {
   Geometry geometry;
   WinogradGrid winograd;

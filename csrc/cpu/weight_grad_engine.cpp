@@ -19,7 +19,7 @@ void weight_grad(const InstructionSet& isa, const ThreadPool& pool, Geometry g, 
   const std::int64_t bands = plan.bands_per_row * plan.sum_rows;
   std::int64_t tasks =
       std::max<std::int64_t>(1, std::min<std::int64_t>(pool.threads, plan.split_pixels ? plan.units : bands));
-  if (double(plan.sum_values) * double(g.batch) * double(g.out_h) * double(g.out_w) < 40e3) tasks = 1;
+  if (double(plan.sum_values) * double(g.batch) * double(g.out_h) * double(g.out_w) < kSerialWork) tasks = 1;
   const std::int64_t sums = plan.split_pixels ? tasks : 1;
   std::vector<WeightGradCall<T>> calls;
   std::int64_t scratch = 1;
