@@ -63,7 +63,10 @@ def main() -> None:
     parser.add_argument("--only", default="", help="workloads whose name contains this")
     parser.add_argument("--json", type=Path, help="write results here")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--isa", help="make the kernels use this instruction set (avx512, avx2, baseline)")
     options = parser.parse_args()
+    if options.isa:
+        _C.choose_isa(options.isa)
     torch.set_num_threads(options.threads)
     chosen = [w for w in workloads() if options.only in w.name]
     if not chosen:
