@@ -215,6 +215,11 @@ ConvPlan plan_conv(const Geometry& g, const TileShape& tile, std::int64_t value_
   return p;
 }
 
+// A sum for every thread is refused where it would take more memory than this.
+static bool fits(const WeightGradPlan& p, std::int64_t value_bytes, int threads) {
+  return double(p.sum_values) * double(value_bytes) * threads <= 256e6;
+}
+
 WeightGradPlan plan_weight_grad(const Geometry& g, const TileShape& tile, std::int64_t value_bytes, int threads,
                                 bool winograd) {
   WeightGradPlan p;
@@ -248,7 +253,7 @@ WeightGradPlan plan_weight_grad(const Geometry& g, const TileShape& tile, std::i
     p.slab_rows = (p.tile_rows - 1) * w.in_step + w.window;
     p.big_values = p.unit_images * p.slab_rows * p.slab_cols * g.in_c;
     p.small_values = p.unit_images * p.unit_rows * w.cols * w.m * p.padded_out_c;
-    p.split_pixels = p.units >= threads;
+    p.split_pixels = p.units >= threads && fits(p, value_bytes, threads);
     return p;
   }
   p.sum_rows = g.kernel_h, p.sum_length = std::int64_t(g.kernel_w) * g.in_c;
@@ -275,7 +280,7 @@ WeightGradPlan plan_weight_grad(const Geometry& g, const TileShape& tile, std::i
   // A sum per task is zeroed, added and reduced; taking bands instead, every task reads all pixels.
   const double values = double(g.batch) * (double(g.in_h) * double(g.in_w) * double(g.in_c) +
                                            double(g.out_h) * double(g.out_w) * double(g.out_c));
-  p.split_pixels = p.units >= threads && 2.0 * double(p.sum_values) < values;
+  p.split_pixels = p.units >= threads && 2.0 * double(p.sum_values) < values && fits(p, value_bytes, threads);
   return p;
 }
 
