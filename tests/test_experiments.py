@@ -24,7 +24,16 @@ import pytest
 import torch
 
 from lmser.contest import Timing
-from lmser.experiments import EXPERIMENTS, Request, demo, find, mnist_reconstruction, stl10_reconstruction
+from lmser.experiments import (
+    EXPERIMENTS,
+    Request,
+    campaign,
+    demo,
+    fashion_reconstruction,
+    find,
+    mnist_reconstruction,
+    stl10_reconstruction,
+)
 from lmser.experiments import training_job as training_job_module
 from lmser.experiments.eager_comparison import StepCost, compare_steps, comparison_table
 from lmser.experiments.figures import loss_curves, picture_grid
@@ -33,9 +42,9 @@ from lmser.experiments.paper import paper_table, paper_title
 from lmser.experiments.progress import ExperimentProgress
 from lmser.experiments.provenance import machine
 from lmser.experiments.results import Results, read_results
+from lmser.experiments.rows import RowConfig, load_rows
 from lmser.experiments.run_directory import RunRefused, open_run_directory
 from lmser.experiments.step_memory import CONTENDERS
-from lmser.experiments.stl10_reconstruction import Scale
 from lmser.experiments.training_job import train_job
 from lmser.training import TrainConfig
 
@@ -58,16 +67,31 @@ TINY_DEMO = demo.Configuration(
     pictures=2,
 )
 
-TINY_STL10 = Scale(
-    batch_size=2,
-    epochs=None,
-    steps=2,
-    tested=1,
-    sizes={"as-printed": (2, 1), "steady": (2,), "isometric": (2,), "sgd": (2,)},
-    side=16,
-)
 
-TINY_MNIST = (2, 4)
+def tiny_stl10() -> list[RowConfig]:
+    """The quick rows, two classes of at most two small images, two steps."""
+    return [
+        dataclasses.replace(
+            row,
+            group="n = 2" if row.group == "n = 400" else row.group,
+            data={"per_class": 2 if row.data["per_class"] > 10 else 1},
+            training={**row.training, "steps": 2, "batch_size": 2},
+            evaluation={"per_class": 1, "side": 16},
+        )
+        for row in load_rows("stl10-reconstruction", "quick")
+    ]
+
+
+def tiny_mnist() -> list[RowConfig]:
+    """The quick rows with 4 steps, evaluated after 2 and 4."""
+    return [
+        dataclasses.replace(
+            row,
+            training={**row.training, "steps": 4, "log_every": 1},
+            evaluation={"at": [2, 4] if len(row.evaluation["at"]) > 1 else [4]},
+        )
+        for row in load_rows("mnist-reconstruction", "quick")
+    ]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -162,7 +186,9 @@ def test_every_experiment_can_be_loaded_and_run() -> None:
 
 
 def test_an_unknown_experiment_lists_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="mnist-reconstruction, stl10-reconstruction"):
+    with pytest.raises(
+        ValueError, match="mnist-reconstruction, fashion-reconstruction, stl10-reconstruction"
+    ):
         find("stl11")
 
 
@@ -418,69 +444,94 @@ def check_results(out: Path, results: Results) -> None:
 def test_stl10_runs_and_resumes_to_the_same_bits(
     stl10: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = stl10_reconstruction.run(request_for(stl10, tmp_path / "whole"), TINY_STL10)
+    rows = tiny_stl10()
+    whole = stl10_reconstruction.run(request_for(stl10, tmp_path / "whole"), rows)
     check_results(tmp_path / "whole", whole)
     printed, steady, isometric, sgd = whole.tables
-    assert [row.group for row in printed.rows] == ["n = 2"] * 5 + ["n = 1"] * 5
-    assert [row.label for row in steady.rows] == list(stl10_reconstruction.MODELS)
+    assert [row.group for row in printed.rows] == ["n = 2"] * 5 + ["n = 100"] * 5 + ["n = 10"] * 5
+    assert [row.label for row in steady.rows] == ["CLmser", "CLmser-w", "U-Net", "CLmser-n", "CAE"]
     assert "U-Net" not in [row.label for row in isometric.rows]
     assert {row.label: "lr 0.002" in row.differs for row in steady.rows}["CAE"]
     assert all("stand-in data" in row.differs for row in sgd.rows)
     assert all(len(cell.ours) == 1 for table in whole.tables for row in table.rows for cell in row.cells)
+    assert len(whole.figures) == 5
+    assert len(whole.claims) == 4 * len(whole.tables)
 
     with monkeypatch.context() as patched:
-        stopping_progress(patched, stl10_reconstruction, after_jobs=7)
+        stopping_progress(patched, campaign, after_jobs=7)
         with pytest.raises(RuntimeError, match="killed"):
-            stl10_reconstruction.run(request_for(stl10, tmp_path / "parts"), TINY_STL10)
+            stl10_reconstruction.run(request_for(stl10, tmp_path / "parts"), rows)
     with pytest.raises(RunRefused, match="--resume"):
-        stl10_reconstruction.run(request_for(stl10, tmp_path / "parts"), TINY_STL10)
-    stl10_reconstruction.run(request_for(stl10, tmp_path / "parts", resume=True), TINY_STL10)
+        stl10_reconstruction.run(request_for(stl10, tmp_path / "parts"), rows)
+    stl10_reconstruction.run(request_for(stl10, tmp_path / "parts", resume=True), rows)
     assert bits(tmp_path / "parts") == bits(tmp_path / "whole")
 
 
 def test_stl10_paper_scale_is_the_papers() -> None:
-    scale = stl10_reconstruction.SCALES["paper"]
-    assert [scale.steps_for(10 * n) for n in (400, 100, 10)] == [800, 200, 20]
-    rows = list(scale.configurations())
-    printed = [row for row in rows if row.setting == "as-printed"]
-    assert {(row.model, row.per_class) for row in printed} == {
-        (model, n) for model in stl10_reconstruction.MODELS for n in (400, 100, 10)
-    }
-    assert all((row.lr, row.init, row.differs) == (0.01, "default", "") for row in printed)
-    assert len({row.path for row in rows}) == len(rows)
-    assert set(paper_table("001", "table 4")["n = 100"]) == set(stl10_reconstruction.MODELS)
+    rows = load_rows("stl10-reconstruction", "paper")
+    printed = [row for row in rows if row.table == "as-printed"]
+    assert [(row.steps(10 * n), n) for n in (400, 100, 10) for row in printed[:1]] == [
+        (800, 400),
+        (200, 100),
+        (20, 10),
+    ]
+    table = paper_table("001", "table 4")
+    assert {(row.group, row.label) for row in printed} == {(n, model) for n in table for model in table[n]}
+    for row in printed:
+        config = row.train_config(seed=1, samples=1000)
+        assert (config.lr, config.optimizer, config.batch_size, config.warmup) == (0.01, "adam", 100, 0)
+        assert (config.gamma, config.seed, row.differs) == (1.0, 1, "")
+    steady = next(row for row in rows if row.path == "steady/n-400/CAE")
+    assert steady.train_config(0, 4000).warmup == 80
 
 
 def test_mnist_runs_and_resumes_to_the_same_bits(
     mnist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = mnist_reconstruction.run(request_for(mnist, tmp_path / "whole"), TINY_MNIST)
+    rows = tiny_mnist()
+    whole = mnist_reconstruction.run(request_for(mnist, tmp_path / "whole"), rows)
     check_results(tmp_path / "whole", whole)
-    assert len(whole.tables) == len(whole.figures) == 2 * len(mnist_reconstruction.SETTINGS)
+    assert len(whole.tables) == len(whole.figures) == 3
+    plain = ("τ = 2", "τ = 4", "accuracy % at τ = 4")
+    reflections = ("k = 2, τ = 4", "k = 3, τ = 4")
+    assert [table.columns for table in whole.tables] == [plain, (*plain, *reflections), plain]
     for table in whole.tables:
-        assert table.columns == ("τ = 2", "τ = 4", "accuracy % at τ = 4")
-        has_accuracy = {row.label: bool(row.cells[-1].ours) for row in table.rows}
+        has_accuracy = {row.label: bool(row.cells[2].ours) for row in table.rows}
         assert has_accuracy == {"AE": False, "Lmser(un-n)": False, "Lmser(un)": False, "Lmser(sup)": True}
+    assert [bool(row.cells[-1].ours) for row in whole.tables[1].rows] == [False, False, True, True]
+    assert len(whole.claims) == 9
 
     with monkeypatch.context() as patched:
-        stopping_progress(patched, mnist_reconstruction, after_jobs=4)
+        stopping_progress(patched, campaign, after_jobs=4)
         with pytest.raises(RuntimeError, match="killed"):
-            mnist_reconstruction.run(request_for(mnist, tmp_path / "parts"), TINY_MNIST)
-    mnist_reconstruction.run(request_for(mnist, tmp_path / "parts", resume=True), TINY_MNIST)
+            mnist_reconstruction.run(request_for(mnist, tmp_path / "parts"), rows)
+    mnist_reconstruction.run(request_for(mnist, tmp_path / "parts", resume=True), rows)
     assert bits(tmp_path / "parts") == bits(tmp_path / "whole")
     with pytest.raises(RunRefused, match="other settings"):
-        mnist_reconstruction.run(request_for(mnist, tmp_path / "parts", resume=True, seeds=(1,)), TINY_MNIST)
+        mnist_reconstruction.run(request_for(mnist, tmp_path / "parts", resume=True, seeds=(1,)), rows)
+
+
+def test_fashion_is_the_same_without_the_papers_numbers(mnist: Path, tmp_path: Path) -> None:
+    rows = [dataclasses.replace(row, source="", data={"name": "fashion-mnist"}) for row in tiny_mnist()[4:6]]
+    found = fashion_reconstruction.run(request_for(mnist, tmp_path / "out"), rows)
+    check_results(tmp_path / "out", found)
+    assert "Fashion-MNIST" in found.tables[0].title
+    assert not any(found.tables[0].has_paper(column) for column in range(3))
 
 
 def test_mnist_paper_scale_is_the_papers() -> None:
-    steps = mnist_reconstruction.SCALES["paper"]
+    rows = load_rows("mnist-reconstruction", "paper")
     paper = paper_table("000", "table 1")
-    assert set(paper) == set(mnist_reconstruction.MODELS)
-    assert all(tuple(map(int, values)) == steps for values in paper.values())
-    row = next(mnist_reconstruction.configurations())
-    config = row.training(steps[-1], seed=3)
-    assert (config.lr, config.gamma, config.batch_size, config.optimizer) == (0.01, 0.9999, 50, "adam")
-    assert (config.steps, config.seed, config.warmup) == (20000, 3, 0)
+    printed = [row for row in rows if row.table == "as-printed"]
+    assert [row.label for row in printed] == list(paper)
+    for row in printed:
+        assert row.evaluation["at"] == [int(step) for step in paper[row.label]]
+        config = row.train_config(seed=3, samples=60000)
+        assert (config.lr, config.gamma, config.batch_size, config.optimizer) == (0.01, 0.9999, 50, "adam")
+        assert (config.steps, config.seed, config.warmup) == (20000, 3, 0)
+    fashion = load_rows("fashion-reconstruction", "paper")
+    for row, other in zip(rows, fashion, strict=True):  # nothing but the data differs
+        assert (row.path, row.model, row.training) == (other.path, other.model, other.training)
 
 
 def test_demo_runs_and_resumes_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

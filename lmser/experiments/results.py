@@ -13,7 +13,7 @@ from typing import Any
 from lmser._atomic import atomic_write
 from lmser.experiments.tables import Table
 
-__all__ = ["RESULTS_FILE", "Figure", "Results", "read_results", "write_json"]
+__all__ = ["RESULTS_FILE", "Claim", "Figure", "Results", "read_results", "write_json"]
 
 RESULTS_FILE = "results.json"
 _FORMAT = "lmser results 1"
@@ -27,6 +27,17 @@ class Figure:
     title: str
     caption: str
     alt: str
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a paper says in words, held against the numbers: `evidence` is the sentence with the numbers that
+    decided `confirmed`; `source` the paper and section."""
+
+    text: str
+    source: str
+    confirmed: bool
+    evidence: str
 
 
 @dataclass(frozen=True)
@@ -52,6 +63,7 @@ class Results:
     machine: Mapping[str, str]
     data: Mapping[str, str]
     notes: tuple[str, ...] = ()
+    claims: tuple[Claim, ...] = ()
 
     def write(self, directory: Path) -> Path:
         """Write ``results.json`` into `directory`, whole or not at all, and return its path."""
@@ -71,6 +83,7 @@ class Results:
                 "machine": dict(self.machine),
                 "data": dict(self.data),
                 "notes": list(self.notes),
+                "claims": [vars(claim) for claim in self.claims],
             },
         )
         return path
@@ -109,6 +122,7 @@ def read_results(path: Path) -> Results:
             machine=data["machine"],
             data=data["data"],
             notes=tuple(data["notes"]),
+            claims=tuple(Claim(**claim) for claim in data.get("claims", [])),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged: {type(error).__name__}: {error}") from error

@@ -3,7 +3,7 @@
 Three tables are made, because at the printed learning rate two things happen that the paper does not
 mention: the ReLU units of CLmser-n and CAE die (a constant image is then all they can give), and some seeds
 of CLmser are thrown far off by the first steps of Adam. So the printed setting stands first; then the same
-with a warm-up, and a learning rate at which CLmser-n and CAE live; then that from the near-isometric start.
+with a warm-up, and a learning rate at which CLmser-n and CAE live; then that from the near-isometric start, at n = 100.
 
 SGD (Fig. 6a): 001 gives the same learning rate, 0.01, for both optimisers. With J summed over the pixels, as
 Adam may have it, SGD leaves the finite numbers within ten steps at any rate above 1e-5; with the mean over
@@ -14,137 +14,39 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from lmser.baselines import UNet
 from lmser.data import ImageSet, load_stl10
 from lmser.experiments import Request
+from lmser.experiments.campaign import Job, Trained, table_row, train_rows
+from lmser.experiments.claims import lowest, means, pairwise_lower
 from lmser.experiments.figures import loss_curves, picture_grid, save_figure
 from lmser.experiments.image_reconstruction import (
-    CHANNELS,
     IMAGE_RANGE,
     METRICS,
-    STRIDES,
     VARIANTS,
-    build_variant,
     measure,
     mse_of_loss,
     reconstruct,
 )
 from lmser.experiments.paper import paper_table
-from lmser.experiments.progress import ExperimentProgress
 from lmser.experiments.provenance import machine
-from lmser.experiments.results import Figure, Results
-from lmser.experiments.run_directory import open_run_directory
-from lmser.experiments.tables import Cell, Row, Table
-from lmser.experiments.training_job import JobResult, train_job
-from lmser.training import TrainConfig
+from lmser.experiments.results import Claim, Figure, Results
+from lmser.experiments.rows import RowConfig, checksum, load_rows
+from lmser.experiments.tables import Table
 
-__all__ = ["MODELS", "SCALES", "Configuration", "Scale", "run"]
+__all__ = ["run"]
 
-MODELS = ("CLmser", "CLmser-w", "U-Net", "CLmser-n", "CAE")
+NAME = "stl10-reconstruction"
 
 # Chooses the subsets of the training images, the same for every run.
 _DATA_SEED = 0
-
-
-@dataclass(frozen=True)
-class Configuration:
-    """One row of one table.
-
-    setting:   the table.  per_class: n.  warmup: fraction of the steps.  loss: "sum" or "mean" over the
-    pixels.
-    """
-
-    setting: str
-    model: str
-    per_class: int
-    optimizer: str = "adam"
-    init: str = "default"
-    lr: float = 0.01
-    warmup: float = 0.0
-    loss: str = "sum"
-
-    @property
-    def path(self) -> str:
-        return f"{self.setting}/n-{self.per_class}/{self.model}"
-
-    @property
-    def differs(self) -> str:
-        """What of this row is not in 001 Tables 2 and 3."""
-        parts = [f"warm-up over the first {self.warmup:.0%} of the steps"] if self.warmup else []
-        if self.lr != 0.01:
-            parts.append(f"lr {self.lr:g}")
-        if self.init == "isometric":
-            parts.append("near-isometric start")
-        return ", ".join(parts)
-
-
-@dataclass(frozen=True)
-class Scale:
-    """How much of it to run.
-
-    epochs or steps: one of them is None.  tested: images per class, None for all test images.
-    sizes:           the n of each table; that of "sgd" is the one of the figures as well.
-    side:            pixels to which images are averaged down.
-    """
-
-    batch_size: int
-    epochs: int | None
-    steps: int | None
-    tested: int | None
-    sizes: Mapping[str, tuple[int, ...]]
-    side: int = 96
-
-    @property
-    def figure_size(self) -> int:
-        return self.sizes["sgd"][0]
-
-    def steps_for(self, images: int) -> int:
-        if self.steps is not None:
-            return self.steps
-        assert self.epochs is not None
-        return self.epochs * -(-images // self.batch_size)
-
-    def configurations(self) -> Iterator[Configuration]:
-        """All rows, table by table."""
-        for per_class in self.sizes["as-printed"]:
-            for model in MODELS:
-                yield Configuration("as-printed", model, per_class)
-        for setting, init in (("steady", "default"), ("isometric", "isometric")):
-            for per_class in self.sizes[setting]:
-                for model in MODELS:
-                    if init == "isometric" and model not in VARIANTS:
-                        continue  # U-Net has no two directions to be each other's transpose
-                    lr = 0.002 if model in ("CLmser-n", "CAE") else 0.01
-                    yield Configuration(setting, model, per_class, init=init, lr=lr, warmup=0.1)
-        for per_class in self.sizes["sgd"]:
-            for model in MODELS:
-                yield Configuration("sgd", model, per_class, optimizer="sgd", loss="mean")
-
-
-_ALL, _ONE = (400, 100, 10), (100,)
-
-SCALES: Mapping[str, Scale] = {
-    "paper": Scale(
-        batch_size=100,
-        epochs=20,
-        steps=None,
-        tested=None,
-        sizes={"as-printed": _ALL, "steady": _ALL, "isometric": _ALL, "sgd": _ONE},
-    ),
-    "quick": Scale(
-        batch_size=25,
-        epochs=None,
-        steps=60,
-        tested=10,
-        sizes={"as-printed": _ALL, "steady": _ONE, "isometric": _ONE, "sgd": _ONE},
-    ),
-}
+# The figures' n; the paper's is 100 as well.
+_FIGURE_GROUP = "n = 100"
+_SHOWN = 6
 
 _TITLES = {
     "as-printed": "As printed: Adam, lr 0.01, default initialisation",
@@ -153,102 +55,85 @@ _TITLES = {
     "sgd": "SGD, lr 0.01",
 }
 
-_Jobs = dict[Configuration, list[JobResult]]  # one per seed
 
-
-def run(request: Request, scale: Scale | None = None) -> Results:
-    """Run the experiment; `scale` replaces that of ``request.scale`` (tests use a tiny one).
+def run(request: Request, rows: list[RowConfig] | None = None) -> Results:
+    """Run the experiment; `rows` replace the files' (tests use a few tiny ones).
 
     Raises MissingData, BadData, RunRefused, Interrupted, each with a message for the user.
     """
-    scale = SCALES[request.scale] if scale is None else scale
-    rows = list(scale.configurations())
-    largest = max(row.per_class for row in rows)
+    rows = load_rows(NAME, request.scale) if rows is None else rows
+    largest = max(row.data["per_class"] for row in rows)
     train, test = load_stl10(request.data, largest, _DATA_SEED)
-    plan = {
-        "experiment": "stl10-reconstruction",
-        "scale": dataclasses.asdict(scale),
-        "rows": [dataclasses.asdict(row) for row in rows],
-        "seeds": list(request.seeds),
-        "device": torch.device(request.device).type,
-        "data": [train.sha256(), test.sha256()],
-    }
-    open_run_directory(request.out, plan, resume=request.resume)
-    tested = test if scale.tested is None else test.take(_first_of_each_class(test, scale.tested))
-    images = _sized(tested.to_float(*IMAGE_RANGE), scale.side)
-    sets = {largest: train}
-    for per_class in {row.per_class for row in rows} - {largest}:
-        sets[per_class] = load_stl10(request.data, per_class, _DATA_SEED).train
-    jobs = _train_all(request, scale, rows, sets, images)
+    prepared = _Prepared(request, train, test)
+    trained = train_rows(
+        request, rows, prepared.job, experiment=NAME, data={"train": train.sha256(), "test": test.sha256()}
+    )
+    common = () if train.name.startswith("STL10 (original") else ("stand-in data",)
+    tables = tuple(
+        _table(key, title, trained, common)
+        for key, title in _TITLES.items()
+        if any(row.table == key for row in rows)
+    )
+    tested = prepared.tested(rows[0])
     results = Results(
-        experiment="stl10-reconstruction",
+        experiment=NAME,
         title="Reconstruction of STL10 from few images",
         summary=(
-            f"{len(images)} test images in [-1, 1], {images.shape[-1]}x{images.shape[-1]} pixels; "
+            f"{len(tested)} test images in [-1, 1], {tested.shape[-1]}x{tested.shape[-1]} pixels; "
             "n training images per class. PSNR and SSIM are means over images with data range 2."
         ),
         scale=request.scale,
         seeds=request.seeds,
-        tables=tuple(_table(setting, jobs, scale, train) for setting in _TITLES),
-        figures=_figures(request, scale, jobs, images),
-        seconds=sum(job.seconds for found in jobs.values() for job in found),
+        tables=tables,
+        figures=_figures(request, trained, tested),
+        seconds=sum(job.seconds for found in trained.values() for job in found),
         machine=machine(request.device),
         data={
             "data": train.name,
             "training data sha256": train.sha256(),
-            "test data sha256": tested.sha256(),
+            "test data sha256": test.sha256(),
+            "configuration files sha256": checksum(rows),
         },
+        claims=tuple(claim for table in tables for claim in _claims(table)),
     )
     results.write(request.out)
     return results
 
 
-def _train_all(
-    request: Request, scale: Scale, rows: list[Configuration], sets: Mapping[int, ImageSet], test: Tensor
-) -> _Jobs:
-    device = torch.device(request.device)
-    subsets = {n: _sized(found.to_float(*IMAGE_RANGE), scale.side).to(device) for n, found in sets.items()}
-    shown = test[:: max(1, len(test) // 6)][:6]
-    total = sum(scale.steps_for(len(subsets[row.per_class])) for row in rows) * len(request.seeds)
-    jobs: _Jobs = {}
-    with ExperimentProgress(len(rows) * len(request.seeds), total, shown=request.progress) as bar:
-        for seed in request.seeds:
-            for row in rows:
-                train = subsets[row.per_class]
-                steps = scale.steps_for(len(train))
-                job = train_job(
-                    request.out / row.path / f"seed-{seed}",
-                    build=functools.partial(_build, row),
-                    loss=_sum_loss if row.loss == "sum" else _mean_loss,
-                    data=train,
-                    config=_training(row, scale, steps, seed),
-                    eval_at=(steps,),
-                    evaluate=functools.partial(measure, images=test),
-                    metrics=METRICS,
-                    pictures=functools.partial(reconstruct, images=shown),
-                    identity=dataclasses.asdict(row),
-                    device=device,
-                    on_step=bar.job(f"{row.setting}, n = {row.per_class}, {row.model}, seed {seed}", steps),
-                )
-                curve = mse_of_loss(job.curve, train[0].numel() if row.loss == "sum" else 1)
-                jobs.setdefault(row, []).append(dataclasses.replace(job, curve=curve))
-    return jobs
+class _Prepared:
+    """The images as the rows want them, each made once."""
 
+    def __init__(self, request: Request, train: ImageSet, test: ImageSet) -> None:
+        self.request, self.test = request, test
+        self.sets = {len(train) // len(train.classes): train}
+        self._trained: dict[tuple[int, int], Tensor] = {}
+        self._tested: dict[tuple[int | None, int], Tensor] = {}
 
-def _build(row: Configuration) -> nn.Module:
-    return UNet(3, CHANNELS, STRIDES) if row.model == "U-Net" else build_variant(row.model, row.init)
+    def train(self, row: RowConfig) -> Tensor:
+        key = per_class, side = row.data["per_class"], row.evaluation["side"]
+        if key not in self._trained:
+            if per_class not in self.sets:
+                self.sets[per_class] = load_stl10(self.request.data, per_class, _DATA_SEED).train
+            images = _sized(self.sets[per_class].to_float(*IMAGE_RANGE), side)
+            self._trained[key] = images.to(self.request.device)
+        return self._trained[key]
 
+    def tested(self, row: RowConfig) -> Tensor:
+        key = count, side = row.evaluation.get("per_class"), row.evaluation["side"]
+        if key not in self._tested:
+            chosen = self.test if count is None else self.test.take(_first_of_each_class(self.test, count))
+            self._tested[key] = _sized(chosen.to_float(*IMAGE_RANGE), side)
+        return self._tested[key]
 
-def _training(row: Configuration, scale: Scale, steps: int, seed: int) -> TrainConfig:
-    return TrainConfig(
-        steps=steps,
-        batch_size=scale.batch_size,
-        lr=row.lr,
-        optimizer="sgd" if row.optimizer == "sgd" else "adam",
-        gamma=1.0,
-        warmup=round(row.warmup * steps),
-        seed=seed,
-    )
+    def job(self, row: RowConfig) -> Job:
+        images = self.tested(row)
+        return Job(
+            data=self.train(row),
+            loss=_sum_loss if row.objective["loss"] == "sum" else _mean_loss,
+            evaluate=functools.partial(measure, images=images),
+            metrics=METRICS,
+            pictures=functools.partial(reconstruct, images=_spread(images)),
+        )
 
 
 def _sum_loss(model: nn.Module, images: Tensor) -> Tensor:
@@ -268,80 +153,124 @@ def _sized(images: Tensor, side: int) -> Tensor:
     return images if images.shape[-1] == side else nn.functional.adaptive_avg_pool2d(images, side)
 
 
-def _table(setting: str, jobs: _Jobs, scale: Scale, train: ImageSet) -> Table:
-    paper = paper_table("001", "table 4") if setting != "sgd" else {}
-    common = [] if train.name.startswith("STL10 (original") else ["stand-in data"]
-    if scale.epochs is None:
-        common.append(f"{scale.steps} steps of batch {scale.batch_size}")
-    if scale.side != 96:
-        common.append(f"{scale.side}x{scale.side} pixels")
-    if scale.tested is not None:
-        common.append(f"{scale.tested} test images per class")
-    rows = []
-    for row, found in jobs.items():
-        if row.setting != setting:
-            continue
-        printed = paper.get(f"n = {row.per_class}", {}).get(row.model, {})
-        cells = tuple(
-            Cell(
-                tuple(job.final(metric) for job in found),
-                printed.get(metric),
-                digits=2 if metric == "PSNR" else 4,
-            )
-            for metric in METRICS
-        )
-        differs = ", ".join(filter(None, (row.differs, *common)))
-        rows.append(Row(row.model, cells, group=f"n = {row.per_class}", differs=differs))
+def _spread(images: Tensor) -> Tensor:
+    """A few images from all over the set."""
+    return images[:: max(1, len(images) // _SHOWN)][:_SHOWN]
+
+
+def _table(key: str, title: str, trained: Trained, common: Sequence[str]) -> Table:
+    rows = {row: found for row, found in trained.items() if row.table == key}
+    source = next(iter(rows)).source
+    paper = paper_table("001", "table 4") if source else {}
     table = Table(
-        title=_TITLES[setting],
+        title=title,
         columns=METRICS,
-        rows=tuple(rows),
-        source="001 Table 4" if paper else "",
+        rows=tuple(
+            table_row(
+                row,
+                found,
+                METRICS,
+                printed=paper.get(row.group, {}).get(row.label, {}),
+                digits={"PSNR": 2},
+                differs=common,
+            )
+            for row, found in rows.items()
+        ),
+        source=source,
     )
     groups = dict.fromkeys(row.group for row in rows)
-    return dataclasses.replace(
-        table, notes=tuple(f"MSE, {group}: {table.order(0, group)}." for group in groups)
+    notes = tuple(f"MSE, {group}: {table.order(0, group)}." for group in groups)
+    return dataclasses.replace(table, notes=notes)
+
+
+def _claims(table: Table) -> tuple[Claim, ...]:
+    """001's sentences on reconstruction, held against every n of one table."""
+    groups = {group: means(table, "MSE", group) for group in dict.fromkeys(row.group for row in table.rows)}
+    whole = {group: found for group, found in groups.items() if set(VARIANTS) <= set(found)}
+    if not whole:
+        return ()
+    where = f"{table.title}, MSE: "
+    paired = (("CLmser", "CLmser-n"), ("CLmser-w", "CAE"))
+    shared = (("CLmser", "CLmser-w"), ("CLmser-n", "CAE"))
+    return (
+        lowest("CLmser performs best", "001 Sect. 5.1", where, whole, "CLmser"),
+        pairwise_lower("DPN enhances reconstruction significantly", "001 Sect. 5.4", where, whole, paired),
+        pairwise_lower("DCW enhances reconstruction as well", "001 Sect. 5.4", where, whole, shared),
+        _main_gain(where, whole),
     )
 
 
-def _figures(request: Request, scale: Scale, jobs: _Jobs, test: Tensor) -> tuple[Figure, ...]:
+def _main_gain(where: str, groups: Mapping[str, Mapping[str, float]]) -> Claim:
+    """From CAE, the ratio of errors that each duality alone brings; "more" is the larger ratio at every n."""
+    gains = {
+        group: (found["CAE"] / found["CLmser-w"], found["CAE"] / found["CLmser-n"])
+        for group, found in groups.items()
+    }
+    return Claim(
+        "DPN plays the main role, DCW alone gains less",
+        "001 Sect. 5.4",
+        all(pairing > sharing for pairing, sharing in gains.values()),
+        where
+        + "; ".join(
+            f"{group}: CAE's error falls {pairing:.2f} times by DPN alone, {sharing:.2f} times by DCW alone"
+            for group, (pairing, sharing) in gains.items()
+        ),
+    )
+
+
+def _figures(request: Request, trained: Trained, tested: Tensor) -> tuple[Figure, ...]:
     figures = []
-    for setting, panel, words in (("sgd", "a", "SGD"), ("as-printed", "b", "Adam")):
+    for key, panel, words in (("sgd", "a", "SGD"), ("as-printed", "b", "Adam")):
+        found = {row.label: (row, jobs[0]) for row, jobs in _shown(trained, key).items()}
+        if not found:
+            continue
         curves = {
-            model: found[0].curve
-            for model in (*VARIANTS, "U-Net")  # the demo's colours
-            for row, found in jobs.items()
-            if (row.setting, row.per_class, row.model) == (setting, scale.figure_size, model)
+            label: mse_of_loss(job.curve, _values(row, tested))
+            for label, (row, job) in sorted(found.items(), key=lambda item: _colour(item[0]))
         }
         name = f"figures/loss-{words.lower()}.svg"
-        save_figure(
-            request.out / name, loss_curves(name, curves, y_label="training MSE per pixel, images in [-1, 1]")
-        )
+        drawn = loss_curves(name, curves, y_label="training MSE per pixel, images in [-1, 1]")
+        save_figure(request.out / name, drawn)
         figures.append(
             Figure(
                 name,
-                f"Loss during training with {words}, n = {scale.figure_size}",
+                f"Loss during training with {words}, {_FIGURE_GROUP}",
                 f"As 001 Fig. 6{panel}: lr 0.01, default initialisation, seed {request.seeds[0]}.",
                 f"Training error over steps of {', '.join(curves)} with {words}",
             )
         )
-    shown = test[:: max(1, len(test) // 6)][:6]
-    for setting in ("as-printed", "steady", "isometric"):
-        found = {
-            row.model: jobs[row][0].pictures
-            for row in jobs
-            if row.setting == setting and row.per_class == scale.figure_size and row.model in VARIANTS
+    for key in ("as-printed", "steady", "isometric"):
+        pictures = {
+            row.label: jobs[0].pictures for row, jobs in _shown(trained, key).items() if row.label in VARIANTS
         }
-        columns = {model: pictures[max(pictures)] for model, pictures in reversed(found.items()) if pictures}
-        columns["original"] = shown
-        name = f"figures/reconstructions-{setting}.svg"
+        columns = {label: kept[max(kept)] for label, kept in reversed(pictures.items()) if kept}
+        if not columns:
+            continue
+        columns["original"] = _spread(tested)
+        name = f"figures/reconstructions-{key}.svg"
         save_figure(request.out / name, picture_grid(name, columns, data_range=IMAGE_RANGE))
         figures.append(
             Figure(
                 name,
-                f"Test images and their reconstructions, n = {scale.figure_size}",
-                f"As 001 Fig. 5. {_TITLES[setting]}, seed {request.seeds[0]}.",
+                f"Test images and their reconstructions, {_FIGURE_GROUP}",
+                f"As 001 Fig. 5. {_TITLES[key]}, seed {request.seeds[0]}.",
                 f"Columns: {', '.join(columns)}",
             )
         )
     return tuple(figures)
+
+
+def _shown(trained: Trained, key: str) -> Trained:
+    return {
+        row: jobs for row, jobs in trained.items() if row.table == key and row.group == _FIGURE_GROUP and jobs
+    }
+
+
+def _values(row: RowConfig, images: Tensor) -> int:
+    """By how many values the logged loss is a sum."""
+    return images[0].numel() if row.objective["loss"] == "sum" else 1
+
+
+def _colour(label: str) -> int:
+    """The demo's colours, U-Net last."""
+    return [*VARIANTS, "U-Net"].index(label)
