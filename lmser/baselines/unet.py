@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lmser.models.reflection import Reflected, reflection_loss, whole
+from lmser.models.reflection import Reflected, channels_last, reflection_loss, whole
+from lmser_kernels.nn import Conv2dAddAct, ConvTranspose2dAddAct
 
 
 class UNet(nn.Module):
@@ -30,6 +30,9 @@ class UNet(nn.Module):
       CLmser-w's decoder
     - padded convolutions and pinned sizes, so that the output has the size of the input whatever its parity
       (the original crops); no dropout, no normalisation; nn.Conv2d's default initialisation
+
+    Its layers are those of `lmser_kernels`, as CLmser's are, so that times compare the networks; its
+    ``state_dict`` is that of `nn.Conv2d` and `nn.ConvTranspose2d` layers.
 
     in_channels, channels, strides, kernel_size: as in `lmser.CLmser` (`kernel_size` odd). Input ``(N,
     in_channels, H, W)``; returns `Reflected` with the deepest state as code and no logits. Raises TypeError
@@ -63,32 +66,41 @@ class UNet(nn.Module):
         self.in_channels = in_channels
         widths, padding = (in_channels, *channels), kernel_size // 2
 
-        def layer(
-            kind: type[nn.Conv2d] | type[nn.ConvTranspose2d], below: int, above: int, stride: int
-        ) -> nn.Module:
-            return kind(below, above, kernel_size, stride, padding, device=device, dtype=dtype)
+        def convolution(below: int, above: int, stride: int) -> Conv2dAddAct:
+            return Conv2dAddAct(
+                below, above, kernel_size, stride, padding, activation="relu", device=device, dtype=dtype
+            )
+
+        def transposed(above: int, below: int, stride: int, activation: str) -> ConvTranspose2dAddAct:
+            return ConvTranspose2dAddAct(
+                above, below, kernel_size, stride, padding, activation=activation, device=device, dtype=dtype
+            )
 
         edges = list(zip(pairwise(widths), strides, strict=True))
-        self.down = nn.ModuleList([layer(nn.Conv2d, low, high, stride) for (low, high), stride in edges])
+        activations = ["identity"] + ["relu"] * (len(edges) - 1)
+        self.down = nn.ModuleList([convolution(low, high, stride) for (low, high), stride in edges])
         self.up = nn.ModuleList(
-            [layer(nn.ConvTranspose2d, high, low, stride) for (low, high), stride in edges]
+            [
+                transposed(high, low, stride, activation)
+                for ((low, high), stride), activation in zip(edges, activations, strict=True)
+            ]
         )
-        self.fuse = nn.ModuleList([layer(nn.Conv2d, 2 * width, width, 1) for width in channels[:-1]])
+        self.fuse = nn.ModuleList([convolution(2 * width, width, 1) for width in channels[:-1]])
 
     def forward(self, x: Tensor) -> Reflected:
         """Reconstruct images ``(N, in_channels, H, W)``."""
         if x.dim() != 4 or x.shape[1] != self.in_channels:
             raise ValueError(f"x: expected shape (N, {self.in_channels}, H, W), got {tuple(x.shape)}")
-        states = [x]
+        states = [channels_last(x)]
         for contract in self.down:
-            states.append(F.relu(contract(states[-1])))
+            states.append(channels_last(contract(states[-1])))
         state = code = states[-1]
         for level in range(len(states) - 2, 0, -1):
             skip = states[level]
-            rising = F.relu(self.up[level](state, output_size=skip.shape[2:]))
-            state = F.relu(self.fuse[level - 1](torch.cat((skip, rising), dim=1)))
-        return Reflected(self.up[0](state, output_size=x.shape[2:]), code, None)
+            rising = self.up[level](state, output_size=tuple(skip.shape[2:]))
+            state = channels_last(self.fuse[level - 1](torch.cat((skip, rising), dim=1)))
+        return Reflected(self.up[0](state, output_size=tuple(x.shape[2:])), code, None)
 
     def loss(self, x: Tensor) -> Tensor:
         """`lmser.models.reflection_loss` of the output for `x`."""
-        return reflection_loss(self(x), x)
+        return reflection_loss(self(x), channels_last(x))
