@@ -1,6 +1,6 @@
-"""How near a reconstruction is to its image: MSE, PSNR and SSIM, each with its data range stated.
+"""How near a reconstruction is to its image: L1, MSE, PSNR and SSIM, the last two with their range stated.
 
-All three take `(N, C, H, W)` tensors of one shape and any real dtype, work in float64 on the CPU, and return
+All four take `(N, C, H, W)` tensors of one shape and any real dtype, work in float64 on the CPU, and return
 a Python float: the mean over the images. Pixels are taken as they are: nothing is clipped to the range, so a
 metric of clipped images wants clipped input.
 
@@ -40,7 +40,7 @@ from torch import Tensor
 
 from lmser._extras import require
 
-__all__ = ["mse", "psnr", "psnr_of_mse", "ssim"]
+__all__ = ["l1", "mse", "psnr", "psnr_of_mse", "ssim"]
 
 # Wang et al. 2004: a Gaussian window of sigma 1.5, cut at 3.5 sigma by scikit-image, is 11 pixels wide.
 _SSIM_WINDOW = 11
@@ -82,6 +82,15 @@ def _chunks(x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 
 def _mse_per_image(x: Tensor, y: Tensor) -> Tensor:
     return torch.cat([(a - b).square().mean(dim=(1, 2, 3)) for a, b in _chunks(x, y)])
+
+
+def l1(x: Tensor, y: Tensor) -> float:
+    """Mean absolute error per pixel and channel, `mean(|x - y|)` (001 Table 5, which prints it times 100).
+
+    Errors: as `mse`. NaN in, NaN out.
+    """
+    _check_pair("l1", x, y)
+    return float(torch.cat([(a - b).abs().mean(dim=(1, 2, 3)) for a, b in _chunks(x, y)]).mean())
 
 
 def mse(x: Tensor, y: Tensor) -> float:

@@ -167,6 +167,26 @@ def test_decode(size):
     torch.testing.assert_close(paired.decode(output.code, size), decoded)
 
 
+@pytest.mark.parametrize("size", [(28, 28), (13, 22)])
+def test_decode_with_an_image_holds_its_drives(size):
+    network = CLmser(2, (3, 4, 5), (1, 2, 2), reflections=2, dtype=torch.float64)
+    twin = EagerCLmser(2, (3, 4, 5), (1, 2, 2), reflections=2, dtype=torch.float64)
+    twin.load_state_dict(network.state_dict())
+    x = torch.randn(3, 2, *size, dtype=torch.float64)
+    output = network(x)
+    torch.testing.assert_close(network.decode(output.code, image=x), output.reconstruction)
+    code = torch.randn_like(output.code)
+    decoded = network.decode(code, size, image=x)
+    assert (decoded - network.decode(code, size)).abs().max() > 1e-3
+    torch.testing.assert_close(decoded, twin.decode(code, image=x), rtol=1e-10, atol=1e-12)
+    with pytest.raises(ValueError, match="image: expected one for each of the 3 codes, got 2"):
+        network.decode(code, image=x[:2])
+    with pytest.raises(ValueError, match="size: expected that of the image"):
+        network.decode(code, (size[0] + 1, size[1]), image=x)
+    with pytest.raises(ValueError, match="but this code is"):
+        network.decode(code[:, :, :2], image=x)
+
+
 def test_decode_refuses_a_size_that_has_another_code():
     network = CLmser(3, CHANNELS, STRIDES)
     with pytest.raises(ValueError, match=r"size: images of \(28, 40\) have codes of \(7, 10\)"):

@@ -120,9 +120,9 @@ def test_nothing_there_is_one_sentence_with_the_folder_and_the_command(tmp_path:
         load_mnist(tmp_path)
     message = str(caught.value)
     assert str(tmp_path) in message
-    assert "`lmser data get mnist`" in message
+    assert f"`lmser data get mnist --root {tmp_path}`" in message
     assert "\n" not in message
-    with pytest.raises(MissingData, match="`lmser data get fashion-mnist`"):
+    with pytest.raises(MissingData, match="`lmser data get fashion-mnist --root "):
         load_mnist(tmp_path, fashion=True)
     with pytest.raises(MissingData, match="absent does not exist"):
         load_mnist(tmp_path / "absent")

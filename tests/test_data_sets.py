@@ -64,7 +64,10 @@ def test_take_and_checksum() -> None:
 
 
 def test_the_registry_is_consistent() -> None:
-    assert list(DATA_SETS) == ["mnist", "fashion-mnist", "stl10", "stl10-like", "photos"]
+    assert list(DATA_SETS) == [
+        *("mnist", "fashion-mnist", "stl10", "stl10-like", "cifar10", "cifar10-subset"),
+        *("celeba", "celeba-hq", "celeba-like", "places2", "places2-like", "photos"),
+    ]
     hashes = []
     for key, data_set in DATA_SETS.items():
         assert find(key) is data_set
@@ -76,13 +79,14 @@ def test_the_registry_is_consistent() -> None:
             assert mirror.startswith("https://")
             assert mirror.endswith("/")
         for file in data_set.files:
-            hashes += [file.sha256, file.content_sha256]
+            digests = [file.sha256] if file.content_sha256 is None else [file.sha256, file.content_sha256]
+            hashes += digests
             assert file.size > 0
-            for digest in (file.sha256, file.content_sha256):
+            for digest in digests:
                 assert len(digest) == 64
                 assert set(digest) <= set("0123456789abcdef")
-    assert len(hashes) == len(set(hashes)) == 16
-    assert [key for key, d in DATA_SETS.items() if d.downloadable] == ["mnist", "fashion-mnist"]
+    assert len(hashes) == len(set(hashes)) == 17
+    assert [key for key, d in DATA_SETS.items() if d.downloadable] == ["mnist", "fashion-mnist", "cifar10"]
     with pytest.raises(ValueError, match=r"no data set 'mnits'; there are mnist, fashion-mnist"):
         find("mnits")
     with pytest.raises(dataclasses.FrozenInstanceError):

@@ -148,7 +148,7 @@ def test_get_refuses_what_is_not_offered(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no data set 'mnits'; there are mnist, fashion-mnist"):
         get("mnits", tmp_path / "new")
     with pytest.raises(
-        ValueError, match=r"STL10 cannot be downloaded \(mnist, fashion-mnist can\): the sha256"
+        ValueError, match=r"STL10 cannot be downloaded \(mnist, fashion-mnist, cifar10 can\): the sha256"
     ):
         get("stl10", tmp_path / "new")
     assert names(tmp_path) == []

@@ -308,6 +308,33 @@ def test_decode_drives_paired_neurons_from_above_alone():
     assert network.decode(code).shape == (4, SIZES[0])
 
 
+@pytest.mark.parametrize("reflections", [1, 3])
+def test_decode_with_an_image_holds_its_drives(reflections, impl):
+    kwargs = {"reflections": reflections, "num_classes": 2, "dtype": torch.float64}
+    network = Lmser(SIZES, impl=impl, **kwargs)
+    twin = EagerLmser(SIZES, **kwargs)
+    twin.load_state_dict(network.state_dict())
+    x = torch.randn(4, 1, SIZES[0], dtype=torch.float64)
+    output = network(x)
+    torch.testing.assert_close(
+        network.decode(output.code, image=x), output.reconstruction.flatten(1), rtol=1e-12, atol=1e-14
+    )
+    code = torch.randn(4, SIZES[-1], dtype=torch.float64)
+    decoded = network.decode(code, image=x)
+    assert (decoded - network.decode(code)).abs().max() > 1e-3
+    torch.testing.assert_close(decoded, twin.decode(code, image=x), rtol=1e-10, atol=1e-12)
+    with pytest.raises(ValueError, match="image: expected one for each of the 4 codes, got 3"):
+        network.decode(code, image=x[:3])
+    with pytest.raises(ValueError, match=r"image: expected shape \(N, 13\)"):
+        network.decode(code, image=x[..., :5])
+
+
+def test_decode_with_an_image_is_plain_decoding_without_pairing():
+    network = Lmser(SIZES, dpn=False, dtype=torch.float64)
+    code, x = (torch.randn(4, size, dtype=torch.float64) for size in (SIZES[-1], SIZES[0]))
+    torch.testing.assert_close(network.decode(code, image=x), network.decode(code))
+
+
 def test_style_units_get_noise_in_training_only():
     network = Lmser(SIZES, num_classes=5, style_units=2)
     x = torch.randn(200, SIZES[0])

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lmser.metrics import mse, psnr, psnr_of_mse, ssim
+from lmser.metrics import l1, mse, psnr, psnr_of_mse, ssim
 
 
 def images(n: int = 3, c: int = 3, h: int = 24, w: int = 17, seed: int = 0) -> Tensor:
@@ -23,6 +23,27 @@ def test_mse_by_hand() -> None:
     y = torch.tensor([0.0, 3.0, 2.0, 2.0]).reshape(2, 1, 1, 2)
     assert mse(x, y) == (0 + 4 + 0 + 1) / 4
     assert mse(x, x) == 0.0
+
+
+def test_l1_by_hand() -> None:
+    x = torch.tensor([0.0, 1.0, 2.0, 3.0]).reshape(2, 1, 1, 2)
+    y = torch.tensor([0.0, 3.0, 2.0, 2.0]).reshape(2, 1, 1, 2)
+    assert l1(x, y) == l1(y, x) == (0 + 2 + 0 + 1) / 4
+    assert l1(x, x) == 0.0
+
+
+def test_l1_of_many_images_in_any_type_and_layout() -> None:
+    x, y = images(150, 3, 12, 12, seed=7), images(150, 3, 12, 12, seed=8)
+    expected = float((x - y).abs().mean())
+    assert l1(x.to(memory_format=torch.channels_last), y.requires_grad_()) == pytest.approx(
+        expected, rel=1e-12
+    )
+    assert l1(x.float(), y.bfloat16()) == pytest.approx(expected, rel=1e-2)
+    black, white = (
+        torch.zeros(1, 1, 4, 4, dtype=torch.uint8),
+        torch.full((1, 1, 4, 4), 255, dtype=torch.uint8),
+    )
+    assert l1(black, white) == 255.0  # bytes do not wrap around
 
 
 def test_psnr_is_the_mean_over_images() -> None:
@@ -129,10 +150,11 @@ def test_nan_comes_through() -> None:
     x, y = images(), images(seed=1)
     y[0, 0, 12, 8] = math.nan
     assert math.isnan(mse(x, y))
+    assert math.isnan(l1(x, y))
     assert math.isnan(psnr(x, y, 1.0))
 
 
-@pytest.mark.parametrize("metric", [mse, lambda x, y: psnr(x, y, 1.0), lambda x, y: ssim(x, y, 1.0)])
+@pytest.mark.parametrize("metric", [l1, mse, lambda x, y: psnr(x, y, 1.0), lambda x, y: ssim(x, y, 1.0)])
 def test_bad_images(metric) -> None:
     x = images()
     with pytest.raises(ValueError, match=r"y must have shape \(N, C, H, W\), got \(3, 24, 17\)"):

@@ -1,6 +1,21 @@
-"""What the networks of `lmser.models` are measured against, in plain PyTorch."""
+"""What the networks of `lmser.models` are measured against."""
 
+from lmser.baselines.classifiers import CNN, FCN
 from lmser.baselines.eager import EagerCLmser, EagerLmser
+from lmser.baselines.inpainting_loss import InpaintingLoss
+from lmser.baselines.pconv import PConvUNet
+from lmser.baselines.pennet import PENNet
+from lmser.baselines.picnet import PICNet
 from lmser.baselines.unet import UNet
 
-__all__ = ["EagerCLmser", "EagerLmser", "UNet"]
+__all__ = [
+    "CNN",
+    "FCN",
+    "EagerCLmser",
+    "EagerLmser",
+    "InpaintingLoss",
+    "PConvUNet",
+    "PENNet",
+    "PICNet",
+    "UNet",
+]

@@ -53,17 +53,21 @@ class _Eager(ReflectionNetwork, ABC):
         logits, code, style = z.split([classes, z.shape[1] - classes - styles, styles], dim=1)
         return torch.cat([logits, self._f(code), style if noise is None else style + noise], dim=1)
 
-    def _passes(self, x: Tensor, sizes: list[Pair], noise: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _passes(
+        self, x: Tensor, sizes: list[Pair], noise: Tensor | None, sent_down: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         depth = self.depth
         h: list[Tensor] = [x] * (depth + 1)
         y: list[Tensor] = [x] * (depth + 1)
         u: list[Tensor | None] = [None] * (depth + 1)  # None: no drive from above (yet)
-        for _ in range(self.reflections):
+        for reflection in range(self.reflections):
             for i in range(1, depth + 1):
                 y[i] = self._bottom_up(i, h[i - 1])
                 above = u[i]
                 z = y[i] if above is None or not self.dpn else y[i] + above
                 h[i] = self._f(z) if i < depth else self._top_state(z, noise)
+            if sent_down is not None and reflection == self.reflections - 1:
+                h[depth] = sent_down
             for i in range(depth - 1, 0, -1):
                 if self.dpn:
                     u[i] = drive = self._top_down(i, h[i + 1], sizes[i], None)
@@ -102,11 +106,13 @@ class EagerLmser(_Eager, Lmser):
         logits = None if self.num_classes is None else top[:, : self.num_classes]
         return Reflected(reconstruction.reshape(x.shape), top, logits)
 
-    def decode(self, code: Tensor) -> Tensor:
+    def decode(self, code: Tensor, *, image: Tensor | None = None) -> Tensor:
         """As `lmser.Lmser.decode`."""
-        return self._down_from(
-            self._units(code, "code", len(self.biases[-1])).flatten(1), [(1, 1)] * self.depth
-        )
+        top = self._units(code, "code", len(self.biases[-1])).flatten(1)
+        if image is None:
+            return self._down_from(top, [(1, 1)] * self.depth)
+        visible = self._units(image, "image", self.sizes[0]).flatten(1)
+        return self._passes(visible, [(1, 1)] * (self.depth + 1), None, top)[0]
 
 
 class EagerCLmser(_Eager, CLmser):
@@ -135,9 +141,11 @@ class EagerCLmser(_Eager, CLmser):
         reconstruction, top = self._passes(x, sizes, self._sample(x, sizes[-1], generator))
         return Reflected(reconstruction, top, self._logits(top))
 
-    def decode(self, code: Tensor, size: Pair | None = None) -> Tensor:
+    def decode(self, code: Tensor, size: Pair | None = None, *, image: Tensor | None = None) -> Tensor:
         """As `lmser.CLmser.decode`."""
-        return self._down_from(code, self._sizes_below(code, size))
+        if image is None:
+            return self._down_from(code, self._sizes_below(code, size))
+        return self._passes(image, self.layer_sizes((image.shape[2], image.shape[3])), None, code)[0]
 
     def loss(self, x: Tensor, y: Tensor | None = None, *, generator: torch.Generator | None = None) -> Tensor:
         """As `lmser.CLmser.loss`, without a change of layout."""

@@ -16,11 +16,25 @@ STL10           `load_stl10`. 10 classes, 500 labelled photographs each, 96x96 R
 STL10 stand-in  `load_stl10` as well. 10 classes, 400 + 100 photographs each, 96x96 RGB, folders of JPEG
                 files: Imagenette resized from 224x224 (thunderInfy/imagenette). Licence: none stated;
                 ImageNet terms ask for non-commercial research use.
+CIFAR-10        `load_cifar10`. 50,000 + 10,000 photographs of 10 classes, 32x32 RGB, binary version
+                (packed or not), python version, or a subset in one npz file. Source: Krizhevsky. Licence: none
+                stated.
+CelebA          `load_photos`, `photo_streams`. 202,599 faces, 178x218 RGB, JPEG files; its own partition.
+                Source: Liu, Luo, Wang, Tang. Licence: non-commercial research only.
+CelebA-HQ       `load_photos`, `photo_streams`. 30,000 faces, square RGB images of any size; 27,000 + 3,000
+                by a seed. Source: Karras, Aila, Laine, Lehtinen. Licence: CC BY-NC 4.0.
+Places2         `load_photos`, `photo_streams`. 1.8 million photographs of 365 scenes, 256x256 RGB, JPEG files;
+                180,000 + 10,000 by a seed. Source: Zhou and others. Licence: non-commercial research only.
+stand-ins       `load_photos`, `photo_streams` as well. 2,000 faces, 128x128 RGB (Labeled Faces in the Wild),
+                and 320 scenes, 256x256 RGB (SUN database), JPEG files. Licence: none stated.
 image folders   `load_folder`. FOLDER/CLASS/*.jpg or *.png of one size; yours.
 sample photos   `sample_photos`, `photo_crops`. Six photographs inside the scikit-learn and scikit-image
                 wheels. Licence: CC BY 2.0 (china, flower), public domain (astronaut, rocket), CC0 (chelsea,
                 coffee).
 ==============  ===========================================================================================
+
+`point_masks` and `eyes_mask` make the missing pixels of inpainting and association. A `PhotoStream` decodes
+while training what does not fit into memory.
 
 `registry.DATA_SETS` holds the same facts as data, with mirrors and checksums; `registry.describe(name)` puts
 them in words. Decoding JPEG and PNG takes the extra ``experiments``.
@@ -28,21 +42,32 @@ them in words. Decoding JPEG and PNG takes the extra ``experiments``.
 
 from __future__ import annotations
 
+from lmser.data.cifar10 import load_cifar10
 from lmser.data.folders import load_folder
 from lmser.data.idx import load_mnist
 from lmser.data.image_set import ImageSet, Split
 from lmser.data.integrity import BadData, MissingData
+from lmser.data.masks import coverage_of, eyes_mask, point_masks
+from lmser.data.photo_sets import load_photos
 from lmser.data.photos import photo_crops, sample_photos
 from lmser.data.stl10 import load_stl10
+from lmser.data.stream import PhotoStream, photo_streams
 
 __all__ = [
     "BadData",
     "ImageSet",
     "MissingData",
+    "PhotoStream",
     "Split",
+    "coverage_of",
+    "eyes_mask",
+    "load_cifar10",
     "load_folder",
     "load_mnist",
+    "load_photos",
     "load_stl10",
     "photo_crops",
+    "photo_streams",
+    "point_masks",
     "sample_photos",
 ]

@@ -64,7 +64,7 @@ class _Request:
 def get(name: str, root: str | os.PathLike[str], progress: Progress | None = None) -> Path:
     """Download the original files of a data set into its folder in `root` and return that folder.
 
-    `name` is a key of `registry.DATA_SETS` with files to download: "mnist" or "fashion-mnist". `root` and the
+    `name` is a key of `registry.DATA_SETS` with files to download: "mnist", "fashion-mnist", "cifar10". `root` and the
     folder are made if they are not there. Files that are already there with the right checksum are not
     fetched again; a file of the same name with another content is left alone and refused. Every mirror is
     tried in turn.

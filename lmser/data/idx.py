@@ -13,6 +13,7 @@ import hashlib
 import io
 import math
 import os
+import shlex
 import struct
 import zlib
 from pathlib import Path
@@ -110,13 +111,18 @@ def _locate(data_set: DataSet, root: Path, stem: str) -> tuple[Path, Path]:
             lacking = "labels-idx1" if labels is None else "images-idx3"
             raise MissingData(
                 f"{data_set.title}: {images or labels} is there but not {stem}-{lacking}-ubyte.gz beside it; "
-                f"`lmser data get {data_set.key}` downloads what is missing"
+                f"{_command(data_set, root)} downloads the set"
             )
     subfolders = ", ".join(folder for folder in data_set.folders if folder != ".")
     raise MissingData(
         f"{data_set.title} was not found: no {stem}-images-idx3-ubyte(.gz) in {root} or its subfolders "
-        f"{subfolders}; `lmser data get {data_set.key}` downloads it"
+        f"{subfolders}; {_command(data_set, root)} downloads it"
     )
+
+
+def _command(data_set: DataSet, root: Path) -> str:
+    """What puts the set where it was looked for."""
+    return f"`{shlex.join(['lmser', 'data', 'get', data_set.key, '--root', str(root)])}`"
 
 
 def _is_original(path: Path, content: bytes, data_set: DataSet) -> bool:

@@ -16,13 +16,13 @@ __all__ = ["DATA_SETS", "DataSet", "RemoteFile", "describe", "find"]
 @dataclass(frozen=True)
 class RemoteFile:
     """One original file. `sha256` and `size` are of the file as served, `content_sha256` of it
-    uncompressed.
+    uncompressed (None for an archive, whose reader knows the checksums of the files in it).
     """
 
     name: str
     size: int
     sha256: str
-    content_sha256: str
+    content_sha256: str | None
 
 
 @dataclass(frozen=True)
@@ -171,6 +171,108 @@ _STL10_LIKE = DataSet(
     by_hand="a folder of your own works as well: train/CLASS/*.jpg and test/CLASS/*.jpg, all 96x96",
 )
 
+_CIFAR10 = DataSet(
+    key="cifar10",
+    title="CIFAR-10",
+    contents="50,000 training and 10,000 test photographs of 10 classes, 32x32 RGB, binary or python version",
+    source="Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009",
+    licence="none stated with the data",
+    folders=(
+        "cifar10",
+        "cifar-10-batches-bin",
+        "cifar-10-batches-py",
+        "cifar10/cifar-10-batches-bin",
+        "cifar10/cifar-10-batches-py",
+        ".",
+    ),
+    mirrors=("https://www.cs.toronto.edu/~kriz/",),
+    files=(
+        RemoteFile(
+            "cifar-10-binary.tar.gz",
+            170052171,
+            "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+            None,
+        ),
+    ),
+    classes=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+)
+
+_CIFAR10_SUBSET = DataSet(
+    key="cifar10-subset",
+    title="CIFAR-10 subset",
+    contents="10,000 training images (data_batch_1) and the first 1,000 test images of CIFAR-10 in one npz file",
+    source="lossless copies in taneishi/convnetjs",
+    licence="none stated for the data",
+    folders=("cifar10", "."),
+    by_hand="any cifar10_subset.npz with x_train, y_train, x_test, y_test will do, images (N, 32, 32, 3)",
+)
+
+_CELEBA = DataSet(
+    key="celeba",
+    title="CelebA",
+    contents="202,599 photographs of faces, aligned and cropped, 178x218 RGB",
+    source="Liu, Luo, Wang and Tang, https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html",
+    licence="non-commercial research only",
+    folders=(
+        "celeba/img_align_celeba",
+        "CelebA/img_align_celeba",
+        "CelebA/Img/img_align_celeba",
+        "img_align_celeba",
+    ),
+    needs="experiments",
+    by_hand=(
+        "its terms have to be accepted at the source: get img_align_celeba.zip and unpack it into the folder "
+        "celeba of the data folder, which makes celeba/img_align_celeba/000001.jpg and the rest"
+    ),
+)
+
+_CELEBA_HQ = DataSet(
+    key="celeba-hq",
+    title="CelebA-HQ",
+    contents="30,000 photographs of faces, up to 1024x1024 RGB",
+    source="Karras, Aila, Laine and Lehtinen, https://github.com/tkarras/progressive_growing_of_gans",
+    licence="CC BY-NC 4.0; the photographs are CelebA's, for non-commercial research only",
+    folders=("celeba-hq", "celeba_hq", "CelebA-HQ", "CelebAMask-HQ/CelebA-HQ-img", "CelebA-HQ-img"),
+    needs="experiments",
+    by_hand="put its square images, of any size, into the folder celeba-hq of the data folder",
+)
+
+_CELEBA_LIKE = DataSet(
+    key="celeba-like",
+    title="CelebA stand-in",
+    contents="2,000 photographs of faces, one per person, 128x128 RGB, in one folder of JPEG files",
+    source="Labeled Faces in the Wild, deep-funneled (braun-steven/dfi-tensorflow), middle 178x178 resized",
+    licence="none stated",
+    folders=("faces128", "celeba_like", "celeba-like"),
+    needs="experiments",
+    by_hand="a folder celeba-like with square photographs of faces of your own works as well",
+)
+
+_PLACES2 = DataSet(
+    key="places2",
+    title="Places2",
+    contents="1,803,460 training, 36,500 validation and 328,500 test photographs of 365 scenes, 256x256 RGB",
+    source="Zhou, Lapedriza, Khosla, Oliva and Torralba, http://places2.csail.mit.edu",
+    licence="non-commercial research and education only",
+    folders=("places2", "Places2", "places365", "."),
+    needs="experiments",
+    by_hand=(
+        "get the small images of Places365-Standard, train (data_256) and test (test_256) or validation "
+        "(val_256), and unpack them into the folder places2 of the data folder"
+    ),
+)
+
+_PLACES2_LIKE = DataSet(
+    key="places2-like",
+    title="Places2 stand-in",
+    contents="320 photographs of 8 scenes, 256x256 RGB, in one folder of JPEG files",
+    source="SUN database (akshay993/Spatial-Pyramid-Matching-for-Scene-Classification)",
+    licence="none stated for the photographs",
+    folders=("scenes256", "places2_like", "places2-like"),
+    needs="experiments",
+    by_hand="a folder places2-like with photographs of your own works as well",
+)
+
 _PHOTOS = DataSet(
     key="photos",
     title="sample photographs",
@@ -184,7 +286,25 @@ _PHOTOS = DataSet(
     by_hand="nothing to get, `pip install 'lmser[experiments]'` brings them",
 )
 
-DATA_SETS = MappingProxyType({s.key: s for s in (_MNIST, _FASHION, _STL10, _STL10_LIKE, _PHOTOS)})
+DATA_SETS = MappingProxyType(
+    {
+        s.key: s
+        for s in (
+            _MNIST,
+            _FASHION,
+            _STL10,
+            _STL10_LIKE,
+            _CIFAR10,
+            _CIFAR10_SUBSET,
+            _CELEBA,
+            _CELEBA_HQ,
+            _CELEBA_LIKE,
+            _PLACES2,
+            _PLACES2_LIKE,
+            _PHOTOS,
+        )
+    }
+)
 
 
 def find(name: str) -> DataSet:

@@ -69,7 +69,10 @@ def _from_binary(folder: Path, per_class: int, seed: int) -> Split:
     if not 1 <= per_class <= _TRAIN_PER_CLASS:
         raise ValueError(f"load_stl10: per_class must be in 1..{_TRAIN_PER_CLASS}, got {per_class}")
     if not (folder / "train_y.bin").is_file():
-        raise MissingData(f"STL10: {folder / 'train_X.bin'} is there but train_y.bin beside it is not")
+        raise MissingData(
+            f"STL10: {folder / 'train_X.bin'} is there but train_y.bin beside it is not; both are in the archive "
+            "https://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz"
+        )
     count = _CLASSES * _IMAGES_PER_CLASS
     images = read_stl10_images(folder / "train_X.bin", count)
     labels = read_stl10_labels(folder / "train_y.bin", count)

@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from lmser.models.reflection import Pair, Reflected, ReflectionNetwork, channels_last, whole
+from lmser.models.reflection import Pair, Reflected, ReflectionNetwork, channels_last, pair, same_batch, whole
 
 
 class CLmser(ReflectionNetwork):
@@ -64,11 +64,11 @@ class CLmser(ReflectionNetwork):
             raise ValueError(
                 f"strides: expected one for each of the {len(channels)} layers, got {len(strides)}"
             )
-        kernel = _pair("kernel_size", kernel_size)
+        kernel = pair("kernel_size", kernel_size)
         widths = (in_channels, *channels[:-1], channels[-1] + whole("style_units", style_units, least=0))
         super().__init__(
             [(above, below, *kernel) for below, above in pairwise(widths)],
-            [_pair("strides", stride) for stride in strides],
+            [pair("strides", stride) for stride in strides],
             dcw=dcw, dpn=dpn, reflections=reflections, num_classes=num_classes, style_units=style_units,
             activation=activation, slope=slope, init=init, impl=impl, device=device, dtype=dtype,
         )  # fmt: skip
@@ -83,15 +83,25 @@ class CLmser(ReflectionNetwork):
         reconstruction, top = self._reflect(channels_last(x), generator)
         return Reflected(reconstruction, top, self._logits(top))
 
-    def decode(self, code: Tensor, size: Pair | None = None) -> Tensor:
-        """Images ``(N, in_channels, *size)`` of a code ``(N, C_L, H_L, W_L)``, without a drive from below.
+    def decode(self, code: Tensor, size: Pair | None = None, *, image: Tensor | None = None) -> Tensor:
+        """Images ``(N, in_channels, *size)`` of a code ``(N, C_L, H_L, W_L)``.
 
-        `h_l = f(u_l + b_l)`: there is no image to drive the neurons. `size` is needed where strides do not
-        tell it (28 -> 14 -> 7 -> 4 comes from 28, not from 32); by default the largest that gives a code of
-        this size.
+        Without an image neurons get no drive from below, as in `Lmser.decode`. `size` is then needed where
+        strides do not tell it (28 -> 14 -> 7 -> 4 comes from 28, not from 32); by default the largest that
+        gives a code of this size.
+
+        With `image`, ``(N, in_channels, *size)``, the drives that it gives are held, as in `Lmser.decode`.
         """
         self._check(code, "code", len(self.biases[-1]))
-        return self._send_down(channels_last(code), self._sizes_below(code, size))
+        if image is None:
+            return self._send_down(channels_last(code), self._sizes_below(code, size))
+        self._check(image, "image", self.in_channels)
+        same_batch(code, image)
+        height, width = image.shape[2], image.shape[3]
+        if size is not None and pair("size", size) != (height, width):
+            raise ValueError(f"size: expected that of the image, {(height, width)}, got {size}")
+        self._sizes_below(code, (height, width))  # checks that such images have such codes
+        return self._reflect(channels_last(image), None, channels_last(code))[0]
 
     def loss(self, x: Tensor, y: Tensor | None = None, *, generator: torch.Generator | None = None) -> Tensor:
         # Once here, so that the comparison with the reconstruction does not run across two layouts.
@@ -103,7 +113,7 @@ class CLmser(ReflectionNetwork):
     def _sizes_below(self, code: Tensor, size: Pair | None) -> list[Pair]:
         top = (code.shape[2], code.shape[3])
         if size is not None:
-            sizes = self.layer_sizes(_pair("size", size))
+            sizes = self.layer_sizes(pair("size", size))
             if sizes[-1] != top:
                 raise ValueError(f"size: images of {size} have codes of {sizes[-1]}, but this code is {top}")
             return sizes
@@ -118,11 +128,3 @@ class CLmser(ReflectionNetwork):
     def _check(x: Tensor, name: str, channels: int) -> None:
         if x.dim() != 4 or x.shape[1] != channels:
             raise ValueError(f"{name}: expected shape (N, {channels}, H, W), got {tuple(x.shape)}")
-
-
-def _pair(name: str, value: int | Pair) -> Pair:
-    if isinstance(value, int):
-        value = (value, value)
-    if not isinstance(value, (tuple, list)) or len(value) != 2:
-        raise TypeError(f"{name}: expected an int or a pair of ints, got {value!r}")
-    return whole(name, value[0]), whole(name, value[1])

@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from lmser.models.reflection import Reflected, ReflectionNetwork, whole
+from lmser.models.reflection import Reflected, ReflectionNetwork, same_batch, whole
 
 
 class Lmser(ReflectionNetwork):
@@ -79,14 +79,22 @@ class Lmser(ReflectionNetwork):
         reconstruction, top = self._reflect(visible, generator)
         return Reflected(reconstruction.reshape(x.shape), top.flatten(1), self._logits(top))
 
-    def decode(self, code: Tensor) -> Tensor:
+    def decode(self, code: Tensor, *, image: Tensor | None = None) -> Tensor:
         """Reconstruction ``(N, sizes[0])`` of a code ``(N, sizes[-1] + style_units)``.
 
-        There is no image, so neurons get no drive from below: `h_l = f(u_l + b_l)`. With `dpn=False`,
+        Without an image neurons get no drive from below: `h_l = f(u_l + b_l)`. With `dpn=False`,
         ``decode(code)`` of the code that an image gave is that image's reconstruction.
+
+        With `image`, ``(N, sizes[0])`` or anything that flattens to it, the drives `y_l` that it gives are
+        held: `h_l = f(y_l + u_l + b_l)`, the reflection of the image with `code` sent down in place of its
+        own. ``decode(network(x).code, image=x)`` is the reconstruction of `x`.
         """
         top = self._units(code, "code", len(self.biases[-1]))
-        return self._send_down(top, [(1, 1)] * self.depth).flatten(1)
+        if image is None:
+            return self._send_down(top, [(1, 1)] * self.depth).flatten(1)
+        visible = self._units(image, "image", self.sizes[0])
+        same_batch(code, image)
+        return self._reflect(visible, None, top)[0].flatten(1)
 
     def _units(self, x: Tensor, name: str, expected: int) -> Tensor:
         if x.dim() < 2 or math.prod(x.shape[1:]) != expected:

@@ -222,8 +222,13 @@ class ReflectionNetwork(nn.Module):
         sample = torch.randn(shape, generator=generator, device=like.device, dtype=like.dtype)
         return F.pad(sample, (0, 0, 0, 0, len(self.biases[-1]) - self.style_units, 0))
 
-    def _reflect(self, visible: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        """``(u_0 + b_0, h_L)`` of a visible state ``(N, C_0, H_0, W_0)``."""
+    def _reflect(
+        self, visible: Tensor, generator: torch.Generator | None, sent_down: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """``(u_0 + b_0, h_L)`` of a visible state ``(N, C_0, H_0, W_0)``.
+
+        `sent_down` takes the place of h_L in the last top-down pass.
+        """
         parts, depth, paired = self._parts(), self.depth, self.dpn
         # Without pairing nothing that comes down reaches the next pass up: all reflections are the first.
         reflections = self.reflections if paired else 1
@@ -237,6 +242,8 @@ class ReflectionNetwork(nn.Module):
         noise = self._style_noise(len(visible), sizes[depth], visible, generator)
         top = self._top(parts, state, noise)
         for remaining in reversed(range(reflections)):
+            if remaining == 0 and sent_down is not None:
+                top = sent_down
             state = top
             for layer in range(depth - 1, 0, -1):
                 # u_1 is not needed again: the pass up starts with h_1 = f(y_1 + u_1 + b_1), y_1 being that of
@@ -293,6 +300,12 @@ def channels_last(tensor: Tensor) -> Tensor:
     return tensor.contiguous(memory_format=torch.channels_last)
 
 
+def same_batch(code: Tensor, image: Tensor) -> None:
+    """ValueError unless there is one image for each code."""
+    if len(image) != len(code):
+        raise ValueError(f"image: expected one for each of the {len(code)} codes, got {len(image)}")
+
+
 def whole(name: str, value: object, least: int = 1) -> int:
     """`value` if it is an int of at least `least`; TypeError or ValueError naming it otherwise."""
     if not isinstance(value, int) or isinstance(value, bool):
@@ -300,3 +313,12 @@ def whole(name: str, value: object, least: int = 1) -> int:
     if value < least:
         raise ValueError(f"{name}: expected at least {least}, got {value}")
     return value
+
+
+def pair(name: str, value: int | Pair) -> Pair:
+    """`value` as (height, width), both ints of at least 1; TypeError or ValueError naming it otherwise."""
+    if isinstance(value, int):
+        value = (value, value)
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise TypeError(f"{name}: expected an int or a pair of ints, got {value!r}")
+    return whole(name, value[0]), whole(name, value[1])
