@@ -39,13 +39,17 @@ def _explained(*command: str, resumable: bool = True, **options: object) -> Iter
     from lmser.data.download import DownloadError
     from lmser.experiments.run_directory import RunRefused
     from lmser.training import ConfigMismatch, Interrupted
+    from lmser.training.distributed import is_main
 
     try:
         yield
     except (BadData, MissingData, DownloadError, RunRefused, ConfigMismatch) as error:
+        if not is_main():  # of several processes one tells the user
+            sys.exit(_Refused.exit_code)
         raise _Refused(str(error)) from error
     except Interrupted as error:
-        click.echo(f"{error}\n{again}", err=True)
+        if is_main():
+            click.echo(f"{error}\n{again}", err=True)
         sys.exit(128 + error.signum)
     except KeyboardInterrupt:
         click.echo(f"Stopped.\n{again}", err=True)
@@ -54,6 +58,19 @@ def _explained(*command: str, resumable: bool = True, **options: object) -> Iter
         if "pip install 'lmser[" not in str(error):
             raise
         raise _Refused(str(error)) from error
+
+
+@contextlib.contextmanager
+def _processes(device: str) -> Iterator[tuple[str, bool]]:
+    """Join torchrun's processes, if it started this one: gives its device, and whether it is the first."""
+    from lmser.training.distributed import NoDevice, is_main, joined
+
+    with contextlib.ExitStack() as stack:
+        try:
+            own = stack.enter_context(joined(device))
+        except NoDevice as error:
+            raise _Refused(str(error)) from error
+        yield str(own), is_main()
 
 
 def _experiment(_context: click.Context, _parameter: click.Parameter, name: str) -> Experiment:
@@ -105,9 +122,21 @@ def main() -> None:
 
 @main.command("list")
 def list_experiments() -> None:
-    """List the experiments that `lmser run` knows."""
+    """List the experiments that `lmser run` knows: what they reproduce, read and take."""
     for experiment in EXPERIMENTS:
-        click.echo(f"{experiment.name}\n    {experiment.summary}\n    {experiment.source}; {experiment.data}")
+        quick, paper = _duration(experiment.minutes["quick"]), _duration(experiment.minutes["paper"])
+        click.echo(
+            f"{experiment.name}\n"
+            f"    {experiment.summary}\n"
+            f"    stands beside {experiment.source}\n"
+            f"    reads {experiment.data}: {experiment.needs}\n"
+            f"    about {quick} quick, {paper} paper on two cores"
+        )
+
+
+def _duration(minutes: float) -> str:
+    """``"25 min"``, or hours from two on."""
+    return f"{minutes:g} min" if minutes < 120 else f"{minutes / 60:.0f} h"
 
 
 @main.command(context_settings={"show_default": True})
@@ -131,21 +160,27 @@ def run(
     out: Path | None,
     resume: bool,
 ) -> None:
-    """Run the experiment NAME (see `lmser list`) and write tables, figures and a report."""
+    """Run the experiment NAME (see `lmser list`) and write tables, figures and a report.
+
+    On several devices or processes that share a file system: torchrun --nproc-per-node N -m lmser run NAME
+    """
     if not data.is_dir():
         raise _Refused(
-            f"the data folder {data} does not exist; {experiment.name} reads {experiment.data}: "
-            f"{experiment.needs}"
+            f"the data folder {data} {'is a file' if data.exists() else 'does not exist'}; "
+            f"{experiment.name} reads {experiment.data}: {experiment.needs} "
+            "(--data names another folder)"
         )
     out = Path("runs") / f"{experiment.name}-{scale}" if out is None else out
     seeds = experiment.seeds[scale] if seeds is None else seeds
     options = {"data": data, "device": device, "scale": scale, "seeds": ",".join(map(str, seeds)), "out": out}
-    with _explained("run", experiment.name, **options):
+    with _processes(device) as (own, main), _explained("run", experiment.name, **options):
         from lmser.report import write_report
 
         results = experiment.module().run(
-            Request(data=data, device=device, scale=scale, seeds=seeds, out=out, resume=resume)
+            Request(data=data, device=own, scale=scale, seeds=seeds, out=out, resume=resume, progress=main)
         )
+        if not main:
+            return
         page = write_report(
             out / "report.html",
             [(out, results)],
@@ -210,18 +245,28 @@ def demo(out: Path | None, resume: bool, device: str) -> None:
 def report(directory: Path, out: Path | None) -> None:
     """Gather every result below DIRECTORY in one HTML page that needs no other file."""
     with _explained("report", str(directory), resumable=False):
-        from lmser.report import collect, write_report
+        from lmser.report import collect, missing_figures, write_report
 
         try:
             found = collect(directory)
+            missing = missing_figures(found)
             page = write_report(
                 directory / "report.html" if out is None else out,
                 found,
                 title="Results of lmser",
-                introduction=f"{len(found)} of the papers' experiments, each beside the numbers they print.",
+                introduction=(
+                    "Networks that reconstruct and recognise in both directions over shared weights (Lmser, "
+                    "CLmser): the papers' experiments run again, every table beside the numbers they print."
+                ),
             )
         except (FileNotFoundError, IsADirectoryError, ValueError) as error:
             raise _Refused(str(error)) from error
+    if missing:
+        click.echo(
+            f"{len(missing)} figures are named in the page but not shown, their files are not there: "
+            f"{missing[0]}{' and others' if len(missing) > 1 else ''}",
+            err=True,
+        )
     click.echo(f"report: {page}")
 
 

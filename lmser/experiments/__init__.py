@@ -83,6 +83,42 @@ EXPERIMENTS = (
         seeds={"quick": (0,), "paper": (0, 1, 2)},
         minutes={"quick": 4, "paper": 600},
     ),
+    Experiment(
+        name="recognition",
+        summary="FCN, CNN and the Lmser(sup) of their layers reading digits, clean and under FGSM and PGD",
+        source="000 Recognition",
+        data="MNIST (idx files)",
+        needs="`lmser data get mnist` downloads it",
+        seeds={"quick": (0,), "paper": (0, 1, 2)},
+        minutes={"quick": 3, "paper": 90},
+    ),
+    Experiment(
+        name="classification",
+        summary="classification and reconstruction at once by CLmser, and classification by a CNN of its layers",
+        source="001 Table 7",
+        data="MNIST, Fashion-MNIST (idx files) and CIFAR-10, each where it is found",
+        needs="`lmser data get mnist` and `lmser data get fashion-mnist` download two of them",
+        seeds={"quick": (0,), "paper": (0, 1, 2)},
+        minutes={"quick": 3, "paper": 90},
+    ),
+    Experiment(
+        name="generation",
+        summary="digits and clothes decoded by class and style, and along single units of the code",
+        source="000 Generation, Figs. 4 to 6",
+        data="MNIST and Fashion-MNIST (idx files)",
+        needs="`lmser data get mnist` and `lmser data get fashion-mnist` download them",
+        seeds={"quick": (0,), "paper": (0,)},
+        minutes={"quick": 3, "paper": 100},
+    ),
+    Experiment(
+        name="association",
+        summary="faces with the eyes blocked, completed by networks that know whole faces",
+        source="000 Association, Fig. 7",
+        data="CelebA (img_align_celeba), CelebA-HQ, or a folder faces128 of such pictures",
+        needs="`lmser data get celeba` says where CelebA is to be had",
+        seeds={"quick": (0,), "paper": (0, 1, 2)},
+        minutes={"quick": 2, "paper": 110},
+    ),
 )
 
 

@@ -19,7 +19,7 @@ from lmser.experiments.tables import Cell, Row
 from lmser.experiments.training_job import JobResult, train_job
 from lmser.training import load_weights
 
-__all__ = ["Job", "Trained", "load_trained", "table_row", "train_rows"]
+__all__ = ["Job", "Trained", "load_trained", "row_times", "table_row", "train_rows"]
 
 Trained = dict[RowConfig, list[JobResult]]  # one result per seed, in the order of the request's
 
@@ -28,7 +28,8 @@ Trained = dict[RowConfig, list[JobResult]]  # one result per seed, in the order 
 class Job:
     """What training a row takes besides what its file says.
 
-    data:     as `lmser.training.train` takes it.  loss: ``loss(model, *batch)``, the mean over the batch.
+    data:     as `lmser.training.train` takes it.
+    loss:     ``loss(model, *batch)``, the mean over the batch; None where `further` has objectives.
     evaluate: gives exactly `metrics` at every step of `eval_at` (by default the last one).
     pictures: gives what to keep for the figures at the same steps.
     build:    makes the network on the CPU, by default the file's ``[model]``.
@@ -36,7 +37,7 @@ class Job:
     """
 
     data: Any
-    loss: Callable[..., Tensor]
+    loss: Callable[..., Tensor] | None
     evaluate: Callable[[nn.Module], Mapping[str, float]]
     metrics: Sequence[str]
     pictures: Callable[[nn.Module], Tensor]
@@ -100,6 +101,11 @@ def train_rows(
     return trained
 
 
+def row_times(trained: Trained) -> dict[str, float]:
+    """Seconds that each row trained, all its seeds together, for `Results.times`."""
+    return {row.path: sum(job.seconds for job in found) for row, found in trained.items()}
+
+
 def load_trained(request: Request, row: RowConfig, seed: int) -> nn.Module:
     """The trained network of a finished run, in evaluation mode on the request's device.
 
@@ -131,10 +137,4 @@ def table_row(
         )
         for column in columns
     )
-    return Row(
-        row.label,
-        cells,
-        group=row.group,
-        differs=", ".join(filter(None, (row.differs, *differs))),
-        seconds=sum(job.seconds for job in found),
-    )
+    return Row(row.label, cells, group=row.group, differs=", ".join(filter(None, (row.differs, *differs))))

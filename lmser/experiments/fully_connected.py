@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from lmser import metrics
 from lmser.data import ImageSet, load_mnist
 from lmser.experiments import Request
-from lmser.experiments.campaign import Job, Trained, train_rows
+from lmser.experiments.campaign import Job, Trained, row_times, train_rows
 from lmser.experiments.claims import pairwise_lower
 from lmser.experiments.figures import picture_grid, save_figure
 from lmser.experiments.image_reconstruction import reconstruct
@@ -106,6 +106,7 @@ def run(
             "configuration files sha256": checksum(rows),
         },
         claims=tuple(claim for table in tables for claim in _claims(table)),
+        times=row_times(trained),
     )
     results.write(request.out)
     return results
@@ -163,8 +164,7 @@ def _table(title: str, key: str, trained: Trained) -> Table:
         for k in further:
             same = [other for other in rows if (other.label, _reflections(other)) == (row.label, k)]
             cells.append(Cell(tuple(job.final("MSE") for other in same for job in rows[other])))
-        seconds = sum(job.seconds for other in rows if other.label == row.label for job in rows[other])
-        lines.append(Row(row.label, tuple(cells), differs=row.differs, seconds=seconds))
+        lines.append(Row(row.label, tuple(cells), differs=row.differs))
     table = Table(
         title=f"{title}, {_TITLES[key]}: test MSE per pixel, images in [0, 1]",
         columns=(

@@ -11,7 +11,7 @@ import importlib.resources
 import json
 from typing import Any
 
-__all__ = ["paper_table", "paper_title"]
+__all__ = ["paper_names", "paper_table", "paper_title"]
 
 
 @functools.cache
@@ -27,6 +27,11 @@ def _paper(name: str) -> dict[str, Any]:
     except KeyError:
         raise ValueError(f"no paper {name!r}; there are {', '.join(_papers())}") from None
     return found
+
+
+def paper_names() -> tuple[str, ...]:
+    """The papers there are, ``("000", "001", ...)``."""
+    return tuple(_papers())
 
 
 def paper_title(paper: str) -> str:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,7 @@ class Results:
     seconds:    wall time of the whole experiment, all sessions of a resumed one together.
     machine:    where it ran (`lmser.experiments.provenance.machine`).
     data:       what it was trained on: name, checksum.
+    times:      seconds that each row of the tables trained, all seeds together, by the row's path.
     """
 
     experiment: str
@@ -64,6 +65,7 @@ class Results:
     data: Mapping[str, str]
     notes: tuple[str, ...] = ()
     claims: tuple[Claim, ...] = ()
+    times: Mapping[str, float] = field(default_factory=dict)
 
     def write(self, directory: Path) -> Path:
         """Write ``results.json`` into `directory`, whole or not at all, and return its path."""
@@ -84,14 +86,22 @@ class Results:
                 "data": dict(self.data),
                 "notes": list(self.notes),
                 "claims": [vars(claim) for claim in self.claims],
+                "times": dict(self.times),
             },
         )
         return path
 
 
 def write_json(path: Path, value: Any, *, indent: int | None = 1) -> None:
-    """Write `value` as JSON, whole or not at all. ValueError for NaN and infinity, which JSON lacks."""
+    """Write `value` as JSON, whole or not at all; of several processes the first one does.
+
+    ValueError for NaN and infinity, which JSON lacks.
+    """
+    from lmser.training.distributed import is_main  # reading results needs no torch
+
     text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+    if not is_main():
+        return
     with atomic_write(path, "w") as file:
         file.write(text + "\n")
 
@@ -107,9 +117,6 @@ def read_results(path: Path) -> Results:
         found = data.get("format") if isinstance(data, dict) else type(data).__name__
         raise ValueError(f"{path} was not written by lmser: its format is {found!r}, expected {_FORMAT!r}")
     try:
-        seconds = float(data["seconds"])
-        if not math.isfinite(seconds):
-            raise ValueError(f"seconds is {seconds}")
         return Results(
             experiment=data["experiment"],
             title=data["title"],
@@ -118,11 +125,18 @@ def read_results(path: Path) -> Results:
             seeds=tuple(data["seeds"]),
             tables=tuple(map(Table.from_json, data["tables"])),
             figures=tuple(Figure(**figure) for figure in data["figures"]),
-            seconds=seconds,
+            seconds=_seconds(data["seconds"]),
             machine=data["machine"],
             data=data["data"],
             notes=tuple(data["notes"]),
             claims=tuple(Claim(**claim) for claim in data.get("claims", [])),
+            times={row: _seconds(value) for row, value in data.get("times", {}).items()},
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+
+
+def _seconds(value: Any) -> float:
+    if not math.isfinite(value):
+        raise ValueError(f"a time is {value}")
+    return float(value)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from lmser.data import ImageSet, load_stl10
 from lmser.experiments import Request
-from lmser.experiments.campaign import Job, Trained, table_row, train_rows
+from lmser.experiments.campaign import Job, Trained, row_times, table_row, train_rows
 from lmser.experiments.claims import lowest, means, pairwise_lower
 from lmser.experiments.figures import loss_curves, picture_grid, save_figure
 from lmser.experiments.image_reconstruction import (
@@ -95,6 +95,7 @@ def run(request: Request, rows: list[RowConfig] | None = None) -> Results:
             "configuration files sha256": checksum(rows),
         },
         claims=tuple(claim for table in tables for claim in _claims(table)),
+        times=row_times(trained),
     )
     results.write(request.out)
     return results

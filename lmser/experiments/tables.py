@@ -62,10 +62,11 @@ class Cell:
         return MISSING if self.paper is None else f"{self.paper:.{self.digits}f}"
 
     def difference_text(self) -> str:
-        """Signed, with a true minus sign."""
+        """Signed, with a true minus sign; no sign where it rounds to nothing."""
         if self.difference is None:
             return MISSING
-        return f"{self.difference:+.{self.digits}f}".replace("-", "\u2212")
+        text = f"{self.difference:+.{self.digits}f}"
+        return text.replace("-", "\u2212") if float(text) else text[1:]
 
     def to_json(self) -> dict[str, Any]:
         # JSON has no NaN: a diverged run is null.
