@@ -20,6 +20,7 @@ from torch import Tensor
 
 from lmser._atomic import atomic_write
 from lmser._extras import require
+from lmser.training.distributed import is_main
 
 __all__ = ["loss_curves", "picture_grid", "save_figure"]
 
@@ -189,7 +190,9 @@ def _strip(pictures: Tensor, data_range: tuple[float, float], *, vertical: bool)
 
 
 def save_figure(path: Path, svg: bytes) -> None:
-    """Write a figure, whole or not at all, making its folder."""
+    """Write a figure, whole or not at all, making its folder; of several processes the first one does."""
+    if not is_main():
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
         file.write(svg)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lmser.experiments.results import write_json
+from lmser.training.distributed import on_main
 
 __all__ = ["RunRefused", "open_run_directory"]
 
@@ -23,7 +24,7 @@ class RunRefused(ValueError):
 
 
 def open_run_directory(path: Path, plan: Mapping[str, Any], *, resume: bool) -> Path:
-    """Make `path` a run directory for `plan` and return it.
+    """Make `path` a run directory for `plan` and return it; of several processes the first one does.
 
     Args:
         path: made with its parents where missing.
@@ -37,6 +38,10 @@ def open_run_directory(path: Path, plan: Mapping[str, Any], *, resume: bool) -> 
             plan differs (the message names the first difference). NotADirectoryError where `path` is a file.
             Nothing is written.
     """
+    return on_main(lambda: _open(path, plan, resume))
+
+
+def _open(path: Path, plan: Mapping[str, Any], resume: bool) -> Path:
     if path.exists() and not path.is_dir():
         raise NotADirectoryError(f"{path} is a file, expected a folder for the run")
     wanted = json.loads(json.dumps(plan))  # tuples become lists, as they come back from the file

@@ -34,9 +34,12 @@ the checkpoint when a run is resumed. Weights for other programs: `save_weights(
 safetensors.
 """
 
+from lmser.training.batches import Dataset
 from lmser.training.checkpoint import ConfigMismatch, load_checkpoint
 from lmser.training.config import TrainConfig
-from lmser.training.loop import Diverged, train
+from lmser.training.loop import train
+from lmser.training.objectives import Objective
+from lmser.training.records import Diverged
 from lmser.training.result import Run, TrainResult
 from lmser.training.sampler import Sampler, steps_per_epoch
 from lmser.training.schedules import learning_rate
@@ -45,8 +48,10 @@ from lmser.training.weights import load_weights, save_weights
 
 __all__ = [
     "ConfigMismatch",
+    "Dataset",
     "Diverged",
     "Interrupted",
+    "Objective",
     "Run",
     "Sampler",
     "TrainConfig",

@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +15,20 @@ from torch import Tensor, nn
 
 from lmser._atomic import atomic_write
 
-FORMAT = 1
+FORMAT = 2
 _KEYS = {
     "format",
     "step",
     "identity",
     "environment",
     "model",
-    "optimizer",
-    "generators",
+    "optimizers",  # objective -> state; a run without objectives has one called "loss"
+    "generators",  # of each process
     "losses",
+    "extras",
     "evaluations",
     "blocks",
+    "seconds_waiting",
     "peak_memory_bytes",
 }
 
@@ -41,7 +43,10 @@ class ConfigMismatch(ValueError):
         super().__init__(
             f"cannot resume {where}: {key} was {_short(was)} when the run began and is {_short(now)} now"
         )
-        self.key, self.was, self.now = key, was, now
+        self.where, self.key, self.was, self.now = where, key, was, now
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.where, self.key, self.was, self.now)  # for the other processes of a run
 
 
 def _short(value: Any) -> str:
@@ -65,6 +70,8 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         state = torch.load(content, map_location="cpu", weights_only=True)
     except Exception as error:  # torch has no exception of its own for what is not a file of its
         raise ValueError(f"{os.fspath(path)}: not a readable checkpoint ({error})") from error
+    if isinstance(state, dict) and state.get("format") == 1 and "optimizer" in state:
+        state = _from_format_1(state)
     if not isinstance(state, dict) or set(state) != _KEYS:
         raise ValueError(f"{os.fspath(path)}: not a checkpoint of a training run")
     if state["format"] != FORMAT:
@@ -74,12 +81,25 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     return state
 
 
-def run_identity(
-    settings: Mapping[str, Any], extra: Mapping[str, Any], model: nn.Module, data: Sequence[Tensor]
-) -> dict[str, Any]:
-    """Everything that decides a run's numbers, as one flat mapping of plain values; data by its SHA-256.
+def _from_format_1(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Runs that began before there were objectives and several processes can be continued."""
+    return {
+        **{key: value for key, value in state.items() if key != "optimizer"},
+        "format": FORMAT,
+        "identity": {**state["identity"], "processes": 1},
+        "optimizers": {"loss": state["optimizer"]},
+        "generators": [state["generators"]],
+        "extras": {},
+        "seconds_waiting": 0.0,
+    }
 
-    Raises TypeError where `extra` holds what JSON does not.
+
+def run_identity(
+    settings: Mapping[str, Any], extra: Mapping[str, Any], model: nn.Module, data: tuple[Tensor, ...] | str
+) -> dict[str, Any]:
+    """Everything that decides a run's numbers, as one flat mapping of plain values; tensors by their SHA-256.
+
+    Raises TypeError where `extra` holds what JSON does not, or a data set's fingerprint is not a string.
     """
     try:
         plain = json.loads(json.dumps(dict(extra)))
@@ -91,6 +111,11 @@ def run_identity(
     identity.update({f"identity.{key}": value for key, value in plain.items()})
     for name, tensor in model.state_dict().items():
         identity[f"model.{name}"] = f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+    if not isinstance(data, (str, tuple)):
+        raise TypeError(f"data: expected fingerprint() to be a string, got {type(data).__name__}")
+    if isinstance(data, str):
+        identity["data"] = data
+        return identity
     for number, tensor in enumerate(data):
         identity[f"data[{number}]"] = _fingerprint(tensor)
     return identity

@@ -9,9 +9,15 @@ from typing import Any, Literal
 
 Optimizer = Literal["adam", "sgd"]
 Schedule = Literal["exponential", "cosine"]
+Precision = Literal["float32", "bfloat16"]
 
 # Fields so marked may differ between a run and its continuation: they do not touch the numbers.
 _FREE = {"free_on_resume": True}
+# Fields so marked came later than the first runs. At their default they are not written down with a run, so
+# that those from before can be continued and read.
+_LATER = {"later": True}
+
+_BETAS = (0.9, 0.999)
 
 
 @dataclass(frozen=True)
@@ -19,21 +25,27 @@ class TrainConfig:
     """Settings of one run; `train` refuses to resume a run under others.
 
     steps:              optimiser steps of the whole run (`steps_per_epoch` turns epochs into steps)
-    batch_size:         samples per step
+    batch_size:         samples per step, of all processes together
     lr:                 learning rate of the first step (after `warmup`)
-    optimizer:          ``"adam"`` (betas 0.9 and 0.999, eps 1e-8) or ``"sgd"``
+    optimizer:          ``"adam"`` (eps 1e-8) or ``"sgd"``
+    betas:              of Adam: decay of its mean of gradients and of its mean of squared gradients
     momentum:           of SGD; must be 0 with Adam
+    weight_decay:       ``weight_decay * weight`` is added to each gradient (an L2 penalty of half of it)
     schedule, gamma:    ``"exponential"``: ``lr * gamma**step`` (000 uses gamma 0.9999);
                         ``"cosine"``: ``lr * gamma**step * (1 + cos(pi * step / steps)) / 2``
     warmup:             the first `warmup` steps rise linearly from ``lr / warmup`` to the schedule
     drop_last:          leave out an epoch's last, shorter batch
     seed:               of the sample order and of the generators a model draws noise from
+    precision:          ``"float32"``: as the model is; ``"bfloat16"``: the loss is computed under
+                        ``torch.autocast``, weights, gradients and evaluations stay as the model is
+    compile:            compile the loss function with ``torch.compile``, once for each shape of a batch
     log_every:          record the loss of every n-th step
     checkpoint_every:   steps between two checkpoints, 0 for none by count
     checkpoint_seconds: seconds between two checkpoints, 0 for none by time
+    workers:            processes that read a data set which is not in memory, 0 for none
 
-    The last two only matter with a run directory, and may differ when a run is resumed. A checkpoint is
-    written besides at the start, after every evaluation, on SIGINT and SIGTERM, and at the end.
+    The last three may differ when a run is resumed. A checkpoint is written, in a run with a directory,
+    besides at the start, after every evaluation, on SIGINT and SIGTERM, and at the end.
 
     Raises TypeError or ValueError naming the field that is wrong.
     """
@@ -51,6 +63,11 @@ class TrainConfig:
     log_every: int = 1
     checkpoint_every: int = field(default=0, metadata=_FREE)
     checkpoint_seconds: float = field(default=60.0, metadata=_FREE)
+    workers: int = field(default=0, metadata=_FREE)
+    betas: tuple[float, float] = field(default=_BETAS, metadata=_LATER)
+    weight_decay: float = field(default=0.0, metadata=_LATER)
+    precision: Precision = field(default="float32", metadata=_LATER)
+    compile: bool = field(default=False, metadata=_LATER)
 
     def __post_init__(self) -> None:
         for name, low in (
@@ -60,6 +77,7 @@ class TrainConfig:
             ("seed", 0),
             ("log_every", 1),
             ("checkpoint_every", 0),
+            ("workers", 0),
         ):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool):
@@ -68,7 +86,7 @@ class TrainConfig:
                 raise ValueError(f"{name}: expected at least {low}, got {value}")
         if self.seed >= 2**63:
             raise ValueError(f"seed: expected less than 2**63, got {self.seed}")
-        for name in ("lr", "momentum", "gamma", "checkpoint_seconds"):
+        for name in ("lr", "momentum", "gamma", "weight_decay", "checkpoint_seconds"):
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or isinstance(value, bool):
                 raise TypeError(f"{name}: expected a number, got {value!r}")
@@ -80,19 +98,45 @@ class TrainConfig:
             raise ValueError(f"gamma: expected 0 < gamma <= 1, got {self.gamma}")
         if self.momentum >= 1:
             raise ValueError(f"momentum: expected less than 1, got {self.momentum}")
-        if not isinstance(self.drop_last, bool):
-            raise TypeError(f"drop_last: expected a bool, got {self.drop_last!r}")
-        if self.optimizer not in ("adam", "sgd"):
-            raise ValueError(f"optimizer: expected 'adam' or 'sgd', got {self.optimizer!r}")
-        if self.schedule not in ("exponential", "cosine"):
-            raise ValueError(f"schedule: expected 'exponential' or 'cosine', got {self.schedule!r}")
+        for name in ("drop_last", "compile"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name}: expected a bool, got {getattr(self, name)!r}")
+        for name, known in (
+            ("optimizer", ("adam", "sgd")),
+            ("schedule", ("exponential", "cosine")),
+            ("precision", ("float32", "bfloat16")),
+        ):
+            if getattr(self, name) not in known:
+                expected = " or ".join(map(repr, known))
+                raise ValueError(f"{name}: expected {expected}, got {getattr(self, name)!r}")
+        object.__setattr__(self, "betas", checked_betas(self.betas))
         if self.optimizer == "adam" and self.momentum != 0:
-            raise ValueError(f"momentum: Adam takes none (its betas are fixed), got {self.momentum}")
+            raise ValueError(f"momentum: Adam takes none (it takes betas), got {self.momentum}")
+        if self.optimizer == "sgd" and self.betas != _BETAS:
+            raise ValueError(f"betas: SGD takes none (it takes momentum), got {self.betas}")
 
     def deciding(self) -> dict[str, Any]:
-        """The fields that decide the numbers, as plain values: what a resumed run must agree on."""
-        return {
-            f.name: getattr(self, f.name)
-            for f in dataclasses.fields(self)
-            if not f.metadata.get("free_on_resume", False)
-        }
+        """The fields that decide the numbers, as plain values: what a resumed run must agree on.
+
+        ``TrainConfig(**config.deciding())`` decides the same.
+        """
+        found = {}
+        for f in dataclasses.fields(self):
+            value = getattr(self, f.name)
+            if f.metadata.get("free_on_resume") or (f.metadata.get("later") and value == f.default):
+                continue
+            found[f.name] = list(value) if isinstance(value, tuple) else value
+        return found
+
+
+def checked_betas(betas: Any) -> tuple[float, float]:
+    """`betas` as two floats; TypeError or ValueError where they are not two numbers in [0, 1)."""
+    if (
+        not isinstance(betas, (tuple, list))
+        or len(betas) != 2
+        or not all(isinstance(b, (int, float)) and not isinstance(b, bool) for b in betas)
+    ):
+        raise TypeError(f"betas: expected two numbers, got {betas!r}")
+    if not all(0 <= beta < 1 for beta in betas):
+        raise ValueError(f"betas: expected 0 <= beta < 1 for both, got {tuple(betas)}")
+    return float(betas[0]), float(betas[1])

@@ -42,9 +42,9 @@ def set_generator_states(states: dict[str, Any], device: torch.device) -> None:
         torch.cuda.set_rng_state(states["cuda"], device)
 
 
-def seed_generators(seed: int, device: torch.device) -> None:
-    """Seed all of them from one number."""
-    drawn = derived_seed(seed, "noise")
+def seed_generators(seed: int, device: torch.device, purpose: str) -> None:
+    """Seed all of them from one number; those seeded for different purposes are unrelated."""
+    drawn = derived_seed(seed, purpose)
     torch.default_generator.manual_seed(drawn)
     random.seed(drawn)
     np.random.seed(drawn % 2**32)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,18 +13,23 @@ import torch
 from torch import Tensor
 
 from lmser.training.checkpoint import load_checkpoint
+from lmser.training.records import LOG
 
-CHECKPOINT, LOG = "checkpoint.pt", "log.jsonl"
+CHECKPOINT = "checkpoint.pt"
 
 
 @dataclass(frozen=True)
 class TrainResult:
     """What a run has done so far (the trained weights are in the model that was passed to `train`).
 
-    curve:             ``[(step, loss), ...]`` of every `log_every`-th step; step 1 is the first
+    curve:             ``[(step, loss), ...]`` of every `log_every`-th step; step 1 is the first. With
+                       objectives it is the first one's
+    extras:            ``{name: [(step, value), ...]}`` of the same steps: what `extra` returned, and the
+                       further objectives' losses as ``loss.NAME``
     evaluations:       ``{step: what evaluate returned}``, tensors on the CPU
     seconds_per_step:  median wall time of a step, evaluation and checkpoints left out
     seconds:           sum over the steps, all sessions of a resumed run together
+    seconds_waiting:   of these, spent waiting for the next batch to be read
     peak_memory_bytes: CUDA: most bytes allocated by torch during the run; CPU on Linux: most resident memory
                        of the process; both above what was in use at the start. None where the system does not
                        tell
@@ -39,6 +44,8 @@ class TrainResult:
     peak_memory_bytes: int | None
     steps: int
     resumed_from: int | None
+    seconds_waiting: float
+    extras: dict[str, list[tuple[int, float]]]
 
 
 class Run:
@@ -101,6 +108,11 @@ def make_result(state: Mapping[str, Any], log_every: int, resumed_from: int | No
         peak_memory_bytes=state["peak_memory_bytes"],
         steps=int(state["step"]),
         resumed_from=resumed_from,
+        seconds_waiting=state["seconds_waiting"],
+        extras={
+            name: [(int(step), value) for step, value in found.tolist()]
+            for name, found in state["extras"].items()
+        },
     )
 
 
@@ -111,17 +123,3 @@ def _median(blocks: Tensor) -> float:
     each, order = torch.sort(blocks[:, 0] / blocks[:, 1])
     steps = blocks[order, 1].cumsum(0)
     return float(each[int((steps < 0.5 * steps[-1]).sum())])
-
-
-def log_lines(losses: Sequence[float], evaluations: Mapping[int, Mapping[str, Any]], log_every: int) -> str:
-    """The log that a run with these numbers has written."""
-    entries = [
-        ((n + 1) * log_every, 0, {"step": (n + 1) * log_every, "loss": loss}) for n, loss in enumerate(losses)
-    ]
-    entries += [(step, 1, evaluation_entry(step, values)) for step, values in evaluations.items()]
-    return "".join(json.dumps(entry) + "\n" for _, _, entry in sorted(entries, key=lambda e: e[:2]))
-
-
-def evaluation_entry(step: int, values: Mapping[str, Any]) -> dict[str, Any]:
-    """An evaluation's line of the log: tensors are left out, they are in the checkpoint."""
-    return {"step": step, "evaluation": {k: v for k, v in values.items() if not isinstance(v, Tensor)}}
