@@ -124,12 +124,13 @@ def main() -> None:
 def list_experiments() -> None:
     """List the experiments that `lmser run` knows: what they reproduce, read and take."""
     for experiment in EXPERIMENTS:
+        reads = f"{experiment.data}: {experiment.needs}" if experiment.data else "no data"
         quick, paper = _duration(experiment.minutes["quick"]), _duration(experiment.minutes["paper"])
         click.echo(
             f"{experiment.name}\n"
             f"    {experiment.summary}\n"
             f"    stands beside {experiment.source}\n"
-            f"    reads {experiment.data}: {experiment.needs}\n"
+            f"    reads {reads}\n"
             f"    about {quick} quick, {paper} paper on two cores"
         )
 
@@ -164,7 +165,7 @@ def run(
 
     On several devices or processes that share a file system: torchrun --nproc-per-node N -m lmser run NAME
     """
-    if not data.is_dir():
+    if experiment.data and not data.is_dir():
         raise _Refused(
             f"the data folder {data} {'is a file' if data.exists() else 'does not exist'}; "
             f"{experiment.name} reads {experiment.data}: {experiment.needs} "

@@ -19,11 +19,15 @@ __all__ = ["Contender", "Timing", "contest", "relative_error"]
 
 @dataclass(frozen=True)
 class Contender:
-    """`run()` does the work and returns what is to be verified; `step()`, if given, is what is timed instead."""
+    """`run()` does the work and returns what is to be verified; `step()`, if given, is what is timed instead.
+
+    wanted: float64 results of its own, where contenders do different work; None for the common ones.
+    """
 
     name: str
     run: Callable[[], Sequence[Tensor]]
     step: Callable[[], object] | None = None
+    wanted: Sequence[Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -64,13 +68,14 @@ def contest(
     repeats: int,
     warm_up: int = 1,
 ) -> dict[str, Timing]:
-    """Verify every contender against `wanted` (float64 results), then time `repeats` rounds of all of them.
+    """Verify every contender against `wanted` (float64 results) or its own, then time `repeats` rounds of all.
 
     Raises ArithmeticError, and times nothing, where a relative error is not below `tolerance`.
     """
     errors = {}
     for contender in contenders:
-        errors[contender.name] = error = relative_error(contender.run(), wanted)
+        results = wanted if contender.wanted is None else contender.wanted
+        errors[contender.name] = error = relative_error(contender.run(), results)
         if not error < tolerance:
             raise ArithmeticError(
                 f"{contender.name!r} is off by {error:.1e} from float64, more than {tolerance}: its speed means nothing"

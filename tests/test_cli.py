@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 import shlex
 import signal
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +19,7 @@ from click.testing import CliRunner, Result
 from lmser.cli import main
 from lmser.data import MissingData
 from lmser.experiments import EXPERIMENTS, Experiment, Request
-from lmser.experiments.results import Results
+from lmser.experiments.results import Figure, Results
 from lmser.experiments.run_directory import RunRefused
 from lmser.experiments.tables import Cell, Row, Table
 from lmser.training import Interrupted
@@ -79,10 +82,25 @@ def test_list_names_every_experiment_with_its_source() -> None:
     for experiment in EXPERIMENTS:
         assert experiment.name in result.stdout
         assert experiment.source in result.stdout
+        reads = f"{experiment.data}: {experiment.needs}" if experiment.data else "no data"
+        assert f" {experiment.source}\n    reads {reads}\n" in result.stdout
+    assert result.stdout.count(" quick, ") == result.stdout.count(" paper on two cores") == len(EXPERIMENTS)
+
+
+def test_list_says_how_long_each_scale_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    timed = dataclasses.replace(EXPERIMENTS[0], minutes={"quick": 2, "paper": 25})
+    long = dataclasses.replace(timed, minutes={"quick": 1.5, "paper": 600})
+    monkeypatch.setattr("lmser.cli.EXPERIMENTS", (timed, long))
+    result = lmser("list")
+    assert "    about 2 min quick, 25 min paper on two cores\n" in result.stdout
+    assert "    about 1.5 min quick, 10 h paper on two cores\n" in result.stdout
 
 
 def test_list_answers_without_loading_torch() -> None:
-    code = "import sys, lmser.cli; print('torch' in sys.modules)"
+    code = (
+        "import sys, lmser.cli; lmser.cli.main(['list'], standalone_mode=False); "
+        "print('torch' in sys.modules, 'jinja2' in sys.modules)"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
@@ -90,7 +108,7 @@ def test_list_answers_without_loading_torch() -> None:
         check=True,
         cwd=Path(__file__).resolve().parents[1],
     )
-    assert done.stdout.strip() == "False"
+    assert done.stdout.splitlines()[-1] == "False False"
 
 
 def test_run_hands_on_what_was_asked_for(asked: list[Request], tmp_path: Path) -> None:
@@ -134,16 +152,64 @@ def test_devices_are_checked(device: str) -> None:
     assert repr(device) in refused(lmser("demo", "--device", device))
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda experiment: experiment.name)
+def test_an_experiment_without_data_needs_no_folder(
+    asked: list[Request], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    without = dataclasses.replace(EXPERIMENTS[0], data="", needs="")
+    monkeypatch.setattr("lmser.cli.EXPERIMENTS", (without,))
+    monkeypatch.setattr("lmser.cli.find", lambda name: without)
+    assert "reads no data\n" in lmser("list").stdout
+    absent = tmp_path / "nowhere"
+    result = lmser("run", without.name, "--data", str(absent), "--out", str(tmp_path / "out"))
+    assert result.exit_code == 0, result.output
+    assert asked[0].data == absent
+
+
+@pytest.mark.parametrize(
+    "experiment",
+    [experiment for experiment in EXPERIMENTS if experiment.data],
+    ids=lambda experiment: experiment.name,
+)
 def test_missing_data_says_what_brings_it(experiment: Experiment, tmp_path: Path) -> None:
     out = tmp_path / "out"
     absent = refused(lmser("run", experiment.name, "--data", str(tmp_path / "nowhere"), "--out", str(out)))
     assert str(tmp_path / "nowhere") in absent
-    assert "lmser data get" in absent
+    assert experiment.needs in absent
+    (tmp_path / "file").write_bytes(b"")
+    assert "is a file" in refused(
+        lmser("run", experiment.name, "--data", str(tmp_path / "file"), "--out", str(out))
+    )
     empty = refused(lmser("run", experiment.name, "--data", str(tmp_path), "--out", str(out)))
     assert str(tmp_path) in empty
-    assert "lmser data get" in empty or "https://" in empty
+    assert "lmser data get" in empty or re.search("https?://", empty)
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    "missing", [f"{part}-{kind}" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
+)
+def test_one_file_of_four_missing_says_which_and_what_brings_it(missing: str, tmp_path: Path) -> None:
+    data = tmp_path / "my data" / "MNIST" / "raw"
+    data.mkdir(parents=True)
+    for part in ("train", "t10k"):
+        (data / f"{part}-images-idx3-ubyte").write_bytes(struct.pack(">4I", 0x803, 10, 28, 28) + bytes(7840))
+        (data / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">2I", 0x801, 10) + bytes(range(10)))
+    (data / f"{missing}-ubyte").unlink()
+    out = tmp_path / "out"
+    root = data.parents[1]
+    message = refused(lmser("run", "mnist-reconstruction", "--data", str(root), "--out", str(out)))
+    assert f"not {missing}-ubyte.gz beside it" in message
+    command = shlex.join(["lmser", "data", "get", "mnist", "--root", str(root)])
+    assert f"`{command}` downloads the set" in message
+    assert not out.exists()
+
+
+def test_half_of_stl10_says_what_brings_the_rest(tmp_path: Path) -> None:
+    (tmp_path / "stl10_binary").mkdir()
+    (tmp_path / "stl10_binary" / "train_X.bin").write_bytes(b"")
+    message = refused(lmser("run", "stl10-reconstruction", "--data", str(tmp_path)))
+    assert "train_y.bin beside it is not" in message
+    assert "https://ai.stanford.edu" in message
 
 
 @pytest.mark.parametrize("error", [MissingData("no such data"), RunRefused("in use")])
@@ -228,5 +294,11 @@ def test_report_gathers_what_is_below_a_folder(tmp_path: Path) -> None:
     elsewhere = tmp_path / "page.html"
     assert lmser("report", str(tmp_path), "--out", str(elsewhere)).exit_code == 0
     assert elsewhere.read_text() == (tmp_path / "report.html").read_text()
+    figures = (Figure("figures/x.svg", "Curves", "A caption.", "curves"),) * 2
+    dataclasses.replace(RESULTS, figures=figures).write(tmp_path / "a")
+    result = lmser("report", str(tmp_path))
+    assert result.exit_code == 0
+    assert result.stderr.startswith("2 figures are named in the page but not shown")
+    assert str(tmp_path / "a" / "figures" / "x.svg") in result.stderr
     (tmp_path / "a" / "results.json").write_text("{}")
     assert str(tmp_path / "a" / "results.json") in refused(lmser("report", str(tmp_path)))

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import io
 import json
 import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from lmser._extras import require
-from lmser.experiments.results import Figure, Results, read_results, write_json
+from lmser.experiments.results import Claim, Figure, Results, read_results, write_json
 from lmser.experiments.tables import Cell, Row, Table
-from lmser.report import collect, duration, render, write_report
+from lmser.report import collect, duration, missing_figures, render, write_report
+from lmser.report_figures import LARGE, embed
 
 pytest.importorskip("jinja2")
+Image = pytest.importorskip("PIL.Image")
 
 SVG = (
     '<svg viewBox="0 0 2 2" width="100%"><defs><path id="p" d="M 0 0"/></defs><g clip-path="url(#c)">'
@@ -48,6 +53,12 @@ RESULTS = Results(
     machine={"device": "cpu", "threads": "2", "commit": "0123456789ab"},
     data={"data": "STL10"},
     notes=("A finding.",),
+    claims=(
+        Claim("CLmser performs best", "001 Sect. 5.1", True, "MSE: CLmser 0.005 < CAE 0.09"),
+        Claim("CLmser performs best", "001 Sect. 5.1", False, "tuned, MSE: CAE 0.01 & less < CLmser 0.02"),
+        Claim("DCW gains less than DPN", "001 Sect. 5.4", False, "by DCW 14.0 times, by DPN 12.1 times"),
+    ),
+    times={"as-printed/CLmser": 3725.0, "as-printed/CAE": 42.0},
 )
 
 
@@ -69,12 +80,14 @@ class Page(HTMLParser):
         self.ids: list[str] = []
         self.open: list[str] = []
         self.cells: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
         self.feed(text)
         self.close()
         assert self.open == [], f"left open: {self.open}"
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
+        self.elements.append((tag, dict(attributes)))
         if tag not in ("meta", "link", "img", "br"):
             self.open.append(tag)
         if tag in ("td", "th"):
@@ -95,8 +108,12 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] in ("td", "th"):
+        if {"td", "th"} & set(self.open):
             self.cells[-1] += data
+
+    def having(self, tag: str, **wanted: str) -> list[dict[str, str | None]]:
+        """The attributes of every such element that has the wanted ones."""
+        return [found for name, found in self.elements if name == tag and wanted.items() <= found.items()]
 
 
 # Tables.
@@ -110,6 +127,8 @@ def test_a_cell_says_mean_deviation_and_difference() -> None:
     assert (cell.paper_text(), cell.difference_text()) == ("0.0067", "\u22120.0017")
     assert Cell((2.0,), 1.0, digits=1).difference_text() == "+1.0"
     assert Cell((2.0,), digits=1).ours_text() == "2.0"
+    # What rounds to nothing has no sign.
+    assert Cell((0.01999,), 0.02).difference_text() == Cell((0.02001,), 0.02).difference_text() == "0.0000"
 
 
 def test_a_cell_says_what_is_missing_or_diverged() -> None:
@@ -163,6 +182,21 @@ def test_a_ragged_table_is_refused() -> None:
 
 # Results files.
 
+SAVED = {
+    **dict.fromkeys(("experiment", "title", "summary", "scale"), ""),
+    **{key: [] for key in ("seeds", "tables", "figures", "notes")},
+    "format": "lmser results 1",
+    "seconds": 1.0,
+    "machine": {},
+    "data": {},
+}
+
+
+def test_results_without_claims_and_times_are_read(tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text(json.dumps(SAVED))
+    assert read_results(tmp_path / "results.json").claims == ()
+    assert read_results(tmp_path / "results.json").times == {}
+
 
 def test_results_survive_the_file(folder: Path) -> None:
     again = read_results(folder / "results.json")
@@ -176,8 +210,11 @@ def test_results_survive_the_file(folder: Path) -> None:
         ("{", "is not JSON"),
         ("[]", "was not written by lmser"),
         ('{"format": "something else"}', "something else"),
-        ('{"format": "lmser results 1"}', "damaged.*seconds"),
+        ('{"format": "lmser results 1"}', "damaged.*experiment"),
         ('{"format": "lmser results 1", "seconds": NaN}', "damaged"),
+        (json.dumps({**SAVED, "claims": [{"text": "a claim"}]}), "damaged.*confirmed"),
+        (json.dumps({**SAVED, "times": [1.0]}), "damaged"),
+        (json.dumps({**SAVED, "times": {"AE": math.inf}}), "damaged.*inf"),
     ],
 )
 def test_damaged_results_are_named(tmp_path: Path, text: str, complaint: str) -> None:
@@ -203,27 +240,136 @@ def test_results_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
 def test_the_page_shows_paper_ours_difference_and_settings(folder: Path) -> None:
     page = Page(write_report(folder / "r.html", collect(folder), title="T", introduction="I").read_text())
     cells = [cell.strip() for cell in page.cells]
-    start = cells.index("CLmser")
-    assert cells[start : start + 6] == [
-        "CLmser",
-        "0.0067",
-        "0.0050 ± 0.0014",
-        "\u22120.0017",
-        "1.5",
-        "lr 0.002",
-    ]
-    assert {"paper", "ours", "difference", "settings that differ", "n = 100", "n = 10"} <= set(cells)
-    assert "none" in cells  # a row that differs in nothing, beside one that does
+    start = cells.index("CLmsera")  # the letter leads to what differs
+    assert cells[start + 1 : start + 5] == ["0.0067", "0.0050 ± 0.0014", "\u22120.0017", "1.5"]
+    assert {"paper", "ours", "difference", "n = 100", "n = 10"} <= set(cells)
+    assert {"CAE", "CLmser"} <= set(cells)  # rows that differ in nothing
     assert "diverged (1 of 2)" in cells
+
+
+def differing(*texts: str) -> Results:
+    rows = tuple(Row(str(i), (Cell((1.0,), 1.0),), differs=text) for i, text in enumerate(texts))
+    return dataclasses.replace(RESULTS, tables=(Table("A table", ("MSE",), rows),), figures=())
+
+
+def footnotes(results: Results) -> tuple[str, list[tuple[str, str]]]:
+    """What the page says of all rows, and letter and words of the others."""
+    text = render([(Path(), results)], title="T", introduction="I")
+    Page(text)
+    common = re.search("Settings that differ from the paper\u2019s(.*?)</p>", text)
+    assert common
+    return common.group(1), re.findall(r'<dt id="experiment-1-table-1-\w+">(.*?)</dt><dd>(.*?)</dd>', text)
+
+
+def test_settings_that_rows_share_are_said_once() -> None:
+    common = "60 steps (paper: 50, 100), stand-in data"
+    shared = differing(common, f"lr 0.002, {common}", common, f"lr 0.002, {common}", f"{common}, k = 2")
+    assert footnotes(shared) == (f", in every row: {common}.", [("a", "lr 0.002"), ("b", "k = 2")])
+    text = render([(Path(), shared)], title="T", introduction="I")
+    links = re.findall(r'scope="row">.*?>(\d)(?:<sup><a href="#experiment-1-table-1-(\w)")?', text)
+    assert links == [("0", ""), ("1", "a"), ("2", ""), ("3", "a"), ("4", "b")]
+    assert footnotes(differing(common, common)) == (f": {common}.", [])
+    assert footnotes(differing("", "")) == (": none.", [])
+    assert footnotes(differing("", "lr 0.1")) == (":", [("a", "lr 0.1")])
+
+
+def test_letters_do_not_run_out() -> None:
+    letters = [letter for letter, _ in footnotes(differing(*(f"lr 0.{i}" for i in range(30))))[1]]
+    assert letters[0] == "a"
+    assert letters[25:28] == ["z", "aa", "ab"]
+    assert len(set(letters)) == 30
+
+
+def test_claims_are_marked_in_words_with_their_evidence(folder: Path) -> None:
+    text = render(collect(folder), title="T", introduction="I")
+    Page(text)
+    claims = text[text.index('id="claims"') : text.index('id="experiment-1"')]
+    assert "0 of 2 claims confirmed in every test" in claims
+    assert re.search(
+        r"◐ confirmed in part</span> <h3>CLmser performs best .*001 Sect. 5.1; 1 of 2 tests", claims
+    )
+    assert re.search(r"✗ not confirmed</span> <h3>DCW gains less than DPN .*001 Sect. 5.4<", claims)
+    assert "✓ confirmed</span> <p>MSE: CLmser 0.005 &lt; CAE 0.09</p>" in claims
+    assert "✗ not confirmed</span> <p>tuned, MSE: CAE 0.01 &amp; less &lt; CLmser 0.02</p>" in claims
+    assert "1 of 3 tests" in text
+    without = render([(folder, dataclasses.replace(RESULTS, claims=()))], title="T", introduction="I")
+    assert "claims" not in Page(without).ids
+
+
+def test_a_claim_tested_in_several_places_links_to_each(folder: Path) -> None:
+    held = dataclasses.replace(RESULTS, scale="quick", claims=RESULTS.claims[:1])
+    text = render([(folder, RESULTS), (folder, held)], title="T", introduction="I")
+    claims = text[text.index('id="claims"') : text.index('id="experiment-1"')]
+    assert claims.count("<h3>CLmser performs best") == 1
+    assert "; 2 of 3 tests" in claims
+    assert re.findall(r'href="#(.*?)">(.*?)</a>', claims) == [
+        ("experiment-1", "A title &amp; more, paper scale"),
+        ("experiment-2", "A title &amp; more, quick scale"),
+        ("experiment-1", "A title &amp; more, paper scale"),
+    ]
+    assert "<details open>" in claims
+    many = dataclasses.replace(RESULTS, claims=RESULTS.claims * 5)
+    text = render([(folder, many)], title="T", introduction="I")
+    assert "<details open>" not in text[text.index('id="claims"') : text.index('id="experiment-1"')]
+
+
+def test_the_overview_lists_every_result(folder: Path, tmp_path: Path) -> None:
+    runs = [(tmp_path / "a", RESULTS), (tmp_path / "b", RESULTS)]
+    runs += [(tmp_path / "c", dataclasses.replace(RESULTS, experiment="else", scale="quick", claims=()))]
+    page = Page(render(runs, title="T", introduction="I"))
+    cells = [cell.strip() for cell in page.cells]
+    common = ["001 Table 4, Figs. 5 and 6", "paper", "0, 1", "1 of 3", "1 h 6 min", "cpu, 2 threads"]
+    for name in "ab":
+        start = cells.index(f"A title & more, paper scale ({name})stl10-reconstruction")
+        assert cells[start + 1 : start + 7] == common
+    start = cells.index("A title & more, quick scaleelse")
+    assert cells[start + 1 : start + 7] == [
+        "001 Table 4",
+        "quick",
+        "0, 1",
+        "\u2013",
+        "1 h 6 min",
+        "cpu, 2 threads",
+    ]
+    assert {f"#experiment-{i}" for i in (1, 2, 3)} <= set(page.links)
+    gpu = dataclasses.replace(RESULTS, machine={"device": "a GPU (cuda:0)", "processor": "a CPU"})
+    assert '<td class="words">a GPU (cuda:0)</td>' in render(
+        [*runs, (folder, gpu)], title="T", introduction="I"
+    )
+
+
+def test_every_title_is_one_of_its_own(folder: Path, tmp_path: Path) -> None:
+    quick = dataclasses.replace(RESULTS, scale="quick")
+    text = render(
+        [(tmp_path / "x/y", RESULTS), (tmp_path / "x/z", RESULTS), (tmp_path, quick)],
+        title="T",
+        introduction="I",
+    )
+    assert re.findall(r"<h2 id=\"experiment.*?>(.*?)</h2>", text) == [
+        "A title &amp; more, paper scale (x/y)",
+        "A title &amp; more, paper scale (x/z)",
+        "A title &amp; more, quick scale",
+    ]
+    assert text.count("Quick scale: cut down") == 1
+    alone = render([(folder, RESULTS)], title=RESULTS.title, introduction="I")
+    assert re.findall(r"<h2 id=\"experiment.*?>(.*?)</h2>", alone) == ["Results"]
+    assert 'id="overview"' not in alone
 
 
 def test_the_page_says_where_it_ran_and_how_long(folder: Path) -> None:
     text = render(collect(folder), title="T", introduction="I")
     for fact in ("1 h 6 min", "0123456789ab", "seeds 0, 1", "paper scale", "STL10", "A finding."):
         assert fact in text
+    assert "<code>lmser run stl10-reconstruction --scale paper --seeds 0,1</code>" in text
+    assert "<dt>as-printed/CLmser</dt><dd>1 h 2 min</dd>" in text
+    assert "<dt>as-printed/CAE</dt><dd>42 s</dd>" in text
+    assert "001: <cite>Deep CNN based Lmser and strengths of two built-in dualities</cite>" in text
+    assert "000:" not in text  # nothing on the page comes from that paper
+    demo = dataclasses.replace(RESULTS, experiment="demo")
+    assert "<code>lmser demo</code>" in render([(folder, demo)], title="T", introduction="I")
     assert "A title &amp; more" in text
     assert "A note &lt;b&gt;not bold&lt;/b&gt;." in text
-    assert "mean ± standard deviation over 2 seeds" in text
+    assert "Mean ± standard deviation over 2 seeds" in text
 
 
 def test_the_page_is_self_contained_and_responsive(folder: Path) -> None:
@@ -236,6 +382,29 @@ def test_the_page_is_self_contained_and_responsive(folder: Path) -> None:
     assert 'name="viewport"' in text
     assert "prefers-color-scheme: dark" in text
     assert "overflow-x: auto" in text
+    assert "@media print" in text
+
+
+def test_the_page_can_be_read_without_seeing_it(folder: Path) -> None:
+    text = render([(folder, RESULTS), (folder, RESULTS)], title="T", introduction="I")
+    page = Page(text)
+    assert {tag: page.tags.count(tag) for tag in ("header", "main", "nav", "footer", "h1")} == dict.fromkeys(
+        ("header", "main", "nav", "footer", "h1"), 1
+    )
+    levels = [int(tag[1]) for tag in page.tags if re.fullmatch(r"h\d", tag)]
+    assert all(after - before <= 1 for before, after in zip([0, *levels], levels, strict=False))
+    assert all(
+        attributes.get("scope") in ("col", "row", "colgroup", "rowgroup") for attributes in page.having("th")
+    )
+    assert (
+        page.tags.count("caption") == page.tags.count("table") - 1
+    )  # the overview is labelled by its heading
+    frames = page.having("div", role="region")
+    assert len(frames) == page.tags.count("table") + page.tags.count("svg")
+    assert all(frame["tabindex"] == "0" for frame in frames)
+    labels = [a["aria-labelledby"] for _, a in page.elements if "aria-labelledby" in a]
+    assert set(labels) <= set(page.ids)
+    assert len(page.having("svg", role="img", **{"aria-label": "Error over steps"})) == 2
 
 
 def test_figures_of_several_experiments_do_not_share_ids(folder: Path, tmp_path: Path) -> None:
@@ -274,19 +443,115 @@ def test_figures_that_are_broken_or_reach_outside_are_refused(
     assert not (folder / "report.html").exists()
 
 
-def test_figures_that_are_missing_or_elsewhere_are_refused(folder: Path) -> None:
+def test_figures_that_are_not_there_are_named_and_those_elsewhere_refused(folder: Path) -> None:
+    assert missing_figures(collect(folder)) == []
+    assert "Not shown" not in render(collect(folder), title="T", introduction="I")
     (folder / "figures" / "loss.svg").unlink()
-    with pytest.raises(FileNotFoundError, match=r"loss\.svg is missing.*--resume"):
-        render(collect(folder), title="T", introduction="I")
+    assert missing_figures(collect(folder)) == [folder / "figures" / "loss.svg"]
+    text = render(collect(folder), title="T", introduction="I")
+    assert "Not shown" in text
+    assert "Curves (<code>figures/loss.svg</code>). As 001 Fig. 6." in text
     outside = dataclasses.replace(RESULTS, figures=(Figure("../x.svg", "t", "c", "a"),))
     with pytest.raises(ValueError, match="outside"):
         render([(folder, outside)], title="T", introduction="I")
 
 
+def test_many_figures_are_folded(folder: Path) -> None:
+    for count, folded in ((4, 0), (5, 5)):
+        several = dataclasses.replace(RESULTS, figures=RESULTS.figures * count, claims=(), times={})
+        page = Page(render([(folder, several)], title="T", introduction="I"))
+        assert page.tags.count("svg") == count
+        assert page.tags.count("details") == folded
+    assert len(page.having("details", open="")) == 0  # written without a value
+    assert sum("open" in attributes for attributes in page.having("details")) == 1
+
+
+def picture(side: int, seed: int = 0) -> bytes:
+    """A photograph, as far as its size goes: smooth, with noise, one row transparent."""
+    generator = np.random.default_rng(seed)
+    across, down = np.meshgrid(np.arange(side), np.arange(side))
+    waves = [np.sin(across / generator.uniform(3, 20) + down / generator.uniform(3, 20)) for _ in range(3)]
+    values = 128 + 70 * np.stack(waves, 2) + generator.normal(0, 4, (side, side, 1))
+    alpha = np.full((side, side, 1), 255.0)
+    alpha[0] = 0
+    pixels = np.concatenate([values, alpha], 2).clip(0, 255).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def with_pictures(folder: Path, name: str, pictures: list[bytes]) -> Figure:
+    addresses = [base64.b64encode(content).decode() for content in pictures]
+    images = "".join(f'<image xlink:href="data:image/png;base64,\n{address}"/>' for address in addresses)
+    (folder / "figures" / name).write_text(f'<svg viewBox="0 0 300 100">{images}</svg>')
+    return Figure(f"figures/{name}", "Pictures", "As 001 Fig. 5.", 'Columns: "a" & b')
+
+
+def test_large_pictures_are_packed_and_small_ones_left(folder: Path) -> None:
+    large, small = picture(224), picture(32)
+    assert len(small) < LARGE < len(large)
+    svg, packed = embed(folder, with_pictures(folder, "p.svg", [large, small]), "e1")
+    assert packed
+    kinds, contents = zip(*re.findall(r"data:image/(\w+);base64,\s*([^\"]+)", svg), strict=True)
+    assert kinds == ("webp", "png")
+    assert base64.b64decode(contents[1]) == small
+    again = np.asarray(Image.open(io.BytesIO(base64.b64decode(contents[0]))).convert("RGBA"), dtype=float)
+    before = np.asarray(Image.open(io.BytesIO(large)), dtype=float)
+    assert np.array_equal(again[..., 3], before[..., 3])
+    assert np.abs(again[1:, :, :3] - before[1:, :, :3]).mean() < 4  # of 255
+    shown = dataclasses.replace(RESULTS, figures=(with_pictures(folder, "p.svg", [large]),))
+    assert "packed as WebP of quality 90" in render([(folder, shown)], title="T", introduction="I")
+    assert "WebP" not in render([(folder, RESULTS)], title="T", introduction="I")
+
+
+def test_a_figure_is_limited_in_width_and_says_what_it_shows(folder: Path) -> None:
+    svg, packed = embed(folder, with_pictures(folder, "p.svg", []), "e1")
+    assert not packed
+    assert svg.startswith(
+        '<svg role="img" aria-label="Columns: &quot;a&quot; &amp; b" '
+        'style="min-width: 260px; max-width: 440px" viewBox="0 0 300 100"'
+    )
+
+
+def test_a_page_of_many_figures_stays_small(folder: Path) -> None:
+    strips = [picture(224, seed) for seed in range(4)]
+    figures = tuple(with_pictures(folder, f"p{i}.svg", strips) for i in range(6))
+    written = sum((folder / figure.file).stat().st_size for figure in figures)
+    page = write_report(
+        folder / "r.html",
+        [(folder, dataclasses.replace(RESULTS, figures=figures))],
+        title="T",
+        introduction="I",
+    )
+    assert written > 2.5e6
+    assert page.stat().st_size < 0.8e6
+
+
+def test_a_picture_that_cannot_be_read_is_refused(folder: Path) -> None:
+    for broken in (b"no picture" * LARGE, picture(224)[: LARGE + 1]):
+        figure = with_pictures(folder, "p.svg", [broken])
+        with pytest.raises(ValueError, match=r"p\.svg holds a picture that cannot be read"):
+            embed(folder, figure, "e1")
+    (folder / "figures" / "p.svg").write_text('<svg><image href="data:image/png;base64,%"/></svg>')
+    with pytest.raises(ValueError, match=r"p\.svg holds a picture that cannot be read"):
+        embed(folder, figure, "e1")
+    (folder / "figures" / "p.svg").write_bytes(b"<svg>\xff</svg>")
+    with pytest.raises(ValueError, match=r"p\.svg is not a whole SVG"):
+        embed(folder, figure, "e1")
+
+
 def test_collect_finds_all_below_in_order(folder: Path) -> None:
-    (folder / "b").mkdir()
-    RESULTS.write(folder / "b")
-    assert [path for path, _ in collect(folder)] == [folder / "b", folder]
+    names = ["mnist-reconstruction", "stl10-reconstruction", "unknown"]
+    for name, scale in ((names[2], "demo"), (names[1], "quick"), (names[0], "quick"), (names[1], "paper")):
+        (folder / f"{name}-{scale}").mkdir()
+        dataclasses.replace(RESULTS, experiment=name, scale=scale).write(folder / f"{name}-{scale}")
+    assert [path for path, _ in collect(folder)] == [
+        folder / "mnist-reconstruction-quick",
+        folder,
+        folder / "stl10-reconstruction-paper",
+        folder / "stl10-reconstruction-quick",
+        folder / "unknown-demo",
+    ]
     with pytest.raises(FileNotFoundError, match="no folder"):
         collect(folder / "nowhere")
     (folder / "figures" / "x").mkdir()

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from training_cases import Crash, assert_same_run, crash_after
 
 from lmser import Lmser
 from lmser.training import ConfigMismatch, Interrupted, Run, TrainConfig, load_checkpoint, train
@@ -52,37 +53,6 @@ def run(
     options.update(kwargs)
     train(model, lambda model, x: model.loss(x), config=config, run_dir=path, **options)
     return model
-
-
-def assert_same_run(path: Path, other: Path) -> None:
-    """Weights, optimiser, generators, curve and evaluations to the bit, and the log to the byte."""
-    first, second = load_checkpoint(path / "checkpoint.pt"), load_checkpoint(other / "checkpoint.pt")
-    for state in (first, second):
-        for clock in ("blocks", "peak_memory_bytes"):
-            del state[clock]
-    assert flat(first) == flat(second)
-    assert (path / "log.jsonl").read_bytes() == (other / "log.jsonl").read_bytes()
-    assert Run(path).finished
-
-
-def flat(value: object) -> object:
-    if isinstance(value, Tensor):
-        return (str(value.dtype), tuple(value.shape), value.numpy().tobytes())
-    if isinstance(value, dict):
-        return {key: flat(entry) for key, entry in value.items()}
-    return [flat(entry) for entry in value] if isinstance(value, (list, tuple)) else value
-
-
-class Crash(Exception):
-    pass
-
-
-def crash_after(step: int):
-    def on_step(done: int, loss: Tensor) -> None:
-        if done == step:
-            raise Crash
-
-    return on_step
 
 
 @pytest.fixture(scope="module")
@@ -247,6 +217,28 @@ def test_checkpoint_by_time(tmp_path):
     with pytest.raises(Crash):
         run(tmp_path, config, on_step=slow, eval_at=None, evaluate=None)
     assert 20 < Run(tmp_path).step < 30
+
+
+def test_continues_a_run_of_the_first_format(tmp_path, uninterrupted):
+    with pytest.raises(Crash):
+        run(tmp_path, on_step=crash_after(30))
+    state = load_checkpoint(tmp_path / "checkpoint.pt")
+    state.update(format=1, optimizer=state["optimizers"]["loss"], generators=state["generators"][0])
+    for key in ("optimizers", "extras", "seconds_waiting"):
+        del state[key]
+    del state["identity"]["processes"]
+    torch.save(state, tmp_path / "checkpoint.pt")
+    assert Run(tmp_path).step == 24
+    run(tmp_path, resume=True)
+    assert_same_run(tmp_path, uninterrupted)
+
+
+def test_refuses_a_later_format_by_number(tmp_path):
+    run(tmp_path, changed(steps=2), eval_at=())
+    state = load_checkpoint(tmp_path / "checkpoint.pt")
+    torch.save({**state, "format": 3}, tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match=r"checkpoint.pt: checkpoint format 3, this version reads 2"):
+        run(tmp_path, changed(steps=2), resume=True, eval_at=())
 
 
 # Signals, in the process of the test and in processes of their own.

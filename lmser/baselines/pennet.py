@@ -1,8 +1,9 @@
 """PEN-Net: inpainting by a pyramid-context encoder (Zeng et al. 2019; 001 Tables 5 and 6).
 
 Zeng, Fu, Chao and Guo, "Learning pyramid-context encoder network for high-quality image inpainting", CVPR
-2019, arXiv:1904.07475. 001 ran the authors' implementation with its settings (001 Appendix A), so what the
-paper leaves open is set as there; what neither settles, or what is different here, had to be chosen:
+2019, arXiv:1904.07475. 001 ran the authors' implementation with its settings (001 Appendix A). So what the
+paper leaves open ("printed": it does not) is set as in that implementation ("authors"); what neither settles,
+or what is different here, had to be chosen:
 
     detail                              from      here
     U-Net with attention at each skip   printed   deepest to shallowest, each reads the filled level above

@@ -1,8 +1,9 @@
 """PICNet: pluralistic image completion (Zheng et al. 2019; 001 Tables 5 and 6).
 
 Zheng, Cham and Cai, "Pluralistic image completion", CVPR 2019, arXiv:1903.04227. 001 ran the authors'
-implementation with its settings (001 Appendix A), so what the paper leaves open is set as there; what neither
-settles, or what is different here, had to be chosen:
+implementation with its settings, training on from their published weights (001 Appendix A; there are none
+here). So what the paper leaves open ("printed": it does not) is set as in that implementation ("authors");
+what neither settles, or what is different here, had to be chosen:
 
     detail                              from      here
     two paths, shared weights           printed   posterior from I_c, conditional prior and features from I_m

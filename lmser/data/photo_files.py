@@ -162,7 +162,7 @@ def _find(root: Path, dataset: str, seed: int) -> _Found:
     raise MissingData(
         "; ".join(
             f"{DATA_SETS[key].title} was not found: {root} has none of the folders "
-            f"{', '.join(DATA_SETS[key].folders)}{' with data_256 in it' if key == 'places2' else ''}, "
+            f"{', '.join(DATA_SETS[key].folders)}{' with data_256 in it' if key == 'places2' else ''}: "
             f"{DATA_SETS[key].by_hand}"
             for key in keys
         )

@@ -221,8 +221,9 @@ _CELEBA = DataSet(
     ),
     needs="experiments",
     by_hand=(
-        "its terms have to be accepted at the source: get img_align_celeba.zip and unpack it into the folder "
-        "celeba of the data folder, which makes celeba/img_align_celeba/000001.jpg and the rest"
+        "its terms have to be accepted at https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html: get "
+        "img_align_celeba.zip there and unpack it into the folder celeba of the data folder, which makes "
+        "celeba/img_align_celeba/000001.jpg and the rest"
     ),
 )
 
@@ -234,7 +235,10 @@ _CELEBA_HQ = DataSet(
     licence="CC BY-NC 4.0; the photographs are CelebA's, for non-commercial research only",
     folders=("celeba-hq", "celeba_hq", "CelebA-HQ", "CelebAMask-HQ/CelebA-HQ-img", "CelebA-HQ-img"),
     needs="experiments",
-    by_hand="put its square images, of any size, into the folder celeba-hq of the data folder",
+    by_hand=(
+        "https://github.com/tkarras/progressive_growing_of_gans says how to make it; put its square images, of "
+        "any size, into the folder celeba-hq of the data folder"
+    ),
 )
 
 _CELEBA_LIKE = DataSet(
@@ -258,7 +262,8 @@ _PLACES2 = DataSet(
     needs="experiments",
     by_hand=(
         "get the small images of Places365-Standard, train (data_256) and test (test_256) or validation "
-        "(val_256), and unpack them into the folder places2 of the data folder"
+        "(val_256), from http://places2.csail.mit.edu/download.html and unpack them into the folder places2 of "
+        "the data folder"
     ),
 )
 

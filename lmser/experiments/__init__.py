@@ -37,8 +37,8 @@ class Request:
 class Experiment:
     """One line of ``lmser list``.
 
-    source: what of the papers it reproduces.  data: what it reads.  needs: how to come by that, as one
-    clause.
+    source: what of the papers it reproduces.  data: what it reads, "" for nothing.  needs: how to come by
+    that, as one clause.
     seeds:  the default of each scale.  minutes: about how long those take on two CPU cores.
     """
 
@@ -118,6 +118,42 @@ EXPERIMENTS = (
         needs="`lmser data get celeba` says where CelebA is to be had",
         seeds={"quick": (0,), "paper": (0, 1, 2)},
         minutes={"quick": 2, "paper": 110},
+    ),
+    Experiment(
+        name="gradients",
+        summary="gradient norms of CLmser, CLmser-w, CLmser-n and CAE by layer, at the start and during training",
+        source="001 Sect. 4.2",
+        data="STL10 (stl10_binary), or train/CLASS/*.jpg and test/CLASS/*.jpg of 96x96 pixels",
+        needs="`lmser data get stl10` says where STL10 is to be had",
+        seeds={"quick": (0,), "paper": (0, 1, 2)},
+        minutes={"quick": 2, "paper": 90},
+    ),
+    Experiment(
+        name="scenes-reconstruction",
+        summary="scenes reconstructed by CAE and CLmser-n, that is without and with shared weights",
+        source="001 App. B, Table 8",
+        data="Places2 (data_256 and test_256), or a folder scenes256 of photographs",
+        needs="`lmser data get places2` says where Places2 is to be had",
+        seeds={"quick": (0,), "paper": (0, 1, 2)},
+        minutes={"quick": 1, "paper": 60},
+    ),
+    Experiment(
+        name="inpainting",
+        summary="images with a quarter of their pixels missing, completed by CLmsers, PConv, PEN-Net and PICNet",
+        source="001 Sect. 5.3, Table 5, Figs. 7 and 8",
+        data="CelebA-HQ, or a folder faces128 of faces; and Places2, or a folder scenes256 of photographs",
+        needs="`lmser data get celeba-hq` and `lmser data get places2` say where they are to be had",
+        seeds={"quick": (0,), "paper": (0, 1, 2)},
+        minutes={"quick": 4, "paper": 2400},
+    ),
+    Experiment(
+        name="inference-time",
+        summary="milliseconds per frame of CLmsers, fused and eager, PConv, PEN-Net and PICNet",
+        source="001 Table 6",
+        data="",
+        needs="",
+        seeds={"quick": (0,), "paper": (0, 1, 2)},
+        minutes={"quick": 3, "paper": 60},
     ),
 )
 

@@ -184,7 +184,7 @@ def _loss(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
 
 
 def _percent(right: Tensor) -> float:
-    return 100 * float(right.float().mean())
+    return 100 * int(right.sum()) / len(right)
 
 
 def _measure(model: nn.Module, row: RowConfig, digits: _Digits) -> dict[str, float]:
