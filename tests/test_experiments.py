@@ -481,8 +481,8 @@ def test_stl10_paper_scale_is_the_papers() -> None:
         config = row.train_config(seed=1, samples=1000)
         assert (config.lr, config.optimizer, config.batch_size, config.warmup) == (0.01, "adam", 100, 0)
         assert (config.gamma, config.seed, row.differs) == (1.0, 1, "")
-    steady = next(row for row in rows if row.path == "steady/n-400/CAE")
-    assert steady.train_config(0, 4000).warmup == 80
+    steady = next(row for row in rows if row.path == "steady/n-100/CAE")
+    assert steady.train_config(0, 1000).warmup == 20
 
 
 def test_mnist_runs_and_resumes_to_the_same_bits(

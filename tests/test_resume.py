@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from training_cases import Crash, assert_same_run, crash_after
+from training_cases import few_objects_to_collect as few_objects_to_collect
 
 from lmser import Lmser
 from lmser.training import ConfigMismatch, Interrupted, Run, TrainConfig, load_checkpoint, train

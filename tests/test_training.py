@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from training_cases import few_objects_to_collect as few_objects_to_collect
 
 import lmser._extras
 from lmser import Lmser

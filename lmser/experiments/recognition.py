@@ -21,8 +21,11 @@ training.
 Readings. 000 does not say how a convolutional network gives its class; here class units are channels of the
 top layer averaged over positions, in CNN and CNN-Lmser alike. An attack is given the true labels.
 
+000 does not say either how the reconstruction error is scaled beside the cross-entropy. The rows "averaged
+error" have it averaged over the pixels, the others summed (`lmser.experiments.supervised_loss`).
+
 What is claimed is decided as follows: "more robust" is a higher accuracy at every seed, by more than one
-percentage point.
+percentage point and more than two standard errors of a difference between two shares of so many images.
 """
 
 from __future__ import annotations
@@ -47,6 +50,7 @@ from lmser.experiments.paper import paper_table
 from lmser.experiments.provenance import machine
 from lmser.experiments.results import Claim, Figure, Results
 from lmser.experiments.rows import RowConfig, checksum, load_rows
+from lmser.experiments.supervised_loss import loss_of
 from lmser.experiments.tables import Cell, Row, Table
 
 __all__ = ["run"]
@@ -55,7 +59,8 @@ NAME = "recognition"
 
 _SIZE = 0.3  # 000's
 _CLAIMED_SIZES = (0.1, _SIZE)
-_POINTS = 1.0  # percentage points: by how much more is "more robust"
+_POINTS = 1.0  # percentage points, see `_exceeds`
+_BASELINES = ("FCN", "CNN")
 _IMAGE_RANGE = (0.0, 1.0)
 _TITLES = {
     "as-printed": "as printed, lr 0.01 x 0.9999^step",
@@ -166,7 +171,7 @@ def _job(row: RowConfig, digits: _Digits) -> Job:
     sizes = row.evaluation["sizes"]
     return Job(
         data=(digits.train, digits.train_labels),
-        loss=_loss,
+        loss=loss_of(row),
         evaluate=functools.partial(_measure, row=row, digits=digits),
         metrics=(
             "clean",
@@ -176,11 +181,6 @@ def _job(row: RowConfig, digits: _Digits) -> Job:
         ),
         pictures=lambda model: fgsm(model, digits.shown, digits.shown_labels, _SIZE),
     )
-
-
-def _loss(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    loss: Tensor = model.loss(images, labels)  # type: ignore[operator]
-    return loss
 
 
 def _percent(right: Tensor) -> float:
@@ -215,11 +215,11 @@ def _measure(model: nn.Module, row: RowConfig, digits: _Digits) -> dict[str, flo
 
 
 def _transferred(request: Request, trained: Trained, digits: _Digits) -> dict[RowConfig, tuple[float, ...]]:
-    """Row -> accuracy for each seed on the FGSM examples made on the network that the row names; NaN where one
-    of the two diverged."""
+    """Row -> accuracy for each seed on the FGSM examples made on the network that the row is beside; NaN where
+    one of the two diverged."""
     accuracies: dict[RowConfig, tuple[float, ...]] = {}
     for row in trained:
-        partner = row.evaluation.get("examples_of")
+        partner = row.evaluation["beside"]
         makers = [other for other in trained if (other.table, other.label) == (row.table, partner)]
         images, labels = digits.some(row.evaluation["attacked"])
         found = []
@@ -245,7 +245,9 @@ def _attacked_table(key: str, found: Trained, transferred: Mapping[RowConfig, tu
     lines = []
     for row in found:
         printed = {
-            name: value for name, value in paper.get(row.label, {}).items() if not isinstance(value, str)
+            name: value
+            for name, value in paper.get(row.label.partition(",")[0], {}).items()
+            if not isinstance(value, str)
         }
         cells = (
             Cell(_finals(found, row, "clean"), printed.get("clean"), digits=2),
@@ -273,17 +275,18 @@ def _signs(found: Trained, transferred: Mapping[RowConfig, tuple[float, ...]]) -
             {size: _mean(_finals(found, row, f"{attack} {size}")) for size in sizes}
             for attack in ("FGSM", "PGD")
         )
+        count = row.evaluation["attacked"]
         signs = [
             f"PGD leaves more than FGSM at size {size} ({projected[size]:.1f} against {fast[size]:.1f} %)"
             for size in sizes
-            if projected[size] > fast[size] + _POINTS
+            if _exceeds(projected[size], fast[size], count)
         ]
         signs += [
             f"FGSM leaves more at size {large} ({fast[large]:.1f} %) than at {small} ({fast[small]:.1f} %)"
             for small, large in itertools.pairwise(sizes)
-            if fast[large] > fast[small] + _POINTS
+            if _exceeds(fast[large], fast[small], count)
         ]
-        if (left := _mean(transferred[row])) < fast[_SIZE] - _POINTS:
+        if _exceeds(fast[_SIZE], left := _mean(transferred[row]), count):
             signs.append(f"examples made on the other network leave less ({left:.1f} %) than its own")
         if (share := _mean(_finals(found, row, "zero"))) > _POINTS:
             signs.append(f"the gradient is zero at {share:.1f} % of the images")
@@ -318,26 +321,33 @@ def _sizes_table(key: str, found: Trained) -> Table:
 
 
 def _claims(key: str, found: Trained) -> list[Claim]:
-    """000's sentence for each pair, under FGSM as it has it and under PGD."""
+    """000's sentence for each Lmser, under FGSM as it has it and under PGD."""
     by_label = {row.label: row for row in found}
     claims = []
-    for first, second in (("Lmser(sup)", "FCN"), ("CNN-Lmser(sup)", "CNN")):
-        if not {first, second} <= set(by_label):
+    for row in found:
+        other = by_label.get(row.evaluation["beside"])
+        if other is None or row.model["kind"] in _BASELINES:
             continue
-        pairs = [("FGSM", _SIZE, "FGSM"), *((f"PGD {size}", size, "PGD") for size in _CLAIMED_SIZES)]
-        for metric, size, attack in pairs:
-            if metric.startswith("PGD") and size not in by_label[first].evaluation["sizes"]:
-                continue
-            ours, theirs = (_finals(found, by_label[label], metric) for label in (first, second))
+        sizes = [size for size in _CLAIMED_SIZES if size in row.evaluation["sizes"]]
+        attacks = [("FGSM", _SIZE, "FGSM", "images"), *(("PGD", s, f"PGD {s}", "attacked") for s in sizes)]
+        for attack, size, metric, count in attacks:
+            ours, theirs = (_finals(found, each, metric) for each in (row, other))
+            images = row.evaluation[count]
             claims.append(
                 Claim(
-                    f"{first} is more robust than {second} under {attack} of size {size}",
+                    f"{row.label} is more robust than {other.label} under {attack} of size {size}",
                     "000, Recognition",
-                    all(a > b + _POINTS for a, b in zip(ours, theirs, strict=True)),
-                    f"{_TITLES[key]}: {first} {_listed(ours)}, {second} {_listed(theirs)} % by seed",
+                    all(_exceeds(a, b, images) for a, b in zip(ours, theirs, strict=True)),
+                    f"{_TITLES[key]}: {row.label} {_listed(ours)}, {other.label} {_listed(theirs)} % by seed",
                 )
             )
     return claims
+
+
+def _exceeds(more: float, less: float, images: int) -> bool:
+    """Whether one percentage of so many images is above another by more than `_POINTS` and two standard errors."""
+    error = math.sqrt((more * (100 - more) + less * (100 - less)) / images)
+    return more > less + max(_POINTS, 2 * error)
 
 
 def _listed(values: Sequence[float]) -> str:

@@ -3,7 +3,8 @@
 Three tables are made, because at the printed learning rate two things happen that the paper does not
 mention: the ReLU units of CLmser-n and CAE die (a constant image is then all they can give), and some seeds
 of CLmser are thrown far off by the first steps of Adam. So the printed setting stands first; then the same
-with a warm-up, and a learning rate at which CLmser-n and CAE live; then that from the near-isometric start, at n = 100.
+with a warm-up, and a learning rate at which CLmser-n and CAE live, at n = 100 and 10; then that from the
+near-isometric start, at n = 100.
 
 SGD (Fig. 6a): 001 gives the same learning rate, 0.01, for both optimisers. With J summed over the pixels, as
 Adam may have it, SGD leaves the finite numbers within ten steps at any rate above 1e-5; with the mean over

@@ -17,21 +17,27 @@
     result.curve                # [(step, loss), ...], step counts from 1
     result.evaluations[500]     # {"mse": 0.0045, "images": tensor}
     result.seconds_per_step     # median
+    result.seconds_waiting      # of result.seconds: until the next batch was read
     result.peak_memory_bytes    # above what the process held before, or None where it cannot be known
 
-A run is a pure function of (initial weights, data, configuration): the order of the samples is a pure
-function of (seed, epoch), and the torch, numpy and python generators are seeded for the run and given back
-as they were afterwards. What is in a run directory:
+A run is a pure function of (initial weights, data, configuration, number of processes): the order of the
+samples is a pure function of (seed, epoch), and the torch, numpy and python generators are seeded for the run
+and given back as they were afterwards. What is in a run directory:
 
 ``checkpoint.pt``   the newest complete state (`load_checkpoint` reads it with ``weights_only=True``)
 ``log.jsonl``       one line per recorded step and per evaluation, for whoever wants to look; holds nothing
-that
-                    depends on the clock, so that a resumed run's log equals an uninterrupted run's byte for
-                    byte
+                    that depends on the clock, so that a resumed run's log equals an uninterrupted run's byte
+                    for byte
 
 A checkpoint appears by rename, so none is ever half written. The log grows by lines and is written anew from
 the checkpoint when a run is resumed. Weights for other programs: `save_weights(model, path)` writes
 safetensors.
+
+Adversaries train as `Objective`: several losses in each step, each with its own parameters and optimiser.
+Data that does not fit into memory is a `Dataset`, read by ``TrainConfig.workers`` processes. Under torchrun,
+`lmser.training.distributed.joined` makes one run of all processes: each computes its slice of every batch,
+and the gradients, losses and metrics are those of one process, up to rounding and to noise that a model
+draws.
 """
 
 from lmser.training.batches import Dataset
