@@ -100,11 +100,11 @@ def train(
     evaluates and writes, all return the same numbers, `on_step` sees the process's own loss. A run is resumed
     with as many processes as it was begun with.
 
-    In a run with a directory, SIGINT or SIGTERM finishes the step, saves and raises `Interrupted`, in all
-    processes after the same step; a second one acts at once. Raises `ConfigMismatch` naming the key when a
-    resumed run's settings, identity, model or data differ; FileExistsError when `run_dir` holds a run and
-    `resume` is False; `Diverged`; TypeError or ValueError naming the argument that is wrong, before anything
-    is written.
+    In a run with a directory, SIGINT or SIGTERM finishes the step, saves and raises `Interrupted`: in all
+    processes after the same step. A second signal acts at once where there is one process. Raises
+    `ConfigMismatch` naming the key when a resumed run's settings, identity, model or data differ;
+    FileExistsError when `run_dir` holds a run and `resume` is False; `Diverged`; TypeError or ValueError
+    naming the argument that is wrong, before anything is written.
     """
     session = _Session(
         model, loss_fn, data, config, objectives, transform, run_dir, resume, eval_at, evaluate, on_step,
@@ -116,7 +116,9 @@ def train(
         bar.to(session.step, None)
         if run_dir is None:
             return session.run(lambda: None, bar)
-        with stop_on_signals() as request:
+        # torchrun passes on a signal that its processes may have had already, and ends them itself after a
+        # while.
+        with stop_on_signals(patient=world_size() > 1) as request:
             return session.run(lambda: request.signum, bar)
 
 

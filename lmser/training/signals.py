@@ -33,9 +33,10 @@ class StopRequest:
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[StopRequest]:
+def stop_on_signals(*, patient: bool = False) -> Iterator[StopRequest]:
     """While the block runs, the first SIGINT or SIGTERM is only noted; the second acts as it did before.
 
+    patient: the second and all further ones are only noted too.
     Handlers can only be set in the main thread; elsewhere nothing is changed and nothing noted.
     """
     request = StopRequest()
@@ -51,7 +52,8 @@ def stop_on_signals() -> Iterator[StopRequest]:
 
     def note(number: int, frame: FrameType | None) -> None:
         request.signum = number
-        restore()
+        if not patient:
+            restore()
 
     for number in (signal.SIGINT, signal.SIGTERM):
         before[number] = signal.signal(number, note)
