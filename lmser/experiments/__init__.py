@@ -117,7 +117,7 @@ EXPERIMENTS = (
         data="CelebA (img_align_celeba), CelebA-HQ, or a folder faces128 of such pictures",
         needs="`lmser data get celeba` says where CelebA is to be had",
         seeds={"quick": (0,), "paper": (0, 1, 2)},
-        minutes={"quick": 2, "paper": 110},
+        minutes={"quick": 2, "paper": 280},
     ),
     Experiment(
         name="gradients",
