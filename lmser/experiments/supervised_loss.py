@@ -5,8 +5,9 @@
 
 Neither paper says which. Without labels Adam hardly sees the difference; with labels it decides how much the
 class weighs: at the sum an image of 784 pixels has its reconstruction learned first and its class late, at the
-mean it is the other way round. The sum gives the MSE of 000 Table 1 for Lmser(sup), and is what `model.loss` is;
-001 Table 7 has a larger MSE than the sum gives and a higher accuracy, which speaks for the mean there.
+mean it is the other way round. The sum gives the MSE of 000 Table 1 for Lmser(sup), and is what `model.loss` is.
+With 001 Table 7 it is further from agreement: after 400 steps its MSE is below the table's in all three sets (on
+CIFAR-10 0.0007 against 0.0114) while the class is hardly learned, which speaks for the mean there.
 """
 
 from __future__ import annotations
