@@ -8,6 +8,7 @@ import os
 # wait for one another, and bits are compared between processes. A test about threads asks for them.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import gc
 import random
 import signal
 from collections.abc import Iterator
@@ -78,6 +79,15 @@ def _poisoned_empties() -> Iterator[None]:
     yield
     torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
     torch.utils.deterministic.fill_uninitialized_memory = filled
+
+
+@pytest.fixture(scope="module")
+def light_collections() -> Iterator[None]:
+    """Measuring memory collects garbage, several times a run: not through all that pytest and torch hold."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(params=["reference", pytest.param("native", marks=pytest.mark.native)])

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import gc
 import math
 import xml.etree.ElementTree
-from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
+import made_up_data
 import pytest
 import torch
 
@@ -26,27 +24,15 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("safetensors")
 Image = pytest.importorskip("PIL.Image")
 
+pytestmark = pytest.mark.usefixtures("light_collections")
+
 MASK = eyes_mask(16)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _light_collections() -> Iterator[None]:
-    """Measuring memory collects garbage, several times a job: not through all that pytest and torch hold."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture
 def faces(tmp_path: Path) -> Path:
-    """A data folder with the stand-in: 20 pictures of noise, 18 for training and 2 for testing."""
-    generator = np.random.default_rng(0)
-    folder = tmp_path / "data" / "faces128"
-    folder.mkdir(parents=True)
-    for index in range(20):
-        pixels = generator.integers(0, 256, (16, 16, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"face_{index:04}.png")
+    """The stand-in: 20 pictures, 18 for training and 2 for testing."""
+    made_up_data.pictures(tmp_path / "data" / "faces128", 20, (16, 16))
     return tmp_path / "data"
 
 

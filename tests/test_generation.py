@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import gc
-import gzip
 import math
-import struct
 import xml.etree.ElementTree
-from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
+import made_up_data
 import pytest
 import torch
 from torch import Tensor
@@ -44,14 +40,7 @@ from lmser.experiments.tables import Cell, Row, Table
 pytest.importorskip("matplotlib")
 pytest.importorskip("safetensors")
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _light_collections() -> Iterator[None]:
-    """Measuring memory collects garbage, several times a job: not through all that pytest and torch hold."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
+pytestmark = pytest.mark.usefixtures("light_collections")
 
 
 def network(kind: str, *, dpn: bool = True) -> Lmser | CLmser:
@@ -261,18 +250,7 @@ def test_blocks_of_other_shapes_are_refused(shapes: list[tuple[int, ...]]) -> No
 
 @pytest.fixture
 def mnist(tmp_path: Path) -> Path:
-    """A data folder with idx files of random digits."""
-    generator = np.random.default_rng(0)
-    folder = tmp_path / "data" / "mnist"
-    folder.mkdir(parents=True)
-    for part, count in (("train", 60), ("t10k", 40)):
-        pixels = generator.integers(0, 256, (count, 28, 28), dtype=np.uint8)
-        labels = np.arange(count, dtype=np.uint8) % 10
-        for kind, values in (("images-idx3", pixels), ("labels-idx1", labels)):
-            header = struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape)
-            with gzip.open(folder / f"{part}-{kind}-ubyte.gz", "wb") as file:
-                file.write(header + values.tobytes())
-    return tmp_path / "data"
+    return made_up_data.digits(tmp_path / "data", "mnist", test=40)
 
 
 def tiny_rows(**training: object) -> list[RowConfig]:

@@ -7,7 +7,7 @@ import json
 import xml.etree.ElementTree
 from pathlib import Path
 
-import numpy as np
+import made_up_data
 import pytest
 import torch
 
@@ -38,15 +38,7 @@ def tiny_rows() -> list[RowConfig]:
 
 @pytest.fixture
 def stl10(tmp_path: Path) -> Path:
-    generator = np.random.default_rng(0)
-    for part, count in (("train", 3), ("test", 1)):
-        for name in ("church", "parachute"):
-            folder = tmp_path / "data" / "stl10_like" / part / name
-            folder.mkdir(parents=True)
-            for index in range(count):
-                pixels = generator.integers(0, 256, (96, 96, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(folder / f"{index}.png")
-    return tmp_path / "data"
+    return made_up_data.stl10(tmp_path / "data", test=1)
 
 
 @pytest.mark.parametrize("label", VARIANTS)

@@ -7,7 +7,7 @@ import math
 import xml.etree.ElementTree
 from pathlib import Path
 
-import numpy as np
+import made_up_data
 import pytest
 import torch
 
@@ -53,13 +53,8 @@ def tiny_rows() -> list[RowConfig]:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    generator = np.random.default_rng(0)
     for name in ("faces128", "scenes256"):
-        folder = tmp_path / "data" / name
-        folder.mkdir(parents=True)
-        for index in range(24):
-            pixels = generator.integers(0, 256, (32, 32, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(folder / f"{index}.png")
+        made_up_data.pictures(tmp_path / "data" / name, 24, (32, 32))
     return tmp_path / "data"
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import gzip
-import struct
 import xml.etree.ElementTree
 from pathlib import Path
 
+import made_up_data
 import numpy as np
 import pytest
 import torch
@@ -139,19 +138,7 @@ _TINY_LAYERS = {"channels": [3, 12], "strides": [2, 2]}
 
 @pytest.fixture
 def mnist(tmp_path: Path) -> Path:
-    folder = tmp_path / "data" / "mnist"
-    folder.mkdir(parents=True)
-    generator = np.random.default_rng(0)
-    for part, count in (("train", 30), ("t10k", 20)):
-        pixels = generator.integers(0, 256, (count, 28, 28), dtype=np.uint8)
-        labels = (np.arange(count) % 10).astype(np.uint8)
-        for name, magic, shape, content in (
-            ("images-idx3", 2051, (count, 28, 28), pixels),
-            ("labels-idx1", 2049, (count,), labels),
-        ):
-            head = struct.pack(f">{1 + len(shape)}I", magic, *shape)
-            (folder / f"{part}-{name}-ubyte.gz").write_bytes(gzip.compress(head + content.tobytes()))
-    return tmp_path / "data"
+    return made_up_data.digits(tmp_path / "data", "mnist", train=30)
 
 
 def test_runs_and_continues_to_the_same_bits(

@@ -7,7 +7,7 @@ import math
 import xml.etree.ElementTree
 from pathlib import Path
 
-import numpy as np
+import made_up_data
 import pytest
 import torch
 
@@ -38,11 +38,7 @@ def tiny_rows() -> list[RowConfig]:
 
 @pytest.fixture
 def scenes(tmp_path: Path) -> Path:
-    generator = np.random.default_rng(0)
-    folder = tmp_path / "data" / "scenes256"
-    folder.mkdir(parents=True)
-    for index in range(30):
-        Image.fromarray(generator.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(folder / f"{index}.png")
+    made_up_data.pictures(tmp_path / "data" / "scenes256", 30, (20, 24))
     return tmp_path / "data"
 
 

@@ -35,6 +35,7 @@ from lmser.data import ImageSet, load_cifar10, load_mnist
 from lmser.experiments import Request
 from lmser.experiments.campaign import Job, Trained, row_times, table_row, train_rows
 from lmser.experiments.figures import picture_grid, save_figure
+from lmser.experiments.labelled_images import UNIT_RANGE, LabelledImages
 from lmser.experiments.paper import paper_table
 from lmser.experiments.provenance import machine
 from lmser.experiments.results import Claim, Figure, Results
@@ -49,35 +50,20 @@ NAME = "classification"
 _COLUMNS = ("accuracy", "MSE")
 _GAP = 0.02  # of the accuracy, and
 _SHARE = 0.1  # of the mean image's error: what "at once" allows
-_IMAGE_RANGE = (0.0, 1.0)
 _CIFAR10_IMAGES = 50_000
 _CHUNK = 500
 
 
 @dataclass(frozen=True)
-class _Pictures:
-    """One data set as the networks read it; `shown` is the first test image of each class."""
+class _Pictures(LabelledImages):
+    """One data set as the networks read it, and the sets it was made of."""
 
-    sets: tuple[ImageSet, ImageSet]
-    train: Tensor
-    train_labels: Tensor
-    test: Tensor
-    test_labels: Tensor
-    shown: Tensor
+    sets: tuple[ImageSet, ...] = ()
 
     @classmethod
     def load(cls, name: str, request: Request) -> _Pictures:
         train, test = (_load(name, request, part) for part in (True, False))
-        images = test.to_float(*_IMAGE_RANGE)
-        first = torch.stack([(test.labels == label).nonzero()[0, 0] for label in test.labels.unique()])
-        return cls(
-            (train, test),
-            train.to_float(*_IMAGE_RANGE).to(request.device),
-            train.labels.to(request.device),
-            images,
-            test.labels,
-            images[first],
-        )
+        return dataclasses.replace(cls.of(train, test, request.device), sets=(train, test))
 
     @property
     def mean_image_error(self) -> float:
@@ -248,7 +234,7 @@ def _figure(request: Request, name: str, trained: Trained, loaded: _Pictures) ->
         if row.data["name"] == name and _reconstructs(row) and jobs[0].pictures:
             lines[row.label] = jobs[0].pictures[max(jobs[0].pictures)]
     group, file = _group(trained, name), f"figures/{name}.svg"
-    save_figure(request.out / file, picture_grid(file, lines, data_range=_IMAGE_RANGE, labels="rows"))
+    save_figure(request.out / file, picture_grid(file, lines, data_range=UNIT_RANGE, labels="rows"))
     return Figure(
         file,
         f"{group}: test images and their reconstructions",

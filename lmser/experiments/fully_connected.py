@@ -17,27 +17,26 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from lmser import metrics
-from lmser.data import ImageSet, load_mnist
+from lmser.data import load_mnist
 from lmser.experiments import Request
 from lmser.experiments.campaign import Job, Trained, row_times, train_rows
 from lmser.experiments.claims import pairwise_lower
 from lmser.experiments.figures import picture_grid, save_figure
 from lmser.experiments.image_reconstruction import reconstruct
+from lmser.experiments.labelled_images import UNIT_RANGE, LabelledImages
 from lmser.experiments.paper import paper_table
 from lmser.experiments.provenance import machine
 from lmser.experiments.results import Claim, Figure, Results
 from lmser.experiments.rows import RowConfig, checksum, load_rows
 from lmser.experiments.tables import Cell, Row, Table
 
-__all__ = ["Pixels", "run"]
+__all__ = ["run"]
 
-_IMAGE_RANGE = (0.0, 1.0)
 _CHUNK = 1000
 _TITLES = {
     "as-printed": "as printed, lr 0.01 x 0.9999^step",
@@ -46,36 +45,13 @@ _TITLES = {
 }
 
 
-@dataclass(frozen=True)
-class Pixels:
-    """A data set as the networks read it; `shown` is the first test image of each class."""
-
-    train: Tensor
-    train_labels: Tensor
-    test: Tensor
-    test_labels: Tensor
-    shown: Tensor
-
-    @classmethod
-    def of(cls, train: ImageSet, test: ImageSet, device: torch.device | str) -> Pixels:
-        images = test.to_float(*_IMAGE_RANGE)
-        first = torch.stack([(test.labels == label).nonzero()[0, 0] for label in test.labels.unique()])
-        return cls(
-            train.to_float(*_IMAGE_RANGE).to(device),
-            train.labels.to(device),
-            images,
-            test.labels,
-            images[first],
-        )
-
-
 def run(
     request: Request, rows: list[RowConfig] | None, *, experiment: str, title: str, fashion: bool, figure: str
 ) -> Results:
     """Run one of the two experiments; `figure` is the paper's, `title` the data set's name."""
     rows = load_rows(experiment, request.scale) if rows is None else rows
     train, test = (load_mnist(request.data, fashion, part) for part in (True, False))
-    pixels = Pixels.of(train, test, request.device)
+    pixels = LabelledImages.of(train, test, request.device)
     trained = train_rows(
         request,
         rows,
@@ -112,7 +88,7 @@ def run(
     return results
 
 
-def _job(row: RowConfig, pixels: Pixels) -> Job:
+def _job(row: RowConfig, pixels: LabelledImages) -> Job:
     supervised = row.model.get("num_classes") is not None
     return Job(
         data=(pixels.train, pixels.train_labels) if supervised else pixels.train,
@@ -130,7 +106,7 @@ def _loss(model: nn.Module, images: Tensor, labels: Tensor | None = None) -> Ten
 
 
 @torch.no_grad()
-def _measure(model: nn.Module, pixels: Pixels) -> dict[str, float]:
+def _measure(model: nn.Module, pixels: LabelledImages) -> dict[str, float]:
     device = next(model.parameters()).device
     outputs = [model(part.to(device)) for part in pixels.test.split(_CHUNK)]
     found = {"MSE": metrics.mse(torch.cat([output.reconstruction for output in outputs]).cpu(), pixels.test)}
@@ -214,7 +190,9 @@ def _claims(table: Table) -> tuple[Claim, ...]:
     )
 
 
-def _figure(request: Request, title: str, key: str, trained: Trained, pixels: Pixels, figure: str) -> Figure:
+def _figure(
+    request: Request, title: str, key: str, trained: Trained, pixels: LabelledImages, figure: str
+) -> Figure:
     lines = {"test image": pixels.shown}
     found = {
         row.label: jobs[0].pictures
@@ -224,7 +202,7 @@ def _figure(request: Request, title: str, key: str, trained: Trained, pixels: Pi
     for step in sorted({step for pictures in found.values() for step in pictures}):
         lines.update({f"{label}, τ = {step}": shown[step] for label, shown in found.items() if step in shown})
     name = f"figures/{key}.svg"
-    save_figure(request.out / name, picture_grid(name, lines, data_range=_IMAGE_RANGE, labels="rows"))
+    save_figure(request.out / name, picture_grid(name, lines, data_range=UNIT_RANGE, labels="rows"))
     return Figure(
         name,
         f"{title}: test images and their reconstructions, {_TITLES[key]}",

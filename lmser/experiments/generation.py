@@ -28,7 +28,6 @@ from lmser.data.registry import DATA_SETS
 from lmser.experiments import Request
 from lmser.experiments.campaign import Job, Trained, load_trained, row_times, table_row, train_rows
 from lmser.experiments.codes import codes_of, most_varied, random_styles, range_values
-from lmser.experiments.fully_connected import Pixels
 from lmser.experiments.generated import (
     class_from_style,
     class_pictures,
@@ -39,6 +38,7 @@ from lmser.experiments.generated import (
 )
 from lmser.experiments.generation_claims import claims
 from lmser.experiments.generation_figures import Shown, style_figure, traversal_figure
+from lmser.experiments.labelled_images import LabelledImages
 from lmser.experiments.provenance import machine
 from lmser.experiments.results import Figure, Results
 from lmser.experiments.rows import RowConfig, checksum, load_rows
@@ -82,7 +82,7 @@ def run(request: Request, rows: list[RowConfig] | None = None) -> Results:
         name: Split(*(load_mnist(request.data, name == "fashion-mnist", part) for part in (True, False)))
         for name in names
     }
-    pixels = {name: Pixels.of(*parts, request.device) for name, parts in sets.items()}
+    pixels = {name: LabelledImages.of(*parts, request.device) for name, parts in sets.items()}
     trained = train_rows(
         request,
         rows,
@@ -124,7 +124,7 @@ def _data(sets: Mapping[str, Split]) -> dict[str, str]:
     return found
 
 
-def _job(row: RowConfig, sets: Mapping[str, Pixels]) -> Job:
+def _job(row: RowConfig, sets: Mapping[str, LabelledImages]) -> Job:
     pixels = sets[row.data["name"]]
     labelled = row.table == "classifier" or row.model.get("num_classes") is not None
     return Job(
@@ -142,7 +142,7 @@ def _loss(model: nn.Module, images: Tensor, labels: Tensor | None = None) -> Ten
     return loss
 
 
-def _measure(model: nn.Module, pixels: Pixels) -> dict[str, float]:
+def _measure(model: nn.Module, pixels: LabelledImages) -> dict[str, float]:
     if not isinstance(model, ReflectionNetwork):
         guessed = predicted(model, pixels.test).argmax(1)
         return {"accuracy": 100 * float((guessed == pixels.test_labels).float().mean())}
@@ -154,7 +154,7 @@ def _measure(model: nn.Module, pixels: Pixels) -> dict[str, float]:
 class _Judge:
     """Everything that is measured and drawn after training, over all rows and seeds."""
 
-    def __init__(self, request: Request, trained: Trained, sets: Mapping[str, Pixels]) -> None:
+    def __init__(self, request: Request, trained: Trained, sets: Mapping[str, LabelledImages]) -> None:
         self.request, self.trained, self.sets = request, trained, sets
         self._networks: dict[tuple[RowConfig, int], Shown] = {}
 
@@ -350,11 +350,11 @@ class _Judge:
         return tuple(found)
 
 
-def _labels(pixels: Pixels) -> list[int]:
+def _labels(pixels: LabelledImages) -> list[int]:
     return [int(label) for label in pixels.test_labels.unique()]
 
 
-def _first_of_each_class(pixels: Pixels, count: int) -> Tensor:
+def _first_of_each_class(pixels: LabelledImages, count: int) -> Tensor:
     return torch.cat([pixels.test[pixels.test_labels == label][:count] for label in _labels(pixels)])
 
 

@@ -34,18 +34,17 @@ import functools
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from lmser._extras import require
-from lmser.data import ImageSet, load_mnist
+from lmser.data import load_mnist
 from lmser.experiments import Request
 from lmser.experiments.attacks import fgsm, logits_of, pgd, recognised, zero_gradients
 from lmser.experiments.campaign import Job, Trained, load_trained, row_times, train_rows
 from lmser.experiments.figures import picture_grid, save_figure
 from lmser.experiments.figures_accuracy import accuracy_panels
+from lmser.experiments.labelled_images import UNIT_RANGE, LabelledImages
 from lmser.experiments.paper import paper_table
 from lmser.experiments.provenance import machine
 from lmser.experiments.results import Claim, Figure, Results
@@ -61,36 +60,14 @@ _SIZE = 0.3  # 000's
 _CLAIMED_SIZES = (0.1, _SIZE)
 _POINTS = 1.0  # percentage points, see `_exceeds`
 _BASELINES = ("FCN", "CNN")
-_IMAGE_RANGE = (0.0, 1.0)
 _TITLES = {
     "as-printed": "as printed, lr 0.01 x 0.9999^step",
     "calibrated": "calibrated, lr 0.001 x 0.9999^step",
 }
 
 
-@dataclass(frozen=True)
-class _Digits:
-    """The images as the rows want them; `shown` is the first test image of each class."""
-
-    train: Tensor
-    train_labels: Tensor
-    test: Tensor
-    test_labels: Tensor
-    shown: Tensor
-    shown_labels: Tensor
-
-    @classmethod
-    def of(cls, train: ImageSet, test: ImageSet, device: torch.device | str) -> _Digits:
-        images = test.to_float(*_IMAGE_RANGE)
-        first = torch.stack([(test.labels == label).nonzero()[0, 0] for label in test.labels.unique()])
-        return cls(
-            train.to_float(*_IMAGE_RANGE).to(device),
-            train.labels.to(device),
-            images,
-            test.labels,
-            images[first],
-            test.labels[first],
-        )
+class _Digits(LabelledImages):
+    """The images as the rows want them."""
 
     def some(self, count: int) -> tuple[Tensor, Tensor]:
         """`count` test images from all over the set, the same at every call: its halves differ in difficulty."""
@@ -385,7 +362,7 @@ def _pictures(request: Request, key: str, found: Trained, digits: _Digits) -> tu
             read = logits_of(load_trained(request, row, request.seeds[0]), examples).argmax(1)
             lines[f"{row.label}, read as\n{' '.join(map(str, read.tolist()))}"] = examples
     name = f"figures/examples-{key}.svg"
-    save_figure(request.out / name, picture_grid(name, lines, data_range=_IMAGE_RANGE, labels="rows"))
+    save_figure(request.out / name, picture_grid(name, lines, data_range=UNIT_RANGE, labels="rows"))
     return (
         Figure(
             name,
