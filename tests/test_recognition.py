@@ -192,14 +192,14 @@ def test_a_row_without_the_papers_size_is_refused_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
-def _trained(**fast: tuple[float, float]) -> Trained:
+def _trained(clean: float = 99.0, **fast: tuple[float, float]) -> Trained:
     """Rows of `tiny_rows` with PGD accuracies of 1 % and the FGSM ones given, for two seeds."""
     trained: Trained = {}
     for tiny, label in zip(tiny_rows(), fast, strict=False):
         row = dataclasses.replace(tiny, evaluation={**tiny.evaluation, "images": 10000, "attacked": 1000})
         results = []
         for value in fast[label]:
-            metrics = {"clean": 99.0, "FGSM": value, "zero": 0.0}
+            metrics = {"clean": clean, "FGSM": value, "zero": 0.0}
             metrics |= {f"{attack} {size}": 1.0 for attack in ("FGSM", "PGD") for size in (0, 0.1, 0.3)}
             metrics["FGSM 0.3"] = value
             results.append(JobResult({4: metrics}, [], {}, 0.0, None, None))
@@ -212,6 +212,12 @@ def test_a_claim_needs_every_seed_and_more_than_a_point() -> None:
         claims = recognition._claims("calibrated", _trained(fcn=(3.0, 3.0), lmser=second))
         assert [claim.confirmed for claim in claims] == [confirmed, False, False], second
     assert "Lmser(sup) 3.00, 31.00, FCN 3.00, 3.00 % by seed" in claims[0].evidence
+
+
+def test_a_network_that_has_not_learned_is_not_robust() -> None:
+    claims = recognition._claims("calibrated", _trained(clean=11.4, fcn=(3.0, 3.0), lmser=(11.4, 11.4)))
+    assert not any(claim.confirmed for claim in claims)
+    assert "Lmser(sup) has not learned, it reads 11.40, 11.40 % of clean images" in claims[0].evidence
 
 
 def test_few_images_show_little() -> None:
