@@ -150,6 +150,14 @@ def _duration(minutes: float) -> str:
 @click.option(
     "--seeds", callback=_seeds, help="Runs to average, e.g. 0,1,2 (by default one, at paper scale three)."
 )
+@click.option(
+    "--precision", type=click.Choice(["float32", "bfloat16"]), default="float32", help="bfloat16: autocast."
+)
+@click.option("--compile", "compiled", is_flag=True, help="Train through torch.compile.")
+@click.option(
+    "--workers", type=click.IntRange(min=0), default=0, help="Processes that decode images, 0: none."
+)
+@click.option("--tensorboard", is_flag=True, help="Write event files beside each run's log.jsonl.")
 @_out
 @_resume
 def run(
@@ -158,6 +166,10 @@ def run(
     device: str,
     scale: Any,
     seeds: tuple[int, ...] | None,
+    precision: str,
+    compiled: bool,
+    workers: int,
+    tensorboard: bool,
     out: Path | None,
     resume: bool,
 ) -> None:
@@ -174,11 +186,33 @@ def run(
     out = Path("runs") / f"{experiment.name}-{scale}" if out is None else out
     seeds = experiment.seeds[scale] if seeds is None else seeds
     options = {"data": data, "device": device, "scale": scale, "seeds": ",".join(map(str, seeds)), "out": out}
-    with _processes(device) as (own, main), _explained("run", experiment.name, **options):
+    # What is at its default is left out, so that it is the same run as before there was the option.
+    training: dict[str, Any] = {}
+    if precision != "float32":
+        training["precision"] = options["precision"] = precision
+    if compiled:
+        training["compile"] = True
+    if workers:
+        training["workers"] = options["workers"] = workers
+    flags = [name for name, on in (("compile", compiled), ("tensorboard", tensorboard)) if on]
+    with (
+        _processes(device) as (own, main),
+        _explained("run", experiment.name, *(f"--{name}" for name in flags), **options),
+    ):
         from lmser.report import write_report
 
         results = experiment.module().run(
-            Request(data=data, device=own, scale=scale, seeds=seeds, out=out, resume=resume, progress=main)
+            Request(
+                data=data,
+                device=own,
+                scale=scale,
+                seeds=seeds,
+                out=out,
+                resume=resume,
+                progress=main,
+                training=training,
+                tensorboard=tensorboard,
+            )
         )
         if not main:
             return
@@ -202,7 +236,7 @@ def data_group() -> None:
     "--root", default=_DATA, show_default=True, type=click.Path(path_type=Path), help="The data folder."
 )
 def get(name: str, root: Path) -> None:
-    """Download the data set NAME (mnist, fashion-mnist) and check every byte."""
+    """Download the data set NAME (mnist, fashion-mnist, cifar10) and check every byte."""
     from lmser.data import download
 
     shown: dict[str, int] = {}

@@ -126,6 +126,15 @@ def test_run_hands_on_what_was_asked_for(asked: list[Request], tmp_path: Path) -
     assert "A title" in (out / "report.html").read_text()
 
 
+def test_run_hands_on_how_to_train(asked: list[Request], tmp_path: Path) -> None:
+    options = ("--precision", "bfloat16", "--compile", "--workers", "2", "--tensorboard")
+    out = tmp_path / "out"
+    result = lmser("run", "mnist-reconstruction", "--data", str(tmp_path), "--out", str(out), *options)
+    assert result.exit_code == 0, result.output
+    assert asked[0].training == {"precision": "bfloat16", "compile": True, "workers": 2}
+    assert asked[0].tensorboard
+
+
 def test_run_defaults_are_quick_one_seed_and_a_folder_of_its_own(
     asked: list[Request], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -80,15 +80,15 @@ def tiny_stl10() -> list[RowConfig]:
     ]
 
 
-def tiny_mnist() -> list[RowConfig]:
-    """The quick rows with 4 steps, evaluated after 2 and 4."""
+def tiny_mnist(**training: object) -> list[RowConfig]:
+    """The quick rows with 4 steps, evaluated after 2 and 4; `training` as the command line gives it."""
     return [
         dataclasses.replace(
             row,
             training={**row.training, "steps": 4, "log_every": 1},
             evaluation={"at": [2, 4] if len(row.evaluation["at"]) > 1 else [4]},
         )
-        for row in load_rows("mnist-reconstruction", "quick")
+        for row in load_rows("mnist-reconstruction", "quick", training)
     ]
 
 
@@ -485,6 +485,21 @@ def test_fashion_is_the_same_without_the_papers_numbers(mnist: Path, tmp_path: P
     check_results(tmp_path / "out", found)
     assert "Fashion-MNIST" in found.tables[0].title
     assert not any(found.tables[0].has_paper(column) for column in range(3))
+
+
+def test_bfloat16_and_event_files(mnist: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    whole = mnist_reconstruction.run(request_for(mnist, tmp_path / "plain"), tiny_mnist()[4:6])
+    rows = tiny_mnist(precision="bfloat16")[4:6]
+    request = dataclasses.replace(request_for(mnist, tmp_path / "half"), tensorboard=True)
+    half = mnist_reconstruction.run(request, rows)
+    assert all("bfloat16 autocast" in row.differs for row in half.tables[0].rows)
+    one, other = (found.tables[0].rows[0].cells[0].mean for found in (whole, half))
+    assert one is not None
+    assert one != other
+    assert other == pytest.approx(one, rel=0.05)
+    assert len(list((tmp_path / "half").rglob("events.out.*"))) == len(rows)
+    assert not list((tmp_path / "plain").rglob("events.out.*"))
 
 
 def test_mnist_paper_scale_is_the_papers() -> None:

@@ -99,6 +99,28 @@ def test_other_mistakes_are_named() -> None:
         build_network({"kind": "Lmsr"})
 
 
+def test_the_command_lines_settings_are_put_over_every_row() -> None:
+    plain = load_rows("mnist-reconstruction", "quick")
+    other = load_rows(
+        "mnist-reconstruction", "quick", {"precision": "bfloat16", "compile": True, "workers": 3}
+    )
+    for before, after in zip(plain, other, strict=True):
+        config = after.train_config(0, 100)
+        assert (config.precision, config.compile, config.workers) == ("bfloat16", True, 3)
+        assert after.differs == ", ".join(
+            filter(None, (before.differs, "bfloat16 autocast", "torch.compile"))
+        )
+        assert after.identity() != before.identity()
+    # How many processes decode does not touch the numbers: such a run continues one without.
+    decoding = load_rows("mnist-reconstruction", "quick", {"workers": 3})
+    assert [row.identity() for row in decoding] == [row.identity() for row in plain]
+    assert [row.differs for row in decoding] == [row.differs for row in plain]
+    timed = load_rows("inference-time", "quick", {"precision": "bfloat16"})
+    assert not any("bfloat16" in row.differs for row in timed)
+    with pytest.raises(ValueError, match="training: expected precision, compile, workers, got lr"):
+        load_rows("mnist-reconstruction", "quick", {"lr": 1.0})
+
+
 def test_a_network_is_built_from_its_section() -> None:
     network = build_network({"kind": "Lmser", "sizes": [4, 3, 2], "dpn": False})
     assert type(network).__name__ == "Lmser"

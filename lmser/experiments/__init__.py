@@ -6,10 +6,11 @@ Importing this package imports neither torch nor any experiment, so that ``lmser
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Literal
+from typing import Any, Literal
 
 __all__ = ["EXPERIMENTS", "Experiment", "Request", "find"]
 
@@ -22,6 +23,8 @@ class Request:
 
     data:     the folder with the data sets.  device: as `torch.device` takes it.  seeds: one run each.
     out:      the run directory.  resume: continue it.  progress: say on standard error how far it is.
+    training: fields of `lmser.training.TrainConfig` put over those of every row (precision, compile, workers).
+    tensorboard: write event files beside each run's log.
     """
 
     data: Path
@@ -31,6 +34,8 @@ class Request:
     out: Path
     resume: bool = False
     progress: bool = True
+    training: Mapping[str, Any] = field(default_factory=dict)
+    tensorboard: bool = False
 
 
 @dataclass(frozen=True)

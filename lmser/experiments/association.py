@@ -68,7 +68,7 @@ def run(request: Request, rows: list[RowConfig] | None = None) -> Results:
 
     Raises MissingData, BadData, RunRefused, Interrupted, each with a message for the user.
     """
-    rows = load_rows("association", request.scale) if rows is None else rows
+    rows = load_rows("association", request.scale, request.training) if rows is None else rows
     # One set of faces for all rows: a row cannot be compared with one that has seen others.
     if any(row.data != rows[0].data for row in rows):
         raise ValueError("rows: expected the same [data] in every row")

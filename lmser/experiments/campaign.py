@@ -82,8 +82,9 @@ def train_rows(
     ) as bar:
         for seed in request.seeds:
             for row, job in jobs:
+                folder = request.out / row.path / f"seed-{seed}"
                 done = train_job(
-                    request.out / row.path / f"seed-{seed}",
+                    folder,
                     build=job.build or functools.partial(build_network, row.model),
                     loss=job.loss,
                     data=job.data,
@@ -95,6 +96,7 @@ def train_rows(
                     identity=row.identity(),
                     device=torch.device(request.device),
                     on_step=bar.job(f"{row.path}, seed {seed}", steps[row]),
+                    tensorboard=folder / "tensorboard" if request.tensorboard else None,
                     **(job.further or {}),
                 )
                 trained[row].append(done)

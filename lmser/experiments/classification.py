@@ -93,7 +93,7 @@ def run(request: Request, rows: list[RowConfig] | None = None) -> Results:
 
     Raises MissingData, BadData, RunRefused, Interrupted, each with a message for the user.
     """
-    rows = load_rows(NAME, request.scale) if rows is None else rows
+    rows = load_rows(NAME, request.scale, request.training) if rows is None else rows
     names = dict.fromkeys(row.data["name"] for row in rows)
     pictures = {name: _Pictures.load(name, request) for name in names}
     sums = {

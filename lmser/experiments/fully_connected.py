@@ -49,7 +49,7 @@ def run(
     request: Request, rows: list[RowConfig] | None, *, experiment: str, title: str, fashion: bool, figure: str
 ) -> Results:
     """Run one of the two experiments; `figure` is the paper's, `title` the data set's name."""
-    rows = load_rows(experiment, request.scale) if rows is None else rows
+    rows = load_rows(experiment, request.scale, request.training) if rows is None else rows
     train, test = (load_mnist(request.data, fashion, part) for part in (True, False))
     pixels = LabelledImages.of(train, test, request.device)
     trained = train_rows(

@@ -66,7 +66,7 @@ def run(request: Request, rows: list[RowConfig] | None = None) -> Results:
 
     Raises MissingData, BadData, RunRefused, Interrupted, each with a message for the user.
     """
-    rows = load_rows("generation", request.scale) if rows is None else rows
+    rows = load_rows("generation", request.scale, request.training) if rows is None else rows
     for table in ("styles", "traversals"):
         measured = [
             {key: row.evaluation[key] for key in ("styles", "images", "values") if key in row.evaluation}

@@ -83,7 +83,7 @@ def run(request: Request, rows: list[RowConfig] | None = None) -> Results:
 
     Raises MissingData, BadData, RunRefused, Interrupted, each with a message for the user.
     """
-    rows = load_rows(NAME, request.scale) if rows is None else rows
+    rows = load_rows(NAME, request.scale, request.training) if rows is None else rows
     train, _ = load_stl10(request.data, rows[0].data["per_class"], _DATA_SEED)
     trained = train_rows(
         request,

@@ -61,7 +61,7 @@ def run(request: Request, rows: list[RowConfig] | None = None) -> Results:
 
     Raises RunRefused, with a message for the user; ArithmeticError where a network's result is wrong.
     """
-    rows = load_rows(NAME, request.scale) if rows is None else rows
+    rows = load_rows(NAME, request.scale, request.training) if rows is None else rows
     plan = {
         "experiment": NAME,
         "scale": request.scale,

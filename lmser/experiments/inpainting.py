@@ -55,7 +55,7 @@ def run(request: Request, rows: list[RowConfig] | None = None) -> Results:
 
     Raises MissingData, BadData, RunRefused, Interrupted, each with a message for the user.
     """
-    rows = load_rows(NAME, request.scale) if rows is None else rows
+    rows = load_rows(NAME, request.scale, request.training) if rows is None else rows
     prepared = _Prepared(request, rows)
     trained = train_rows(request, rows, prepared.job, experiment=NAME, data=prepared.identity())
     completed = completed_table(trained, prepared.distance.name, prepared.differs(rows), prepared.notes())

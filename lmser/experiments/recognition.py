@@ -85,7 +85,7 @@ def run(request: Request, rows: list[RowConfig] | None = None) -> Results:
     with a message for the user.
     """
     require("art.attacks.evasion")  # asked for now, not after the first training
-    rows = load_rows(NAME, request.scale) if rows is None else rows
+    rows = load_rows(NAME, request.scale, request.training) if rows is None else rows
     for row in rows:
         if _SIZE not in row.evaluation["sizes"]:
             raise ValueError(

@@ -43,6 +43,9 @@ _SECTIONS = ("data", "model", "objective", "training", "evaluation")
 _WORDS = {"position": int, "table": str, "group": str, "label": str, "source": str, "differs": str}
 _SCALES = ("quick", "paper")
 _TRAINING = {f.name for f in dataclasses.fields(TrainConfig)} - {"seed"} | {"epochs"}
+# What the command line may put over every row, and how a table says so.
+_SAID = {"precision": "{} autocast", "compile": "torch.compile", "workers": ""}
+_FREE = {f.name for f in dataclasses.fields(TrainConfig) if f.metadata.get("free_on_resume", False)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +90,9 @@ class RowConfig:
 
     def identity(self) -> dict[str, Any]:
         """What of the row decides a run's numbers, as plain values; the words around it do not."""
-        return {name: _plain(getattr(self, name)) for name in _SECTIONS}
+        found = {name: _plain(getattr(self, name)) for name in _SECTIONS}
+        found["training"] = {key: value for key, value in found["training"].items() if key not in _FREE}
+        return found
 
     def to_json(self) -> dict[str, Any]:
         """Everything, as plain values."""
@@ -105,8 +110,10 @@ def _plain(value: Any) -> Any:
     return [_plain(inner) for inner in value] if isinstance(value, (list, tuple)) else value
 
 
-def load_rows(experiment: str, scale: str) -> list[RowConfig]:
+def load_rows(experiment: str, scale: str, training: Mapping[str, Any] | None = None) -> list[RowConfig]:
     """The rows of an experiment that are run at a scale ("quick" or "paper"), in their order.
+
+    training: precision, compile or workers, put over every row that trains; `differs` then says so.
 
     Raises ValueError naming the file for what `parse_row` refuses, for two rows with one position, and
     where the experiment has no file.
@@ -125,7 +132,21 @@ def load_rows(experiment: str, scale: str) -> list[RowConfig]:
             raise ValueError(
                 f"{experiment}: {before.path} and {after.path} both have position {after.position}"
             )
-    return rows
+    return [_with_training(row, training or {}) for row in rows]
+
+
+def _with_training(row: RowConfig, training: Mapping[str, Any]) -> RowConfig:
+    unknown = set(training) - set(_SAID)
+    if unknown:
+        raise ValueError(f"training: expected {', '.join(_SAID)}, got {', '.join(sorted(unknown))}")
+    if not row.training or not training:
+        return row
+    said = [_SAID[name].format(value) for name, value in training.items()]
+    return dataclasses.replace(
+        row,
+        training={**row.training, **training},
+        differs=", ".join(filter(None, (row.differs, *said))),
+    )
 
 
 def _files(folder: Any, prefix: str) -> Iterator[tuple[str, str]]:

@@ -62,7 +62,7 @@ def run(request: Request, rows: list[RowConfig] | None = None) -> Results:
 
     Raises MissingData, BadData, RunRefused, Interrupted, each with a message for the user.
     """
-    rows = load_rows(NAME, request.scale) if rows is None else rows
+    rows = load_rows(NAME, request.scale, request.training) if rows is None else rows
     largest = max(row.data["per_class"] for row in rows)
     train, test = load_stl10(request.data, largest, _DATA_SEED)
     prepared = _Prepared(request, train, test)

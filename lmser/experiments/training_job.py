@@ -79,6 +79,7 @@ def train_job(
     objectives: Sequence[Objective] | None = None,
     extra: Callable[[nn.Module], Mapping[str, float | Tensor]] | None = None,
     transform: Callable[..., Tensor | Sequence[Tensor]] | None = None,
+    tensorboard: Path | None = None,
 ) -> JobResult:
     """Train, or continue, or only read, the job in `directory`.
 
@@ -87,7 +88,7 @@ def train_job(
     Args:
         build: makes the network. Called under ``torch.manual_seed(config.seed)``, on the CPU, so that the
             initial weights are the same on every device.
-        loss, data, config, eval_at, objectives, extra, transform: as for `lmser.training.train`.
+        loss, data, config, eval_at, objectives, extra, transform, tensorboard: as for `lmser.training.train`.
         evaluate: gives exactly `metrics` (names) at every step of `eval_at`.
         pictures: gives the pictures to keep at the same steps.
         identity: further plain values that decide the numbers.
@@ -119,6 +120,7 @@ def train_job(
             config,
             objectives=objectives,
             transform=transform,
+            tensorboard=tensorboard,
             run_dir=directory,
             resume=True,
             eval_at=eval_at,
