@@ -10,8 +10,10 @@ in at the top: a network that is told the class shows nothing by giving it back.
 is their own logits, in training as in testing.
 
 001 says nothing more: layers, schedule and the CNN are chosen here. MNIST and Fashion-MNIST have the layers of
-000's convolutional network, CIFAR-10 the like with a wider top; batch 100, 10 epochs (30 on CIFAR-10, whose
-stand-in has a fifth of the images). The CNN is the first bottom-up pass alone, trained by the cross-entropy.
+000's convolutional network (28 to 4 pixels a side) and two more of stride 2 above them, so that a class unit is at
+one position and sees the whole image: averaged over 4 x 4 positions, none of which does, class units read 96 % of
+MNIST. CIFAR-10 has twice the channels. Batch 100, 10 epochs (30 on CIFAR-10, whose stand-in has a fifth of the
+images). The CNN is the first bottom-up pass alone, trained by the cross-entropy.
 
 The reconstruction error is the sum over the pixels, or, in the rows "averaged error", their mean
 (`lmser.experiments.supervised_loss`).

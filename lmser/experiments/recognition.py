@@ -19,7 +19,8 @@ gradient of any attack, depend on the encoder alone. What the reconstruction err
 training.
 
 Readings. 000 does not say how a convolutional network gives its class; here class units are channels of the
-top layer averaged over positions, in CNN and CNN-Lmser alike. An attack is given the true labels.
+top layer, in CNN and CNN-Lmser alike, and above 000's four layers (28 to 4 pixels a side) stand two more of stride
+2, so that the top layer has one position, which sees the whole digit. An attack is given the true labels.
 
 000 does not say either how the reconstruction error is scaled beside the cross-entropy. The rows "averaged
 error" have it averaged over the pixels, the others summed (`lmser.experiments.supervised_loss`).
@@ -116,7 +117,7 @@ def run(request: Request, rows: list[RowConfig] | None = None) -> Results:
         experiment=NAME,
         title="Recognition of MNIST, clean and attacked",
         summary=(
-            "Test accuracy in percent of fully connected 784-300-100-10 and convolutional 1-16-32-64-64 "
+            "Test accuracy in percent of fully connected 784-300-100-10 and convolutional 1-16-32-64-64-64-64 "
             f"networks, clean and under attacks within an L-infinity ball on images in [0, 1]. Clean, FGSM "
             f"{_SIZE} and the share of zero gradients are on {len(digits.some(first['images'])[0])} test "
             f"images, the others on {len(digits.some(first['attacked'])[0])} of them. PGD: {first['pgd_steps']} "
