@@ -163,40 +163,95 @@ void run_units(const ThreadPool& pool, std::int64_t units, double work, F&& f) {
   });
 }
 
+}  // namespace
+
+struct PreparedConv::State {
+  virtual ~State() = default;
+  virtual void run(const Source& source, Sink sink) = 0;
+};
+
+namespace {
+
 template <class T>
-void conv(const InstructionSet& isa, const ThreadPool& pool, const Geometry& geometry, const Source& source, Sink sink,
-          const View& weight, const View& bias, bool winograd = true) {
-  const Kernels<T>& k = kernels_of<T>(isa);
-  const ConvPlan plan = plan_conv(geometry, k.tile, sizeof(T), pool.threads, winograd);
-  if (plan.units == 0) return;
-  Buffer<T> weight_copy, packed = allocate<T>(plan.packed_size);
-  pack<T>(isa, pool, plan, dense_weight<T>(weight, weight_copy), packed.get());
-  const Buffer<T> bias_copy = dense_bias<T>(bias);
-  sink.bias = bias_copy.get();
-  const ConvCall<T> call{&plan, source, sink, packed.get()};
-  const std::int64_t scratch = k.conv_scratch(call), tasks = std::min<std::int64_t>(pool.threads, plan.units);
-  const Buffer<T> memory = allocate<T>(scratch * tasks);
-  std::atomic<bool> finite{true};
-  run_units(pool, plan.units, plan.flops() / 2, [&](std::int64_t task, std::int64_t u) {
-    if (!k.conv_unit(call, u, memory.get() + task * scratch)) finite.store(false, std::memory_order_relaxed);
-  });
-  if (!finite.load()) conv<T>(isa, pool, geometry, source, sink, weight, bias, false);
-}
+class Prepared final : public PreparedConv::State {
+ public:
+  Prepared(const InstructionSet& isa, const ThreadPool& pool, const Geometry& geometry, const View& weight,
+           const View& bias)
+      : isa_(isa), pool_(pool), geometry_(geometry), weight_(weight), bias_(dense_bias<T>(bias)) {}
+
+  void run(const Source& given, Sink sink) override {
+    Geometry g = geometry_;
+    Source source = given;
+    normalise(g, source, sink);
+    sink.bias = bias_.get();
+    if (!run_packed(packed_for(g, true), source, sink)) run_packed(packed_for(g, false), source, sink);
+  }
+
+ private:
+  struct Packed {
+    Geometry geometry;  // normalised
+    bool winograd;      // whether it was allowed
+    ConvPlan plan;
+    Buffer<T> weight;
+  };
+
+  Packed& packed_for(const Geometry& g, bool winograd) {
+    for (Packed& p : packed_)
+      if (p.geometry == g && p.winograd == winograd) return p;
+    Packed p{g, winograd, plan_conv(g, kernels_of<T>(isa_).tile, sizeof(T), pool_.threads, winograd), {}};
+    if (p.plan.units > 0) {
+      View w = weight_;
+      // A turned signal has its kernel turned with it; a 1 x k kernel read as k x 1 is the same memory.
+      if (g.kernel_h != geometry_.kernel_h) swap_axes(w);
+      Buffer<T> copy;
+      const T* const dense = dense_weight<T>(w, copy);
+      p.weight = allocate<T>(p.plan.packed_size);
+      pack<T>(isa_, pool_, p.plan, dense, p.weight.get());
+    }
+    packed_.push_back(std::move(p));
+    return packed_.back();
+  }
+
+  // False: a minimal-filtering unit met a value that is not finite.
+  bool run_packed(const Packed& p, const Source& source, const Sink& sink) {
+    if (p.plan.units == 0) return true;
+    const Kernels<T>& k = kernels_of<T>(isa_);
+    const ConvCall<T> call{&p.plan, source, sink, p.weight.get()};
+    const std::int64_t scratch = k.conv_scratch(call), tasks = std::min<std::int64_t>(pool_.threads, p.plan.units);
+    const Buffer<T> memory = allocate<T>(scratch * tasks);
+    std::atomic<bool> finite{true};
+    run_units(pool_, p.plan.units, p.plan.flops() / 2, [&](std::int64_t task, std::int64_t u) {
+      if (!k.conv_unit(call, u, memory.get() + task * scratch)) finite.store(false, std::memory_order_relaxed);
+    });
+    return finite.load();
+  }
+
+  const InstructionSet& isa_;
+  ThreadPool pool_;
+  Geometry geometry_;
+  View weight_;
+  Buffer<T> bias_;
+  std::vector<Packed> packed_;  // one, unless layouts change between calls or a result was not finite
+};
 
 }  // namespace
 
-void run_conv(const InstructionSet& isa, const ThreadPool& pool, Geometry geometry, Source source, Sink sink,
-              const View& weight, const View& bias) {
-  View w = weight;
-  const int kernel_h = geometry.kernel_h;
-  const bool was_flat = geometry.in_h == 1 && geometry.out_h == 1;
-  normalise(geometry, source, sink);
-  // A turned signal has its kernel turned with it; a 1 x k kernel read as k x 1 is the same memory.
-  if (was_flat && geometry.kernel_h != kernel_h) swap_axes(w);
-  if (source.base.dtype == DType::f64)
-    conv<double>(isa, pool, geometry, source, sink, w, bias);
+PreparedConv::PreparedConv(const InstructionSet& isa, const ThreadPool& pool, const Geometry& geometry, DType dtype,
+                           const View& weight, const View& bias) {
+  if (dtype == DType::f64)
+    state_ = std::make_unique<Prepared<double>>(isa, pool, geometry, weight, bias);
   else
-    conv<float>(isa, pool, geometry, source, sink, w, bias);
+    state_ = std::make_unique<Prepared<float>>(isa, pool, geometry, weight, bias);
+}
+PreparedConv::PreparedConv(PreparedConv&&) noexcept = default;
+PreparedConv& PreparedConv::operator=(PreparedConv&&) noexcept = default;
+PreparedConv::~PreparedConv() = default;
+
+void PreparedConv::run(const Source& source, const Sink& sink) { state_->run(source, sink); }
+
+void run_conv(const InstructionSet& isa, const ThreadPool& pool, const Geometry& geometry, const Source& source,
+              const Sink& sink, const View& weight, const View& bias) {
+  PreparedConv(isa, pool, geometry, source.base.dtype, weight, bias).run(source, sink);
 }
 
 ConvPlan inspect_conv(const InstructionSet& isa, int threads, Geometry g, bool double_precision, bool channels_last) {

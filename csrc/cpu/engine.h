@@ -2,6 +2,7 @@
 #pragma once
 
 #include <functional>
+#include <memory>
 #include <vector>
 
 #include "kernels.h"
@@ -16,8 +17,26 @@ struct ThreadPool {
 
 // out = sink(conv or conv_transpose of source with weight). `weight` is the convolution's (C_out, C_in, kh, kw)
 // in either direction.
-void run_conv(const InstructionSet& isa, const ThreadPool& pool, Geometry geometry, Source source, Sink sink,
-              const View& weight, const View& bias);
+void run_conv(const InstructionSet& isa, const ThreadPool& pool, const Geometry& geometry, const Source& source,
+              const Sink& sink, const View& weight, const View& bias);
+
+// The same for many calls: its plan, packed weight and bias are kept from the first on. `dtype` is the source's.
+// The memory of `weight` must stay and not change: another plan is made from it where a call's tensors lie
+// differently, or where a minimal-filtering result is not finite. Since all is then computed once more, nothing that
+// is read may share memory with what is written. `sink.bias` is ignored. One call at a time.
+class PreparedConv {
+ public:
+  PreparedConv(const InstructionSet& isa, const ThreadPool& pool, const Geometry& geometry, DType dtype,
+               const View& weight, const View& bias);
+  PreparedConv(PreparedConv&&) noexcept;
+  PreparedConv& operator=(PreparedConv&&) noexcept;
+  ~PreparedConv();
+  void run(const Source& source, const Sink& sink);
+  struct State;
+
+ private:
+  std::unique_ptr<State> state_;
+};
 
 // grad = sum over the pairs of the weight gradient of the convolution big -> small; (C_out, C_in, kh, kw).
 struct WeightGradPair {

@@ -62,6 +62,7 @@ struct Geometry {
   std::int64_t in_c = 0, in_h = 0, in_w = 0;     // after pooling
   std::int64_t out_c = 0, out_h = 0, out_w = 0;  // before upsampling
   int kernel_h = 1, kernel_w = 1, stride_h = 1, stride_w = 1, pad_h = 0, pad_w = 0;
+  bool operator==(const Geometry&) const = default;
 };
 
 // One block of output channels: `vectors` registers wide.
