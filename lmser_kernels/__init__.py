@@ -4,9 +4,12 @@ from lmser_kernels import nn, reference
 from lmser_kernels._library import empty_cache
 from lmser_kernels.add_act.api import add_act
 from lmser_kernels.explain import explain
+from lmser_kernels.settle.api import settle, settle_step
+from lmser_kernels.settle.result import Settled
 from lmser_kernels.tied_conv.api import conv2d_add_act, conv_transpose2d_add_act, tied_conv2d
 
 __all__ = [
+    "Settled",
     "add_act",
     "conv2d_add_act",
     "conv_transpose2d_add_act",
@@ -14,5 +17,7 @@ __all__ = [
     "explain",
     "nn",
     "reference",
+    "settle",
+    "settle_step",
     "tied_conv2d",
 ]
