@@ -33,8 +33,10 @@ sample photos   `sample_photos`, `photo_crops`. Six photographs inside the sciki
                 coffee).
 ==============  ===========================================================================================
 
-`point_masks` and `eyes_mask` make the missing pixels of inpainting and association. A `PhotoStream` decodes
-while training what does not fit into memory.
+`point_masks` and `eyes_mask` make the missing pixels of inpainting and association, `perlin_masks` and
+`patch_masks` those of the attractor networks, for which `bar_images` and `bar_trials` are the bar task. Masks
+are True where a pixel is missing; only the bar task says what is `observed`. A `PhotoStream` decodes while
+training what does not fit into memory.
 
 `registry.DATA_SETS` holds the same facts as data, with mirrors and checksums; `registry.describe(name)` puts
 them in words. Decoding JPEG and PNG takes the extra ``experiments``.
@@ -42,12 +44,15 @@ them in words. Decoding JPEG and PNG takes the extra ``experiments``.
 
 from __future__ import annotations
 
+from lmser.data.bars import bar_images, bar_trials
 from lmser.data.cifar10 import load_cifar10
 from lmser.data.folders import load_folder
 from lmser.data.idx import load_mnist
 from lmser.data.image_set import ImageSet, Split
 from lmser.data.integrity import BadData, MissingData
 from lmser.data.masks import coverage_of, eyes_mask, point_masks
+from lmser.data.patches import patch_masks
+from lmser.data.perlin import perlin_masks
 from lmser.data.photo_sets import load_photos
 from lmser.data.photos import photo_crops, sample_photos
 from lmser.data.stl10 import load_stl10
@@ -59,6 +64,8 @@ __all__ = [
     "MissingData",
     "PhotoStream",
     "Split",
+    "bar_images",
+    "bar_trials",
     "coverage_of",
     "eyes_mask",
     "load_cifar10",
@@ -66,6 +73,8 @@ __all__ = [
     "load_mnist",
     "load_photos",
     "load_stl10",
+    "patch_masks",
+    "perlin_masks",
     "photo_crops",
     "photo_streams",
     "point_masks",
