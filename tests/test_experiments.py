@@ -170,7 +170,9 @@ def test_paper_tables_hold_the_printed_numbers() -> None:
         for values in models.values():
             assert 0 < values["PSNR"] - 10 * math.log10(4 / values["MSE"]) < 0.6
     assert "convolutional layers" in paper_title("000")
-    with pytest.raises(ValueError, match=r"there are 000, 001"):
+    assert paper_table("004", "table 1")["BSD100"]["CBAN"] == {"PSNR": 30.12, "SSIM": 0.872}
+    assert paper_table("004", "table 2")["1.0"]["mean iterations"] == 3.01
+    with pytest.raises(ValueError, match=r"there are 000, 001, 004"):
         paper_title("002")
     with pytest.raises(ValueError, match="there are table 1, recognition"):
         paper_table("000", "table 2")

@@ -62,6 +62,11 @@ def test_a_scale_is_put_over_the_common_part() -> None:
     assert dropped.steps(95) == 27
 
 
+def test_milestones_may_be_fractions_of_the_steps() -> None:
+    text = ROW.replace("warmup = 0.25", 'schedule = "step"\nmilestones = [0.5, 0.75]')
+    assert parsed(text).train_config(0, 95).milestones == (4, 6)
+
+
 def test_a_row_can_be_left_out_at_a_scale() -> None:
     assert parse_row(ROW.replace("[scale.quick]", "[scale.quick]\nskip = true"), "t/AE", "quick") is None
     assert parse_row(ROW.replace("[scale.quick]", "[scale.quick]\nskip = true"), "t/AE", "paper") is not None

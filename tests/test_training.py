@@ -99,6 +99,10 @@ def test_schedules():
     assert learning_rate(cosine, 0) == 0.5
     assert learning_rate(cosine, 50) == pytest.approx(0.25)
     assert 0 < learning_rate(cosine, 99) < 0.001
+    step = TrainConfig(steps=9, batch_size=1, lr=0.5, gamma=0.1, schedule="step", milestones=(3, 6))
+    assert [learning_rate(step, s) for s in (0, 2, 3, 5, 6, 8)] == pytest.approx(
+        [0.5, 0.5, 0.05, 0.05, 0.005, 0.005]
+    )
     warm = TrainConfig(steps=100, batch_size=1, lr=0.5, gamma=1.0, warmup=4)
     assert [learning_rate(warm, s) for s in range(5)] == [0.125, 0.25, 0.375, 0.5, 0.5]
 
@@ -362,7 +366,11 @@ GOOD = {"steps": 10, "batch_size": 5, "lr": 0.1}
         ({"optimizer": "lion"}, ValueError, "optimizer: expected 'adam' or 'sgd'"),
         ({"momentum": 0.9}, ValueError, "momentum: Adam takes none"),
         ({"optimizer": "sgd", "momentum": 1.0}, ValueError, "momentum: expected less than 1"),
-        ({"schedule": "step"}, ValueError, "schedule: expected"),
+        ({"schedule": "linear"}, ValueError, "schedule: expected"),
+        ({"schedule": "step"}, ValueError, "milestones: expected some"),
+        ({"milestones": [3]}, ValueError, "milestones: expected some"),
+        ({"schedule": "step", "milestones": [4, 3]}, ValueError, "milestones: expected steps above 0"),
+        ({"schedule": "step", "milestones": 3}, TypeError, "milestones: expected ints"),
         ({"gamma": 1.1}, ValueError, "gamma: expected"),
         ({"gamma": 0}, ValueError, "gamma: expected"),
         ({"warmup": -1}, ValueError, "warmup: expected at least 0"),

@@ -1,6 +1,7 @@
 """What the networks of `lmser.models` are measured against."""
 
 from lmser.baselines.classifiers import CNN, FCN
+from lmser.baselines.denoising_vae import DenoisingVAE
 from lmser.baselines.eager import EagerCLmser, EagerLmser
 from lmser.baselines.inpainting_loss import InpaintingLoss
 from lmser.baselines.pconv import PConvUNet
@@ -11,6 +12,7 @@ from lmser.baselines.unet import UNet
 __all__ = [
     "CNN",
     "FCN",
+    "DenoisingVAE",
     "EagerCLmser",
     "EagerLmser",
     "InpaintingLoss",

@@ -12,8 +12,8 @@
     [model]                       # a class of lmser.models or lmser.baselines, and its keyword arguments
     kind = "Lmser"
     sizes = [784, 300, 100, 10]
-    [training]                    # fields of TrainConfig; `epochs` may stand for `steps`, and a `warmup`
-    lr = 0.001                    # below 1 is a fraction of the steps
+    [training]                    # fields of TrainConfig; `epochs` may stand for `steps`; a `warmup` and
+    lr = 0.001                    # `milestones` below 1 are fractions of the steps
     batch_size = 50
 
     [scale.quick]                 # `skip = true` leaves the row out, `differs` is added to the one above
@@ -86,6 +86,10 @@ class RowConfig:
         warmup = given.pop("warmup", 0)
         if isinstance(warmup, float):
             warmup = round(warmup * steps)
+        if "milestones" in given:
+            given["milestones"] = [
+                round(at * steps) if isinstance(at, float) else at for at in given["milestones"]
+            ]
         return TrainConfig(**{**given, "steps": steps, "warmup": warmup, "seed": seed})
 
     def identity(self) -> dict[str, Any]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Optimizer = Literal["adam", "sgd"]
-Schedule = Literal["exponential", "cosine"]
+Schedule = Literal["exponential", "cosine", "step"]
 Precision = Literal["float32", "bfloat16"]
 
 # Fields so marked may differ between a run and its continuation: they do not touch the numbers.
@@ -32,7 +33,9 @@ class TrainConfig:
     momentum:           of SGD; must be 0 with Adam
     weight_decay:       ``weight_decay * weight`` is added to each gradient (an L2 penalty of half of it)
     schedule, gamma:    ``"exponential"``: ``lr * gamma**step`` (000 uses gamma 0.9999);
-                        ``"cosine"``: ``lr * gamma**step * (1 + cos(pi * step / steps)) / 2``
+                        ``"cosine"``: ``lr * gamma**step * (1 + cos(pi * step / steps)) / 2``;
+                        ``"step"``: ``lr * gamma**(number of milestones that are at most step)``
+    milestones:         steps before which the learning rate of ``"step"`` falls, the first step being 0
     warmup:             the first `warmup` steps rise linearly from ``lr / warmup`` to the schedule
     drop_last:          leave out an epoch's last, shorter batch
     seed:               of the sample order and of the generators a model draws noise from
@@ -68,6 +71,7 @@ class TrainConfig:
     weight_decay: float = field(default=0.0, metadata=_LATER)
     precision: Precision = field(default="float32", metadata=_LATER)
     compile: bool = field(default=False, metadata=_LATER)
+    milestones: tuple[int, ...] = field(default=(), metadata=_LATER)
 
     def __post_init__(self) -> None:
         for name, low in (
@@ -103,13 +107,19 @@ class TrainConfig:
                 raise TypeError(f"{name}: expected a bool, got {getattr(self, name)!r}")
         for name, known in (
             ("optimizer", ("adam", "sgd")),
-            ("schedule", ("exponential", "cosine")),
+            ("schedule", ("exponential", "cosine", "step")),
             ("precision", ("float32", "bfloat16")),
         ):
             if getattr(self, name) not in known:
                 expected = " or ".join(map(repr, known))
                 raise ValueError(f"{name}: expected {expected}, got {getattr(self, name)!r}")
         object.__setattr__(self, "betas", checked_betas(self.betas))
+        object.__setattr__(self, "milestones", _checked_milestones(self.milestones))
+        if bool(self.milestones) != (self.schedule == "step"):
+            raise ValueError(
+                f"milestones: expected some with the schedule 'step' and none with another, got "
+                f"{self.milestones} with {self.schedule!r}"
+            )
         if self.optimizer == "adam" and self.momentum != 0:
             raise ValueError(f"momentum: Adam takes none (it takes betas), got {self.momentum}")
         if self.optimizer == "sgd" and self.betas != _BETAS:
@@ -127,6 +137,17 @@ class TrainConfig:
                 continue
             found[f.name] = list(value) if isinstance(value, tuple) else value
         return found
+
+
+def _checked_milestones(milestones: Any) -> tuple[int, ...]:
+    """`milestones` as a tuple; TypeError or ValueError where they are not ints that rise."""
+    if not isinstance(milestones, (tuple, list)) or not all(
+        isinstance(step, int) and not isinstance(step, bool) for step in milestones
+    ):
+        raise TypeError(f"milestones: expected ints, got {milestones!r}")
+    if any(a >= b for a, b in itertools.pairwise((0, *milestones))):
+        raise ValueError(f"milestones: expected steps above 0 that rise, got {tuple(milestones)}")
+    return tuple(milestones)
 
 
 def checked_betas(betas: Any) -> tuple[float, float]:

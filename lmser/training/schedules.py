@@ -9,7 +9,8 @@ from lmser.training.config import TrainConfig
 
 def learning_rate(config: TrainConfig, step: int) -> float:
     """Learning rate of a step, the first being 0 (the formulas stand at `TrainConfig`)."""
-    rate = config.lr * config.gamma**step
+    fallen = sum(at <= step for at in config.milestones) if config.schedule == "step" else step
+    rate = config.lr * config.gamma**fallen
     if config.schedule == "cosine":
         rate *= 0.5 * (1 + math.cos(math.pi * step / config.steps))
     if step < config.warmup:
