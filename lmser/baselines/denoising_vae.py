@@ -82,14 +82,14 @@ class DenoisingVAE(nn.Module):
             self._sizes.append((height // _STRIDE, breadth // _STRIDE))
         widths = (in_channels, *channels)
         self._top = (channels[-1], *self._sizes[-1])
-        values = channels[-1] * self._sizes[-1][0] * self._sizes[-1][1]
+        flat = channels[-1] * self._sizes[-1][0] * self._sizes[-1][1]
         self.encoder = nn.ModuleList(
             Conv2dAddAct(low, high, _KERNEL, _STRIDE, _PADDING, activation="relu", device=device, dtype=dtype)
             for low, high in pairwise(widths)
         )
-        self.mean = nn.Linear(values, code, device=device, dtype=dtype)
-        self.log_variance = nn.Linear(values, code, device=device, dtype=dtype)
-        self.expand = nn.Linear(code, values, device=device, dtype=dtype)
+        self.mean = nn.Linear(flat, code, device=device, dtype=dtype)
+        self.log_variance = nn.Linear(flat, code, device=device, dtype=dtype)
+        self.expand = nn.Linear(code, flat, device=device, dtype=dtype)
         self.decoder = nn.ModuleList(
             ConvTranspose2dAddAct(
                 widths[level],
