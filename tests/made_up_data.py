@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import io
 import struct
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -43,3 +45,23 @@ def pictures(folder: Path, count: int, size: tuple[int, int]) -> Path:
         pixels = generator.integers(0, 256, (*size, 3), dtype=np.uint8)
         image.fromarray(pixels).save(folder / f"{index}.png")
     return folder
+
+
+def omniglot(root: Path, part: str = "background", *, characters: int = 3) -> Path:
+    """``root/omniglot/images_PART.zip`` with characters of two alphabets; returns `root`.
+
+    Drawing d of character c is white paper with a black square of side 10 + d at row 5 c.
+    """
+    image = pytest.importorskip("PIL.Image")
+    (root / "omniglot").mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(root / "omniglot" / f"images_{part}.zip", "w") as archive:
+        for character in range(characters):
+            alphabet = f"{'Latin' if character else 'Greek'}/character{max(character, 1):02}"
+            for drawing in range(1, 21):
+                paper = np.ones((105, 105), dtype=bool)
+                paper[5 * character : 5 * character + 10 + drawing, 40 : 50 + drawing] = False
+                content = io.BytesIO()
+                image.fromarray(paper).save(content, format="PNG")
+                name = f"images_{part}/{alphabet}/{character + 1:04}_{drawing:02}.png"
+                archive.writestr(name, content.getvalue())
+    return root

@@ -66,6 +66,7 @@ def test_take_and_checksum() -> None:
 def test_the_registry_is_consistent() -> None:
     assert list(DATA_SETS) == [
         *("mnist", "fashion-mnist", "stl10", "stl10-like", "cifar10", "cifar10-subset"),
+        *("omniglot", "super-resolution"),
         *("celeba", "celeba-hq", "celeba-like", "places2", "places2-like", "photos"),
     ]
     hashes = []

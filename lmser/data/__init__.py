@@ -19,6 +19,10 @@ STL10 stand-in  `load_stl10` as well. 10 classes, 400 + 100 photographs each, 96
 CIFAR-10        `load_cifar10`. 50,000 + 10,000 photographs of 10 classes, 32x32 RGB, binary version
                 (packed or not), python version, or a subset in one npz file. Source: Krizhevsky. Licence: none
                 stated.
+Omniglot        `load_omniglot`. 19,280 drawings of 964 characters (and 13,180 of 659 others), 105x105, 1 bit,
+                zip files read in place. Source: Lake, Salakhutdinov, Tenenbaum. Licence: MIT.
+super-          `load_super_resolution`. T91 for training; Set5, Set14, BSD100, Urban100 for testing, RGB of
+resolution      many sizes. Sources and licences: `registry.describe("super-resolution")`.
 CelebA          `load_photos`, `photo_streams`. 202,599 faces, 178x218 RGB, JPEG files; its own partition.
                 Source: Liu, Luo, Wang, Tang. Licence: non-commercial research only.
 CelebA-HQ       `load_photos`, `photo_streams`. 30,000 faces, square RGB images of any size; 27,000 + 3,000
@@ -51,6 +55,7 @@ from lmser.data.idx import load_mnist
 from lmser.data.image_set import ImageSet, Split
 from lmser.data.integrity import BadData, MissingData
 from lmser.data.masks import coverage_of, eyes_mask, point_masks
+from lmser.data.omniglot import load_omniglot
 from lmser.data.patches import patch_masks
 from lmser.data.perlin import perlin_masks
 from lmser.data.photo_sets import load_photos
@@ -71,6 +76,7 @@ __all__ = [
     "load_cifar10",
     "load_folder",
     "load_mnist",
+    "load_omniglot",
     "load_photos",
     "load_stl10",
     "patch_masks",

@@ -16,7 +16,7 @@ from torch import Tensor
 from lmser._extras import require
 from lmser.data.integrity import BadData
 
-__all__ = ["decode", "decode_all", "decode_square", "decode_squares"]
+__all__ = ["decode", "decode_all", "decode_square", "decode_squares", "fill"]
 
 _FORMATS = ("JPEG", "PNG")
 
@@ -107,7 +107,7 @@ def decode_all(
     first = _decode(pillow, Path(paths[0]), size)
     expected = (first.shape[1], first.shape[2])
     images = torch.empty((len(paths), *first.shape), dtype=torch.uint8)
-    _fill(images, lambda index: _decode(pillow, Path(paths[index]), expected), workers, "decode_all")
+    fill(images, lambda index: _decode(pillow, Path(paths[index]), expected), workers, "decode_all")
     return images
 
 
@@ -131,23 +131,27 @@ def decode_squares(
     def one(index: int) -> Tensor:
         return _decode_square(pillow, Path(paths[index]), side, crop, size)
 
-    _fill(images, one, workers, "decode_squares")
+    fill(images, one, workers, "decode_squares")
     return images
 
 
-def _fill(images: Tensor, one: Callable[[int], Tensor], workers: int | None, function: str) -> None:
-    """`images[i] = one(i)` for every i, in threads."""
+def fill(images: Tensor, one: Callable[[int], Tensor], workers: int | None, function: str) -> None:
+    """`images[i] = one(i)` for every i, in `workers` threads (default: one per processor, at most 8).
+
+    Errors: what `one` raises for the first i for which it does; ValueError naming `function` for `workers`
+    below 1.
+    """
     if workers is None:
         workers = min(8, os.cpu_count() or 1)
     if workers < 1:
         raise ValueError(f"{function}: workers must be at least 1, got {workers}")
 
-    def fill(index: int) -> None:
+    def fill_one(index: int) -> None:
         images[index] = one(index)
 
     with ThreadPoolExecutor(workers) as pool:
         try:
-            for _ in pool.map(fill, range(len(images))):
+            for _ in pool.map(fill_one, range(len(images))):
                 pass
         except BaseException:
             # A bad file, or Ctrl-C, is not followed by thousands of others.

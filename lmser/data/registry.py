@@ -207,6 +207,38 @@ _CIFAR10_SUBSET = DataSet(
     by_hand="any cifar10_subset.npz with x_train, y_train, x_test, y_test will do, images (N, 32, 32, 3)",
 )
 
+_OMNIGLOT = DataSet(
+    key="omniglot",
+    title="Omniglot",
+    contents="19,280 + 13,180 drawings of 964 + 659 characters by 20 people, 105x105, 1 bit, as two zip files",
+    source="Lake, Salakhutdinov and Tenenbaum, https://github.com/brendenlake/omniglot",
+    licence="MIT",
+    folders=("omniglot", "Omniglot", "omniglot-py", "."),
+    needs="experiments",
+    by_hand=(
+        "the sha256 of its files is not published, so it is not offered for download: get "
+        "images_background.zip and images_evaluation.zip from the folder python of "
+        "https://github.com/brendenlake/omniglot and put them, packed, into the folder omniglot of the data folder"
+    ),
+)
+
+_SUPER_RESOLUTION = DataSet(
+    key="super-resolution",
+    title="super-resolution sets",
+    contents="T91 (91 training images), Set5, Set14, BSD100 and Urban100 (5, 14, 100 and 100 test images), RGB",
+    source=(
+        "T91: Yang and others 2010; Set5: Bevilacqua and others 2012; Set14: Zeyde and others 2010; BSD100: Martin "
+        "and others 2001; Urban100: Huang and others 2015, https://github.com/jbhuang0604/SelfExSR"
+    ),
+    licence="none stated; the Berkeley photographs (BSD100, part of T91) are for non-commercial research only",
+    folders=("sr", "SR", "super-resolution", "."),
+    needs="experiments",
+    by_hand=(
+        "put the full-resolution images into the folders sr/T91, sr/Set5, sr/Set14, sr/BSD100 and sr/Urban100 of "
+        "the data folder, as PNG or JPEG files; https://github.com/jbhuang0604/SelfExSR has the test sets"
+    ),
+)
+
 _CELEBA = DataSet(
     key="celeba",
     title="CelebA",
@@ -301,6 +333,8 @@ DATA_SETS = MappingProxyType(
             _STL10_LIKE,
             _CIFAR10,
             _CIFAR10_SUBSET,
+            _OMNIGLOT,
+            _SUPER_RESOLUTION,
             _CELEBA,
             _CELEBA_HQ,
             _CELEBA_LIKE,
