@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lmser.metrics import l1, mse, psnr, psnr_of_mse, ssim
+from lmser.metrics import l1, luminance, luminance_psnr, luminance_ssim, mse, psnr, psnr_of_mse, ssim
 
 
 def images(n: int = 3, c: int = 3, h: int = 24, w: int = 17, seed: int = 0) -> Tensor:
@@ -195,3 +195,59 @@ def test_ssim_without_scikit_image_names_the_extra(monkeypatch: pytest.MonkeyPat
     with pytest.raises(ImportError, match=r"lmser\[experiments\]"):
         ssim(x, x, 1.0)
     assert mse(x, x) == 0.0
+
+
+def test_luminance_by_hand() -> None:
+    colours = torch.tensor([[0, 0, 0], [255, 255, 255], [255, 0, 0], [0, 100, 0]], dtype=torch.uint8)
+    y = luminance(colours.reshape(4, 3, 1, 1), 255.0)
+    assert y.shape == (4, 1, 1, 1)
+    assert y.dtype == torch.float64
+    expected = [16, 235, 16 + 65.481, 16 + 128.553 * 100 / 255]
+    torch.testing.assert_close(y.flatten(), torch.tensor(expected, dtype=torch.float64))
+    x = images()
+    torch.testing.assert_close(255 * luminance(x, 1.0), luminance(255 * x, 255.0))
+
+
+def test_luminance_is_scikit_images() -> None:
+    color = pytest.importorskip("skimage.color")
+    x = images()
+    expected = color.rgb2ycbcr(x.numpy(), channel_axis=1)[:, :1]
+    torch.testing.assert_close(luminance(x, 1.0) * 255, torch.from_numpy(expected), rtol=0, atol=1e-9)
+
+
+def test_the_border_is_left_out() -> None:
+    pytest.importorskip("skimage")
+    x, y = images(seed=1), images(seed=2)
+    for border in (0, 2, 3):
+        inside = (..., slice(border, 24 - border), slice(border, 17 - border))
+        a, b = luminance(x, 1.0)[inside], luminance(y, 1.0)[inside]
+        assert luminance_psnr(x, y, 1.0, border) == pytest.approx(psnr(a, b, 1.0), rel=1e-12)
+        assert luminance_ssim(x, y, 1.0, border) == pytest.approx(ssim(a, b, 1.0), rel=1e-12)
+    frame = x.clone()
+    frame[:, :, :2] = frame[:, :, -2:] = frame[..., :2] = frame[..., -2:] = 0
+    assert luminance_psnr(x, frame, 1.0) == math.inf
+    assert luminance_psnr(x, frame, 1.0, border=1) < 40
+    assert luminance_psnr(255 * x, 255 * y, 255.0) == pytest.approx(luminance_psnr(x, y, 1.0))
+
+
+def test_what_luminance_refuses() -> None:
+    x = images()
+    with pytest.raises(
+        ValueError, match=r"luminance: x must have shape \(N, 3, H, W\), got \(3, 1, 24, 17\)"
+    ):
+        luminance(x[:, :1], 1.0)
+    with pytest.raises(ValueError, match="luminance: data_range must be finite and above 0, got 0"):
+        luminance(x, 0.0)
+    for function in (luminance_psnr, luminance_ssim):
+        name = function.__name__
+        with pytest.raises(ValueError, match=f"{name}: x and y must have one shape"):
+            function(x, x[:2], 1.0)
+        for border in (-1, 9):
+            with pytest.raises(
+                ValueError, match=f"{name}: border must not be negative and leave some of 24x17"
+            ):
+                function(x, x, 1.0, border)
+        with pytest.raises(TypeError, match=f"{name}: border must be an int, got float"):
+            function(x, x, 1.0, 2.0)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="ssim: images must be at least 11x11 pixels"):
+        luminance_ssim(x, x, 1.0, 4)

@@ -1,9 +1,9 @@
 """Data sets: readers that check what they read, and downloads that end with the pinned bytes.
 
 Every reader returns an `ImageSet` (8-bit images, labels, class names, and whether the bytes are known to be
-the original's) or a `Split` of two. A truncated or foreign file is refused with an error that names it;
-nothing is downloaded unless `download.get` is called, nothing is ever written beside the data, and no cache
-is kept.
+the original's) or a `Split` of two; that of super-resolution, whose images differ in size, a set of its own. A
+truncated or foreign file is refused with an error that names it; nothing is downloaded unless `download.get`
+is called, nothing is ever written beside the data, and no cache is kept.
 
 ==============  ===========================================================================================
 MNIST           `load_mnist`. 60,000 + 10,000 digits, 28x28 grey, idx files. Source: LeCun, Cortes, Burges.
@@ -62,11 +62,13 @@ from lmser.data.photo_sets import load_photos
 from lmser.data.photos import photo_crops, sample_photos
 from lmser.data.stl10 import load_stl10
 from lmser.data.stream import PhotoStream, photo_streams
+from lmser.data.super_resolution import PatchPairs, load_super_resolution
 
 __all__ = [
     "BadData",
     "ImageSet",
     "MissingData",
+    "PatchPairs",
     "PhotoStream",
     "Split",
     "bar_images",
@@ -79,6 +81,7 @@ __all__ = [
     "load_omniglot",
     "load_photos",
     "load_stl10",
+    "load_super_resolution",
     "patch_masks",
     "perlin_masks",
     "photo_crops",
