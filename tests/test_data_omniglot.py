@@ -191,4 +191,5 @@ def test_real_data(request: pytest.FixtureRequest) -> None:
     assert bool((train.images > 127).flatten(1).any(dim=1).all())
     masks = patch_masks(white, torch.Generator().manual_seed(0))
     masked = (masks & white).flatten(1).sum(dim=1) / white.flatten(1).sum(dim=1)
-    assert 0.28 < float(masked.mean()) < 0.32  # 004, Sect. 4.3: "on average 30% of the white pixels"
+    assert 0.305 < float(masked.mean()) < 0.32  # 004, Sect. 4.3: "on average 30% of the white pixels"
+    assert 0.41 < float(masked.quantile(0.95)) < 0.44

@@ -3,7 +3,8 @@
 "Masks were formed by selecting patches of diameter 3-6 uniformly, in random, possibly overlapping locations,
 stopping when at least 25% of the white pixels have been masked." Here the side of a patch is uniform over 3,
 4, 5 and 6 and its place uniform over those that lie inside the image. Black pixels under a patch are missing
-as well.
+as well. Over Omniglot as `load_omniglot` gives it 31 % of the white pixels are missing on average, from 25 to
+43 % for nine in ten drawings (tests/test_data_omniglot.py with `--data`); 004 says 30 %, and 20 to 40 %.
 """
 
 from __future__ import annotations
