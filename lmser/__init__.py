@@ -10,16 +10,39 @@ import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lmser.models import CLmser, Lmser, Reflected, reflection_loss
+    from lmser.models import (
+        CBAN,
+        FBAN,
+        AttractorNetwork,
+        CLmser,
+        Lmser,
+        Reflected,
+        attractor_loss,
+        reflection_loss,
+    )
 
 _HOME = {
+    "AttractorNetwork": "lmser.models",
+    "CBAN": "lmser.models",
+    "FBAN": "lmser.models",
+    "attractor_loss": "lmser.models",
     "CLmser": "lmser.models",
     "Lmser": "lmser.models",
     "Reflected": "lmser.models",
     "reflection_loss": "lmser.models",
 }
 
-__all__ = ["CLmser", "Lmser", "Reflected", "__version__", "reflection_loss"]
+__all__ = [
+    "CBAN",
+    "FBAN",
+    "AttractorNetwork",
+    "CLmser",
+    "Lmser",
+    "Reflected",
+    "__version__",
+    "attractor_loss",
+    "reflection_loss",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from lmser_kernels.add_act.api import add_act
 from lmser_kernels.arguments import Pair, pair
 from lmser_kernels.layer import Activated, Convolution, Weighted
+from lmser_kernels.settle.module import Settle
 from lmser_kernels.tied_conv.api import conv2d_add_act, conv_transpose2d_add_act, tied_conv2d
 
-__all__ = ["AddAct", "Conv2dAddAct", "ConvTranspose2dAddAct", "TiedConv2d", "TiedLinear"]
+__all__ = ["AddAct", "Conv2dAddAct", "ConvTranspose2dAddAct", "Settle", "TiedConv2d", "TiedLinear"]
 
 
 class Conv2dAddAct(Convolution):
