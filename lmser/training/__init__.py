@@ -44,6 +44,7 @@ from lmser.training.batches import Dataset
 from lmser.training.checkpoint import ConfigMismatch, load_checkpoint
 from lmser.training.config import TrainConfig
 from lmser.training.loop import train
+from lmser.training.normalised_sgd import SGDL2, SGDLinf, normalise_gradients
 from lmser.training.objectives import Objective
 from lmser.training.records import Diverged
 from lmser.training.result import Run, TrainResult
@@ -53,18 +54,21 @@ from lmser.training.signals import Interrupted
 from lmser.training.weights import load_weights, save_weights
 
 __all__ = [
+    "SGDL2",
     "ConfigMismatch",
     "Dataset",
     "Diverged",
     "Interrupted",
     "Objective",
     "Run",
+    "SGDLinf",
     "Sampler",
     "TrainConfig",
     "TrainResult",
     "learning_rate",
     "load_checkpoint",
     "load_weights",
+    "normalise_gradients",
     "save_weights",
     "steps_per_epoch",
     "train",

@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Optimizer = Literal["adam", "sgd"]
+Optimizer = Literal["adam", "sgd", "sgd-l2", "sgd-linf"]
 Schedule = Literal["exponential", "cosine", "step"]
 Precision = Literal["float32", "bfloat16"]
 
@@ -28,7 +28,8 @@ class TrainConfig:
     steps:              optimiser steps of the whole run (`steps_per_epoch` turns epochs into steps)
     batch_size:         samples per step, of all processes together
     lr:                 learning rate of the first step (after `warmup`)
-    optimizer:          ``"adam"`` (eps 1e-8) or ``"sgd"``
+    optimizer:          ``"adam"`` (eps 1e-8), ``"sgd"``, or ``"sgd-l2"`` or ``"sgd-linf"``: SGD on gradients
+                        renormalised tensor by tensor (`lmser.training.normalised_sgd`)
     betas:              of Adam: decay of its mean of gradients and of its mean of squared gradients
     momentum:           of SGD; must be 0 with Adam
     weight_decay:       ``weight_decay * weight`` is added to each gradient (an L2 penalty of half of it)
@@ -106,7 +107,7 @@ class TrainConfig:
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name}: expected a bool, got {getattr(self, name)!r}")
         for name, known in (
-            ("optimizer", ("adam", "sgd")),
+            ("optimizer", ("adam", "sgd", "sgd-l2", "sgd-linf")),
             ("schedule", ("exponential", "cosine", "step")),
             ("precision", ("float32", "bfloat16")),
         ):
@@ -122,7 +123,7 @@ class TrainConfig:
             )
         if self.optimizer == "adam" and self.momentum != 0:
             raise ValueError(f"momentum: Adam takes none (it takes betas), got {self.momentum}")
-        if self.optimizer == "sgd" and self.betas != _BETAS:
+        if self.optimizer != "adam" and self.betas != _BETAS:
             raise ValueError(f"betas: SGD takes none (it takes momentum), got {self.betas}")
 
     def deciding(self) -> dict[str, Any]:

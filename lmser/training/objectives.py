@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lmser.training.config import TrainConfig, checked_betas
+from lmser.training.normalised_sgd import SGDL2, SGDLinf
 
 LossFn = Callable[..., Tensor]
 
@@ -153,6 +154,5 @@ def _optimizer(parameters: list[nn.Parameter], config: TrainConfig) -> torch.opt
     decay = config.weight_decay
     if config.optimizer == "adam":
         return torch.optim.Adam(parameters, lr=config.lr, betas=config.betas, weight_decay=decay, fused=fused)
-    return torch.optim.SGD(
-        parameters, lr=config.lr, momentum=config.momentum, weight_decay=decay, fused=fused
-    )
+    descent = {"sgd": torch.optim.SGD, "sgd-l2": SGDL2, "sgd-linf": SGDLinf}[config.optimizer]
+    return descent(parameters, lr=config.lr, momentum=config.momentum, weight_decay=decay, fused=fused)
