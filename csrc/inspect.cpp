@@ -165,9 +165,10 @@ py::dict plan(const std::string& op, const std::string& dtype, Four shape, Four 
   const ConvPlan p = inspect_conv(instruction_set(), threads, g, wide, channels_last);
   const double value = dtype == "float64" ? 8 : dtype == "float32" ? 4 : 2;
   py::dict d;
-  const bool winograd = p.winograd.m > 0;
-  d["kernel"] = winograd ? "minimal filtering (Winograd), F(" + std::to_string(p.winograd.m) +
-                               ", 2) on one phase of each axis and single taps on the other"
+  const bool winograd = p.winograd.m > 0, stride1 = p.winograd.m == 4;
+  d["kernel"] = stride1    ? std::string("minimal filtering (Winograd), F(4x4, 3x3)")
+                : winograd ? "minimal filtering (Winograd), F(" + std::to_string(p.winograd.m) +
+                                 ", 2) on one phase of each axis and single taps on the other"
                 : p.dot ? std::string("implicit product, registers along the depth (few output channels)")
                         : std::string(up ? "implicit product over channels-last pixels"
                                          : "sub-pixel implicit product (stride^2 phases, no zeros multiplied)");
@@ -194,12 +195,15 @@ py::dict plan(const std::string& op, const std::string& dtype, Four shape, Four 
   const std::string staging = channels_last || (g.in_h == 1 && g.in_w == 1)
                                   ? "; input rows are staged once per unit into a padded slab in the second-level cache"
                                   : "; the plainly contiguous input is turned to channels-last while it is staged";
-  d["reason"] = (winograd ? std::string("3x3 at stride 2 with at least 32 channels on both sides: fewer products than "
-                                        "the direct sum, which is run "
-                                        "instead where a result is not finite")
-                 : p.dot  ? std::string("no more than half a register of output channels")
-                          : std::string("the direct sum is the best compiled algorithm for this shape")) +
-                staging;
+  d["reason"] =
+      (stride1 ? std::string("3x3 at stride 1: 36 products for the direct sum's 144 pay for the transforms here; the "
+                             "direct sum is run instead where a result is not finite")
+       : winograd ? std::string("3x3 at stride 2 with at least 32 channels on both sides: fewer products than "
+                                "the direct sum, which is run "
+                                "instead where a result is not finite")
+       : p.dot    ? std::string("no more than half a register of output channels")
+                  : std::string("the direct sum is the best compiled algorithm for this shape")) +
+      staging;
   return d;
 }
 

@@ -29,6 +29,8 @@ LAYERS = [
     (7, 100, 10, (1, 1), 1, 1, 0),
     (2, 1, 42, (1, 4000), (1, 256), (1, 128), (0, 0)),
     (1, 300, 304, (9, 9), 3, 1, 1),
+    (3, 40, 33, (14, 15), 3, 1, 1),
+    (5, 36, 50, (7, 9), 3, 1, 1),
 ]
 
 
@@ -203,8 +205,9 @@ class TestCompiled:
     # Enough channels for an algorithm that adds inputs before it multiplies them.
     @pytest.mark.parametrize("value", [torch.nan, torch.inf])
     @pytest.mark.parametrize("where", ["source", "weight", "add", "bias", "grad"])
-    def test_not_finite_as_eager_with_many_channels(self, where, value):
-        geometry = {"stride": 2, "padding": 1}
+    @pytest.mark.parametrize("stride", [1, 2])
+    def test_not_finite_as_eager_with_many_channels(self, stride, where, value):
+        geometry = {"stride": stride, "padding": 1}
         source, weight = torch.randn(1, 34, 12, 11), torch.randn(33, 34, 3, 3)
         add = torch.randn_like(conv2d_add_act(source, weight, impl="reference", **geometry))
         tensors = {"source": source, "weight": weight, "add": add, "bias": torch.randn(add.shape[1])}

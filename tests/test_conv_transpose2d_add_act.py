@@ -214,9 +214,11 @@ class TestCompiled:
     # Enough channels for an algorithm that adds inputs before it multiplies them.
     @pytest.mark.parametrize("value", [torch.nan, torch.inf])
     @pytest.mark.parametrize("where", ["source", "weight", "add", "bias", "grad"])
-    def test_not_finite_as_eager_with_many_channels(self, where, value):
-        geometry = {"stride": 2, "padding": 1, "output_size": (12, 11)}
-        source, weight = torch.randn(1, 33, 6, 6), torch.randn(33, 34, 3, 3)
+    @pytest.mark.parametrize("stride", [1, 2])
+    def test_not_finite_as_eager_with_many_channels(self, stride, where, value):
+        geometry = {"stride": stride, "padding": 1, "output_size": (12, 11)}
+        source = torch.randn(1, 33, 12 // stride, (10 + stride) // stride)
+        weight = torch.randn(33, 34, 3, 3)
         add = torch.randn_like(conv_transpose2d_add_act(source, weight, impl="reference", **geometry))
         tensors = {"source": source, "weight": weight, "add": add, "bias": torch.randn(add.shape[1])}
         tensors["grad"] = torch.randn_like(add)

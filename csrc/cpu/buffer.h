@@ -19,7 +19,7 @@ namespace lmser {
 // cost more to clear than a small layer costs to compute. Beyond kKept bytes it goes back to the system.
 class ScratchStore {
  public:
-  static constexpr std::size_t kKept = std::size_t(32) << 20;
+  static constexpr std::size_t kKept = std::size_t(64) << 20;
   static ScratchStore& of_this_thread() {
     static thread_local ScratchStore store;
     return store;

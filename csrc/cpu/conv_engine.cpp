@@ -7,6 +7,7 @@
 
 #include "buffer.h"
 #include "layout.h"
+#include "transpose.h"
 
 namespace lmser {
 namespace {
@@ -49,40 +50,6 @@ void pack_dot(const ConvPlan& p, const Phase& ph, const T* weight, T* packed) {
   }
 }
 
-// to[c][v] = from[v][c] for `rows` v and `count` c. Four by four in registers where the type allows.
-template <class T>
-void transpose(const T* from, std::int64_t from_stride, std::int64_t rows, std::int64_t count, T* to,
-               std::int64_t to_stride) {
-  std::int64_t v = 0;
-  if constexpr (sizeof(T) == 4) {
-    typedef float Four __attribute__((vector_size(16)));
-    typedef float Unaligned __attribute__((vector_size(16), aligned(4), may_alias));
-    typedef int Index __attribute__((vector_size(16)));
-    const auto load = [](const float* p) { return Four(*reinterpret_cast<const Unaligned*>(p)); };
-    const auto store = [](float* p, Four x) { *reinterpret_cast<Unaligned*>(p) = x; };
-    for (; v + 4 <= rows; v += 4) {
-      const T* const row = from + v * from_stride;
-      std::int64_t c = 0;
-      for (; c + 4 <= count; c += 4) {
-        const Four a0 = load(row + c), a1 = load(row + from_stride + c), a2 = load(row + 2 * from_stride + c),
-                   a3 = load(row + 3 * from_stride + c);
-        const Four low01 = __builtin_shuffle(a0, a1, Index{0, 4, 1, 5}),
-                   low23 = __builtin_shuffle(a2, a3, Index{0, 4, 1, 5});
-        const Four high01 = __builtin_shuffle(a0, a1, Index{2, 6, 3, 7}),
-                   high23 = __builtin_shuffle(a2, a3, Index{2, 6, 3, 7});
-        store(to + c * to_stride + v, __builtin_shuffle(low01, low23, Index{0, 1, 4, 5}));
-        store(to + (c + 1) * to_stride + v, __builtin_shuffle(low01, low23, Index{2, 3, 6, 7}));
-        store(to + (c + 2) * to_stride + v, __builtin_shuffle(high01, high23, Index{0, 1, 4, 5}));
-        store(to + (c + 3) * to_stride + v, __builtin_shuffle(high01, high23, Index{2, 3, 6, 7}));
-      }
-      for (; c < count; ++c)
-        for (int k = 0; k < 4; ++k) to[c * to_stride + v + k] = row[k * from_stride + c];
-    }
-  }
-  for (; v < rows; ++v)
-    for (std::int64_t c = 0; c < count; ++c) to[c * to_stride + v] = from[v * from_stride + c];
-}
-
 // One block of one phase: [tap row][tap column][input channel][block width], zero beyond the last channel.
 template <class T>
 void pack_block(const ConvPlan& p, const Phase& ph, const Block& block, const T* weight, T* packed) {
@@ -118,16 +85,19 @@ void pack_block(const ConvPlan& p, const Phase& ph, const Block& block, const T*
 template <class T>
 void pack(const InstructionSet& isa, const ThreadPool& pool, const ConvPlan& p, const T* weight, T* packed) {
   if (p.winograd.m) {
-    const std::int64_t tasks = std::min<std::int64_t>(pool.threads, std::int64_t(p.blocks.size()));
+    constexpr std::int64_t kChunk = 32;  // input channels a piece
+    const std::int64_t chunks = (p.geometry.in_c + kChunk - 1) / kChunk,
+                       pieces = chunks * std::int64_t(p.blocks.size());
+    const std::int64_t tasks = p.packed_size < 1 << 16 ? 1 : std::min<std::int64_t>(pool.threads, pieces);
     const auto part = [&](std::int64_t t) {
-      for (std::size_t b = std::size_t(t); b < p.blocks.size(); b += std::size_t(tasks))
-        kernels_of<T>(isa).winograd_pack(p, weight, int(b), packed);
+      for (std::int64_t i = pieces * t / tasks; i < pieces * (t + 1) / tasks; ++i)
+        kernels_of<T>(isa).winograd_pack(p, weight, int(i / chunks), i % chunks * kChunk,
+                                         std::min((i % chunks + 1) * kChunk, p.geometry.in_c), packed);
     };
-    if (tasks == 1 || p.packed_size < 1 << 16) {
-      for (std::int64_t t = 0; t < tasks; ++t) part(t);
-    } else {
+    if (tasks == 1)
+      part(0);
+    else
       pool.run(tasks, part);
-    }
     return;
   }
   if (p.dot) {
@@ -176,8 +146,8 @@ template <class T>
 class Prepared final : public PreparedConv::State {
  public:
   Prepared(const InstructionSet& isa, const ThreadPool& pool, const Geometry& geometry, const View& weight,
-           const View& bias)
-      : isa_(isa), pool_(pool), geometry_(geometry), weight_(weight), bias_(dense_bias<T>(bias)) {}
+           const View& bias, int calls)
+      : isa_(isa), pool_(pool), geometry_(geometry), weight_(weight), bias_(dense_bias<T>(bias)), calls_(calls) {}
 
   void run(const Source& given, Sink sink) override {
     Geometry g = geometry_;
@@ -198,7 +168,7 @@ class Prepared final : public PreparedConv::State {
   Packed& packed_for(const Geometry& g, bool winograd) {
     for (Packed& p : packed_)
       if (p.geometry == g && p.winograd == winograd) return p;
-    Packed p{g, winograd, plan_conv(g, kernels_of<T>(isa_).tile, sizeof(T), pool_.threads, winograd), {}};
+    Packed p{g, winograd, plan_conv(g, kernels_of<T>(isa_).tile, sizeof(T), pool_.threads, winograd, calls_), {}};
     if (p.plan.units > 0) {
       View w = weight_;
       // A turned signal has its kernel turned with it; a 1 x k kernel read as k x 1 is the same memory.
@@ -231,17 +201,18 @@ class Prepared final : public PreparedConv::State {
   Geometry geometry_;
   View weight_;
   Buffer<T> bias_;
+  int calls_;
   std::vector<Packed> packed_;  // one, unless layouts change between calls or a result was not finite
 };
 
 }  // namespace
 
 PreparedConv::PreparedConv(const InstructionSet& isa, const ThreadPool& pool, const Geometry& geometry, DType dtype,
-                           const View& weight, const View& bias) {
+                           const View& weight, const View& bias, int calls) {
   if (dtype == DType::f64)
-    state_ = std::make_unique<Prepared<double>>(isa, pool, geometry, weight, bias);
+    state_ = std::make_unique<Prepared<double>>(isa, pool, geometry, weight, bias, calls);
   else
-    state_ = std::make_unique<Prepared<float>>(isa, pool, geometry, weight, bias);
+    state_ = std::make_unique<Prepared<float>>(isa, pool, geometry, weight, bias, calls);
 }
 PreparedConv::PreparedConv(PreparedConv&&) noexcept = default;
 PreparedConv& PreparedConv::operator=(PreparedConv&&) noexcept = default;

@@ -240,8 +240,9 @@ bool conv_unit(const ConvCall<T>& call, std::int64_t unit, T* scratch) {
           dst,     add, drive, direct_out ? static_cast<const float*>(out.bias) : nullptr, dst_image,       dst_row,
           dst_col, r0,  r1,    direct_out ? out.activation : Activation::identity,         float(out.slope)};
       const std::int64_t t0 = (from_row - w.out0_h) / w.out_step, t1 = div_up(r1 - w.out0_h, w.out_step);
-      const auto run = w.m == 3 ? (g.transposed ? winograd_tiles<3, true> : winograd_tiles<3, false>)
-                                : (g.transposed ? winograd_tiles<2, true> : winograd_tiles<2, false>);
+      const auto run = w.m == 4   ? winograd_tiles<4, false>
+                       : w.m == 3 ? (g.transposed ? winograd_tiles<3, true> : winograd_tiles<3, false>)
+                                  : (g.transposed ? winograd_tiles<2, true> : winograd_tiles<2, false>);
       finite = run(p, call.weight, from, t0, t1, block0, block1, to, out_row + layout.out_row);
     }
   }

@@ -23,11 +23,12 @@ void run_conv(const InstructionSet& isa, const ThreadPool& pool, const Geometry&
 // The same for many calls: its plan, packed weight and bias are kept from the first on. `dtype` is the source's.
 // The memory of `weight` must stay and not change: another plan is made from it where a call's tensors lie
 // differently, or where a minimal-filtering result is not finite. Since all is then computed once more, nothing that
-// is read may share memory with what is written. `sink.bias` is ignored. One call at a time.
+// is read may share memory with what is written. `sink.bias` is ignored. `calls`, how often it will be run, decides
+// whether a packing that costs more pays. One call at a time.
 class PreparedConv {
  public:
   PreparedConv(const InstructionSet& isa, const ThreadPool& pool, const Geometry& geometry, DType dtype,
-               const View& weight, const View& bias);
+               const View& weight, const View& bias, int calls = 1);
   PreparedConv(PreparedConv&&) noexcept;
   PreparedConv& operator=(PreparedConv&&) noexcept;
   ~PreparedConv();

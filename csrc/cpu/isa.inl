@@ -7,19 +7,20 @@ namespace lmser::LMSER_ISA {
 namespace {
 
 template <class T>
-void winograd_pack_any(const ConvPlan& p, const T* weight, int block, T* packed) {
+void winograd_pack_any(const ConvPlan& p, const T* weight, int block, std::int64_t c0, std::int64_t c1, T* packed) {
   if constexpr (sizeof(T) == 4) {
-    if (p.winograd.m == 3)
-      winograd_pack<3>(p, weight, block, packed);
-    else
-      winograd_pack<2>(p, weight, block, packed);
+    const auto run = p.winograd.m == 4 ? winograd_pack<4> : p.winograd.m == 3 ? winograd_pack<3> : winograd_pack<2>;
+    run(p, weight, block, c0, c1, packed);
   }
 }
 template <class T>
 bool winograd_finish_any(const WeightGradPlan& p, const T* sums, int count, std::int64_t c0, std::int64_t c1, T* out) {
-  if constexpr (sizeof(T) == 4)
-    return p.winograd.m == 3 ? winograd_grad_finish<3>(p, sums, count, c0, c1, out)
-                             : winograd_grad_finish<2>(p, sums, count, c0, c1, out);
+  if constexpr (sizeof(T) == 4) {
+    const auto run = p.winograd.m == 4   ? winograd_grad_finish<4>
+                     : p.winograd.m == 3 ? winograd_grad_finish<3>
+                                         : winograd_grad_finish<2>;
+    return run(p, sums, count, c0, c1, out);
+  }
   return true;
 }
 

@@ -45,7 +45,8 @@ struct Kernels {
   std::int64_t (*conv_scratch)(const ConvCall<T>&);  // values of T
   // False: an output of a minimal-filtering unit is not finite, and the direct plan must be run instead.
   bool (*conv_unit)(const ConvCall<T>&, std::int64_t unit, T* scratch);
-  void (*winograd_pack)(const ConvPlan&, const T* weight, int block, T* packed);
+  // Input channels [c0, c1) of one block.
+  void (*winograd_pack)(const ConvPlan&, const T* weight, int block, std::int64_t c0, std::int64_t c1, T* packed);
   std::int64_t (*weight_grad_scratch)(const WeightGradCall<T>&);
   // Bands [band0, band1) of sum_rows * bands_per_row: a task may take a part of the gradient instead of a part of the
   // pixels.

@@ -17,6 +17,16 @@ std::int64_t even_images(std::int64_t batch, std::int64_t most, int threads) {
   const std::int64_t units = ceil_div(std::max<std::int64_t>(1, batch), most);
   return units == 1 ? most : ceil_div(batch, round_up(units, threads));
 }
+// How many of `total` a unit, at most `most` and at least half of that, so that the busiest thread has least to do;
+// `copies` times `total` there are in all.
+std::int64_t balanced(std::int64_t total, std::int64_t copies, std::int64_t most, int threads) {
+  most = std::clamp<std::int64_t>(most, 1, std::max<std::int64_t>(1, total));
+  const auto longest = [&](std::int64_t i) { return ceil_div(copies * ceil_div(total, i), threads) * i; };
+  std::int64_t best = most;
+  for (std::int64_t i = most - 1; 2 * i >= most && i > 0; --i)
+    if (longest(i) < longest(best)) best = i;
+  return best;
+}
 
 // One axis of one phase.
 struct Axis {
@@ -76,6 +86,31 @@ WinogradGrid winograd_grid(const Geometry& g, std::int64_t value_bytes) {
   return best;
 }
 
+// F(4x4, 3x3) at stride 1, or none where the direct sum is faster. Both are counted in multiply-adds of the register
+// tiles. In these the transforms of a tile cost kTransform for each of its padded channels and each lane of a register
+// (products become cheaper with wider ones, memory does not), packing a weight 36 points wide instead of 9 costs
+// kPack for each, or kLargePack and each lane where it leaves the caches, and starting costs kStart. Fitted to the
+// measured times of both on 3 to 512 channels, sizes 2 to 56 and batches 1 to 16 (AVX-512, AVX2 and SSE2, one and two
+// threads), where below 8 channels the products are too short for any of this.
+constexpr double kTransform = 0.875, kPack = 40, kLargePack = 31, kLargePackBytes = 10 << 20, kStart = 3000;
+WinogradGrid winograd_grid_stride1(const ConvPlan& p, std::int64_t value_bytes, int calls) {
+  const Geometry& g = p.geometry;
+  WinogradGrid w;
+  if (value_bytes != 4 || g.kernel_h != 3 || g.kernel_w != 3 || g.stride_h != 1 || g.stride_w != 1) return {};
+  if (g.pad_h > 2 || g.pad_w > 2 || g.out_h <= 0 || g.out_w <= 0 || std::min(g.in_c, g.out_c) < 8) return {};
+  w.m = w.out_step = w.in_step = 4, w.window = 6;
+  // Transposed, output o takes inputs o + pad - 2 to o + pad.
+  w.in0_h = g.transposed ? g.pad_h - 2 : -g.pad_h, w.in0_w = g.transposed ? g.pad_w - 2 : -g.pad_w;
+  w.rows = ceil_div(g.out_h, 4), w.cols = ceil_div(g.out_w, 4);
+  const double in = double(g.in_c), padded_in = double(round_up(g.in_c, p.tile.lanes)), out = double(p.padded_out_c);
+  const double tiles = double(g.batch * w.rows * w.cols * w.points()), lanes = p.tile.lanes;
+  const bool large = double(w.weights() * value_bytes) * in * out > kLargePackBytes;
+  const double pack = in * out * (large ? kLargePack * lanes : kPack) / calls;
+  const double direct = 9.0 * double(g.batch * g.out_h * g.out_w) * in * (p.dot ? double(g.out_c) : out);
+  const double filtered = tiles * in * out + lanes * (kTransform * tiles * (padded_in + out) + kStart) + pack;
+  return filtered < direct ? w : WinogradGrid{};
+}
+
 }  // namespace
 
 double ConvPlan::flops() const {
@@ -105,20 +140,29 @@ RowSpan input_rows(const ConvPlan& p, std::int64_t r0, std::int64_t r1) {
 }
 
 // Units of whole tile rows: transformed input and sums of one block of channels stay in the second-level cache.
-constexpr std::int64_t kWinogradBytes = 640 * 1024, kWinogradGradBytes = 1 << 20;
+constexpr std::int64_t kStride1Bytes = 2 << 20, kWinogradBytes = 640 * 1024, kWinogradGradBytes = 1 << 20;
 void plan_winograd(ConvPlan& p, std::int64_t value_bytes, int threads) {
   const Geometry& g = p.geometry;
   const WinogradGrid& w = p.winograd;
-  p.packed_size = w.weights() * g.in_c * p.padded_out_c;
+  for (const Block& b : p.blocks) p.packed_size += w.weights() * w.pitch(g.in_c * b.vectors * p.tile.lanes);
   p.slab_w0 = w.in0_w;
   p.slab_cols = (w.cols - 1) * w.in_step + w.window;
-  const std::int64_t block = p.tile.max_vectors * p.tile.lanes;
-  const std::int64_t tiles = std::max<std::int64_t>(
-      8, kWinogradBytes / (value_bytes * w.points() * (g.in_c + std::min(block, p.padded_out_c))));
-  const std::int64_t all = g.batch * w.rows * w.cols,
-                     wanted = std::max<std::int64_t>(1, std::min(tiles, ceil_div(all, 2 * threads)));
+  const std::int64_t block = std::min(std::int64_t(p.tile.max_vectors) * p.tile.lanes, p.padded_out_c);
+  const std::int64_t image = w.rows * w.cols, all = g.batch * image,
+                     tile_bytes = value_bytes * w.points() * (g.in_c + block);
+  std::int64_t wanted;
+  if (w.m == 4) {
+    // At stride 1 weights are streamed once a unit, and the transformed input once a block of channels: as many tiles
+    // as keep both far below what the third-level cache delivers. Threads share blocks rather than ever fewer tiles.
+    const std::int64_t most = std::clamp<std::int64_t>(kStride1Bytes / tile_bytes, 24, 64);
+    wanted = std::min(most, std::max<std::int64_t>(16, ceil_div(all, threads)));
+  } else {
+    wanted = std::min(std::max<std::int64_t>(8, kWinogradBytes / tile_bytes), ceil_div(all, 2 * threads));
+    wanted = std::max<std::int64_t>(1, wanted);
+  }
   if (w.rows * w.cols > wanted) {
-    const std::int64_t rows = std::max<std::int64_t>(1, wanted / w.cols);
+    const std::int64_t rows = w.m == 4 ? balanced(w.rows, g.batch, ceil_div(wanted, w.cols), threads)
+                                       : std::max<std::int64_t>(1, wanted / w.cols);
     p.row_units = ceil_div(w.rows, rows);
     p.unit_rows = ceil_div(w.rows, p.row_units) * w.out_step;
     p.row_units = ceil_div(g.out_h - w.out0_h, p.unit_rows);
@@ -126,7 +170,8 @@ void plan_winograd(ConvPlan& p, std::int64_t value_bytes, int threads) {
   } else {
     p.row_units = 1;
     p.unit_rows = w.rows * w.out_step;
-    p.unit_images = even_images(g.batch, wanted / (w.rows * w.cols), threads);
+    p.unit_images =
+        w.m == 4 ? balanced(g.batch, 1, wanted / image, threads) : even_images(g.batch, wanted / image, threads);
   }
   p.image_units = ceil_div(g.batch, p.unit_images);
   p.slab_rows = (p.unit_rows / w.out_step - 1) * w.in_step + w.window;
@@ -137,7 +182,8 @@ void plan_winograd(ConvPlan& p, std::int64_t value_bytes, int threads) {
   p.units = pixel_units * p.block_splits;
 }
 
-ConvPlan plan_conv(const Geometry& g, const TileShape& tile, std::int64_t value_bytes, int threads, bool winograd) {
+ConvPlan plan_conv(const Geometry& g, const TileShape& tile, std::int64_t value_bytes, int threads, bool winograd,
+                   int calls) {
   ConvPlan p;
   p.geometry = g;
   p.tile = tile;
@@ -147,13 +193,15 @@ ConvPlan plan_conv(const Geometry& g, const TileShape& tile, std::int64_t value_
   p.in_step_h = g.transposed ? 1 : g.stride_h;
   p.in_step_w = g.transposed ? 1 : g.stride_w;
   split_blocks(p);
+  // Half a register of channels or less, and depth enough to fill registers the other way.
+  p.dot = 2 * g.out_c <= tile.lanes && g.in_c * g.kernel_w >= 2 * g.out_c && g.in_c * g.kernel_w >= tile.lanes / 2;
   if (winograd) p.winograd = winograd_grid(g, value_bytes);
+  if (winograd && !p.winograd.m) p.winograd = winograd_grid_stride1(p, value_bytes, calls);
   if (p.winograd.m) {
+    p.dot = false;
     plan_winograd(p, value_bytes, threads);
     return p;
   }
-  // Half a register of channels or less, and depth enough to fill registers the other way.
-  p.dot = 2 * g.out_c <= tile.lanes && g.in_c * g.kernel_w >= 2 * g.out_c && g.in_c * g.kernel_w >= tile.lanes / 2;
   std::int64_t first_col = INT64_MAX, last_col = INT64_MIN;
   for (int a = 0; a < phases_h; ++a)
     for (int b = 0; b < phases_w; ++b) {

@@ -79,7 +79,8 @@ struct TileShape {
   int pixels_by_width[4];  // most rows of a narrower tile
 };
 
-// Tiles of a minimal-filtering algorithm (winograd.h): `m` small-side pixels a side, 0 for none.
+// Tiles of a minimal-filtering algorithm (winograd.h): `m` small-side pixels a side, 0 for none; 4 at stride 1,
+// 2 or 3 at stride 2.
 struct WinogradGrid {
   int m = 0;
   std::int64_t rows = 0, cols = 0;      // tiles of an image
@@ -87,7 +88,11 @@ struct WinogradGrid {
   std::int64_t in0_h = 0, in0_w = 0;    // input under the first of its window
   int out_step = 0, in_step = 0, window = 0;
   int weights() const { return (m + 2) * (m + 2); }
-  int points() const { return (2 * m + 1) * (2 * m + 1); }
+  // Values between one point and the next, of `values` each. A tile's points are written and read together, so at
+  // stride 1, where nothing asks for them to be dense, they lie an odd number of cache lines apart: powers of two
+  // would put them all into a few sets of the cache.
+  std::int64_t pitch(std::int64_t values) const { return m == 4 ? ((values + 15) / 16 | 1) * 16 : values; }
+  int points() const { return m == 4 ? weights() : (2 * m + 1) * (2 * m + 1); }
 };
 
 // Below this many multiply-adds (some ten microseconds) a second thread costs more than it brings.
@@ -120,9 +125,9 @@ struct RowSpan {
 };
 RowSpan input_rows(const ConvPlan& plan, std::int64_t r0, std::int64_t r1);
 
-// `winograd` false asks for the direct algorithm whatever the shape.
+// `winograd` false asks for the direct algorithm whatever the shape; `calls` share one packing of the weight.
 ConvPlan plan_conv(const Geometry& geometry, const TileShape& tile, std::int64_t value_bytes, int threads,
-                   bool winograd = true);
+                   bool winograd = true, int calls = 1);
 
 // Weight gradient of one pair: big (N, in_c, H, W) under kernel taps, small (N, out_c, h, w).
 struct WeightGradPlan {

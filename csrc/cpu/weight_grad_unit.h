@@ -95,13 +95,16 @@ inline void winograd_weight_grad(const WeightGradCall<float>& call, const Weight
   }
   const WinogradGradScratch sides(p);
   const std::int64_t tiles = (n1 - n0) * (t1 - t0) * w.cols;
-  if (w.m == 3) {
-    winograd_grad_transform<3>(p, big, small, n1 - n0, t1 - t0, points);
-    winograd_products<3>(p, points, points + sides.big, tiles, band0, band1, call.sum);
-  } else {
-    winograd_grad_transform<2>(p, big, small, n1 - n0, t1 - t0, points);
-    winograd_products<2>(p, points, points + sides.big, tiles, band0, band1, call.sum);
-  }
+  const auto run = [&]<int M>() {
+    winograd_grad_transform<M>(p, big, small, n1 - n0, t1 - t0, points);
+    winograd_products<M>(p, points, points + sides.big, tiles, band0, band1, call.sum);
+  };
+  if (w.m == 4)
+    run.template operator()<4>();
+  else if (w.m == 3)
+    run.template operator()<3>();
+  else
+    run.template operator()<2>();
 }
 
 template <class T>

@@ -3,9 +3,18 @@
 #pragma once
 
 #include "kernels.h"
+#include "transpose.h"
 #include "winograd.h"
 
 namespace lmser::LMSER_ISA {
+
+// Where a block of the packed weight begins: [distinct^2][in_c][block width], a pitch between the first two.
+LMSER_HD std::int64_t packed_block(const ConvPlan& p, int block) {
+  std::int64_t at = 0;
+  for (int b = 0; b < block; ++b)
+    at += p.winograd.weights() * p.winograd.pitch(p.geometry.in_c * p.blocks[b].vectors * kLanes<float>);
+  return at;
+}
 
 // Scratch in values: transformed input | sums of one block | offsets of the rows.
 struct WinogradScratch {
@@ -14,9 +23,9 @@ struct WinogradScratch {
   explicit WinogradScratch(const ConvPlan& p) {
     const WinogradGrid& w = p.winograd;
     const std::int64_t tiles = p.unit_images * (p.unit_rows / w.out_step) * w.cols;
-    input = w.points() * tiles * p.geometry.in_c;
-    sums = w.points() * tiles * kTileVectors * kLanes<float>;
-    offsets = 2 * w.m * w.m * tiles;
+    input = w.points() * w.pitch(tiles * p.geometry.in_c);
+    sums = w.points() * w.pitch(tiles * kTileVectors * kLanes<float>);
+    offsets = 2 * (w.m == 4 ? 1 : w.m * w.m) * tiles;
     for (std::int64_t* x : {&input, &sums, &offsets}) *x = (*x + 63) / 64 * 64;
   }
   std::int64_t values() const { return input + sums + offsets; }
@@ -52,30 +61,31 @@ bool winograd_tiles(const ConvPlan& p, const float* weight, const WinogradSlab& 
   float* const sums = input + layout.input;
   auto* const offsets = reinterpret_cast<std::int64_t*>(sums + layout.sums);
   const std::int64_t rows = t1 - t0, tiles = slab.images * rows * w.cols;
+  const std::int64_t in_pitch = w.pitch(tiles * g.in_c);
   transform_tiles<M, Down ? Transform::down : Transform::up>(slab.data, slab.images, rows, w.cols, slab.image,
                                                              w.in_step * slab.row, w.in_step * slab.col, slab.row,
-                                                             slab.col, g.in_c, g.in_c, input);
-  for (std::int64_t i = 0; i < M * M * tiles; ++i) offsets[i] = i * g.in_c;
+                                                             slab.col, g.in_c, g.in_c, in_pitch, input);
+  for (std::int64_t i = 0; i < F::copies(M + 1) * F::copies(M + 1) * tiles; ++i) offsets[i] = i * g.in_c;
   Vec<float> spoiled{};
   for (int b = block0; b < block1; ++b) {
     const Block& block = p.blocks[b];
-    const std::int64_t width = std::int64_t(block.vectors) * L;
+    const std::int64_t width = std::int64_t(block.vectors) * L, sum_pitch = w.pitch(tiles * width);
     for (int d = 0; d < F::distinct; ++d)
       for (int e = 0; e < F::distinct; ++e) {
-        const std::int64_t first = F::rows_before(d, e) * tiles, count = F::copies(d) * F::copies(e) * tiles;
+        const std::int64_t before = F::rows_before(d, e), count = F::copies(d) * F::copies(e) * tiles;
         const std::int64_t pieces = (count + kTilePixels[block.vectors] - 1) / kTilePixels[block.vectors];
-        ProductTile<float> args{input + first * g.in_c,
+        ProductTile<float> args{input + before * in_pitch,
                                 nullptr,
                                 1,
                                 0,
                                 g.in_c,
-                                weight + (w.weights() * block.weight_column + (d * F::distinct + e) * width) * g.in_c,
+                                weight + packed_block(p, b) + (d * F::distinct + e) * w.pitch(width * g.in_c),
                                 nullptr};
         std::int64_t done = 0;
         for (std::int64_t i = 0; i < pieces; ++i) {
           const int m = int((count - done + pieces - i - 1) / (pieces - i));
           args.offset = offsets + done;
-          args.result = sums + (first + done) * width;
+          args.result = sums + before * sum_pitch + done * width;
           product_fn<float>(m, block.vectors)(args);
           done += m;
         }
@@ -88,7 +98,7 @@ bool winograd_tiles(const ConvPlan& p, const float* weight, const WinogradSlab& 
           const std::int64_t c = block.channel + v * L;
           const int lanes = int(g.out_c - c < L ? g.out_c - c : L);
           Vec<float> y[O * O];
-          transform_out<M, Down>(sums + tile * width + v * L, tiles * width, y);
+          transform_out<M, Down>(sums + tile * width + v * L, sum_pitch, y);
           const Vec<float> bias = out.bias ? load_n<float>(out.bias + c, lanes) : Vec<float>{};
           for (int i = 0; i < O; ++i) {
             const std::int64_t h = h0 + i;
@@ -114,34 +124,42 @@ bool winograd_tiles(const ConvPlan& p, const float* weight, const WinogradSlab& 
   return finite;
 }
 
-// One block of the weight, (C_out, C_in, 3, 3) of the convolution, as [distinct^2][in_c][block width].
+// Input channels [c0, c1) of one block of the weight, (C_out, C_in, 3, 3) of the convolution.
 template <int M>
-void winograd_pack(const ConvPlan& p, const float* weight, int index, float* packed) {
+void winograd_pack(const ConvPlan& p, const float* weight, int index, std::int64_t c0, std::int64_t c1, float* packed) {
   using F = Filter<M>;
   constexpr int L = kLanes<float>, D = F::distinct;
+  constexpr std::int64_t kChunk = 8;  // input channels whose taps are turned together
   const Geometry& g = p.geometry;
   const Block& block = p.blocks[index];
   const std::int64_t width = std::int64_t(block.vectors) * L;
-  const std::int64_t out_stride = g.transposed ? 9 : g.in_c * 9, in_stride = g.transposed ? g.out_c * 9 : 9;
   // The pair of taps in the order they meet ascending input: 0, 2 for the convolution; transposed, 2, 0.
   const int first = g.transposed ? 2 : 0, second = 2 - first;
-  float* const base = packed + p.winograd.weights() * g.in_c * block.weight_column;
-  for (std::int64_t c = 0; c < g.in_c; ++c)
+  const std::int64_t pitch = p.winograd.pitch(g.in_c * width);
+  float* const base = packed + packed_block(p, index);
+  alignas(64) float taps[kChunk * 9 * L];
+  for (std::int64_t from = c0; from < c1; from += kChunk)
     for (int v = 0; v < block.vectors; ++v) {
-      alignas(LMSER_VECTOR_BYTES) float taps[9][L] = {};
-      const std::int64_t o = block.channel + v * L;
-      for (int l = 0; l < L && o + l < g.out_c; ++l) {
-        const float* src = weight + (o + l) * out_stride + c * in_stride;
-        for (int t = 0; t < 9; ++t) taps[t][l] = src[t];
+      const std::int64_t o = block.channel + v * L, lanes = g.out_c - o < L ? g.out_c - o : L,
+                         count = c1 - from < kChunk ? c1 - from : kChunk;
+      if (lanes < L) std::memset(taps, 0, sizeof taps);
+      if (g.transposed) {
+        for (std::int64_t c = 0; c < count; ++c)
+          transpose(weight + ((from + c) * g.out_c + o) * 9, 9, lanes, 9, taps + c * 9 * L, L);
+      } else {
+        transpose(weight + (o * g.in_c + from) * 9, g.in_c * 9, lanes, count * 9, taps, L);
       }
-      Vec<float> half[3][D];
-      for (int i = 0; i < 3; ++i)
-        F::weights(load<float>(taps[i * 3 + first]), load<float>(taps[i * 3 + second]), load<float>(taps[i * 3 + 1]),
-                   half[i]);
-      for (int e = 0; e < D; ++e) {
-        Vec<float> t[D];
-        F::weights(half[first][e], half[second][e], half[1][e], t);
-        for (int d = 0; d < D; ++d) store<float>(base + ((d * D + e) * g.in_c + c) * width + v * L, t[d]);
+      for (std::int64_t c = 0; c < count; ++c) {
+        Vec<float> tap[9], half[3][D];
+        for (int i = 0; i < 9; ++i) tap[i] = load<float>(taps + (c * 9 + i) * L);
+        for (int i = 0; i < 3; ++i) F::weights(tap[i * 3 + first], tap[i * 3 + second], tap[i * 3 + 1], half[i]);
+#pragma GCC unroll 8
+        for (int e = 0; e < D; ++e) {
+          Vec<float> t[D];
+          F::weights(half[first][e], half[second][e], half[1][e], t);
+#pragma GCC unroll 8
+          for (int d = 0; d < D; ++d) store<float>(base + (d * D + e) * pitch + (from + c) * width + v * L, t[d]);
+        }
       }
     }
 }
@@ -168,9 +186,10 @@ void winograd_grad_transform(const WeightGradPlan& p, const float* big, const fl
   const std::int64_t small_col = p.padded_out_c, small_row = w.cols * w.m * small_col,
                      small_image = tile_rows * w.m * small_row;
   transform_tiles<M, Transform::up>(big, images, tile_rows, w.cols, big_image, w.in_step * big_row, w.in_step * big_col,
-                                    big_row, big_col, g.in_c, g.in_c, scratch);
+                                    big_row, big_col, g.in_c, g.in_c, images * tile_rows * w.cols * g.in_c, scratch);
   transform_tiles<M, Transform::small>(small, images, tile_rows, w.cols, small_image, w.m * small_row, w.m * small_col,
-                                       small_row, small_col, p.padded_out_c, p.padded_out_c, scratch + layout.big);
+                                       small_row, small_col, p.padded_out_c, p.padded_out_c,
+                                       images * tile_rows * w.cols * p.padded_out_c, scratch + layout.big);
 }
 
 // Input channels [c0, c1) of the sums of `count` tasks, added and brought back to taps: (9, in_c, padded_out_c).

@@ -1,0 +1,148 @@
+"""3x3 kernels at stride 1 by minimal filtering: where it is chosen, how exact it is, and what it never touches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lmser_kernels import _library, conv2d_add_act, conv_transpose2d_add_act, explain
+
+pytestmark = pytest.mark.native
+
+SETS = _library.module.cpu_info()["runs_here"] if _library.module else ["none"]
+# (batch, C_in, C_out, height, width, padding): whole tiles and parts of them, channels that fill no register, units
+# of several images, of a part of an image, and of a part of the output channels.
+SHAPES = [
+    (1, 64, 64, 8, 8, 1),
+    (9, 40, 33, 7, 7, 1),
+    (2, 37, 50, 14, 15, 0),
+    (3, 24, 120, 16, 16, 2),
+    (2, 16, 64, 61, 58, 1),
+    (2, 300, 130, 9, 12, 1),
+]
+
+
+@pytest.fixture(params=SETS)
+def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
+    assert _library.module is not None
+    before = _library.module.choose_isa(request.param)
+    yield request.param
+    _library.module.choose_isa(before)
+
+
+def drives(transposed: bool, x: Tensor, weight: Tensor, padding: int) -> Tensor:
+    return (F.conv_transpose2d if transposed else F.conv2d)(x, weight, None, 1, padding)
+
+
+def operands(shape: tuple[int, ...], transposed: bool, last: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    batch, c_in, c_out, height, width, padding = shape
+    draw = torch.Generator().manual_seed(1)
+    layout = torch.channels_last if last else torch.contiguous_format
+    x = torch.randn(batch, c_in, height, width, generator=draw).contiguous(memory_format=layout)
+    sides = (c_in, c_out) if transposed else (c_out, c_in)
+    weight = torch.randn(*sides, 3, 3, generator=draw) / (3 * c_in**0.5)
+    drive = drives(transposed, x, weight, padding)
+    add = torch.randn(drive.shape, generator=draw).contiguous(memory_format=layout)
+    return x, weight, add, torch.randn(c_out, generator=draw)
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_error_is_below_one_in_a_hundred_thousand(instruction_set, shape, transposed, threads, last):
+    operation, padding = (conv_transpose2d_add_act if transposed else conv2d_add_act), shape[-1]
+    x, weight, add, bias = operands(shape, transposed, last)
+    drive = drives(transposed, x.double(), weight.double(), padding)
+    want = torch.relu(drive + add.double() + bias.double().view(1, -1, 1, 1))
+    call = {"stride": 1, "padding": padding, "activation": "relu"}
+    assert "F(4x4, 3x3)" in explain(operation, x, weight, add, bias, **call).kernel
+    torch.set_num_threads(threads)
+    h, y = operation(x, weight, add, bias, return_drive=True, **call)
+    for got, exact in ((h, want), (y, drive)):
+        assert (got.double() - exact).abs().max() <= 1e-5 * exact.abs().max()
+
+
+class TestChoice:
+    @pytest.mark.parametrize(
+        ("shape", "filtered"),
+        {
+            (16, 40, 128, 16): True,
+            (1, 64, 64, 28): True,
+            (16, 3, 64, 32): False,  # too short a depth
+            (16, 64, 3, 32): False,
+            (16, 16, 16, 5): False,  # 8 x 8 outputs of which 39 are thrown away
+            (1, 448, 448, 7): False,  # more to pack than to multiply
+            (16, 448, 448, 8): True,
+        }.items(),
+        ids=str,
+    )
+    def test_is_said(self, shape, filtered):
+        batch, c_in, c_out, size = shape
+        x, z = torch.zeros(batch, c_in, size, size), torch.zeros(batch, c_out, size, size)
+        weight = torch.zeros(c_out, c_in, 3, 3)
+        _library.module.choose_isa(SETS[0])
+        for found in (
+            explain(conv2d_add_act, x, weight, padding=1),
+            explain(conv_transpose2d_add_act, z, weight, padding=1),
+        ):
+            (plan,) = found.plans.values()
+            assert ("F(4x4, 3x3)" in found.kernel) == filtered
+            assert (plan["products_of_direct"] < 1) == filtered
+
+    def test_float64_and_other_strides_are_summed_directly(self):
+        weight = torch.zeros(64, 64, 3, 3)
+        x = torch.zeros(2, 64, 16, 16)
+        assert "F(4x4" not in explain(conv2d_add_act, x.double(), weight.double(), padding=1).kernel
+        assert "F(4x4" not in explain(conv2d_add_act, x, weight, stride=2, padding=1).kernel
+        assert "F(4x4" not in explain(conv2d_add_act, x, weight, stride=(1, 2), padding=1).kernel
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_what_is_not_finite_stays_where_the_kernel_carries_it(instruction_set, transposed, value):
+    operation = conv_transpose2d_add_act if transposed else conv2d_add_act
+    x, weight, add, bias = operands((2, 32, 40, 13, 13, 1), transposed, True)
+    x[1, 5, 6, 7] = value
+    h = operation(x, weight, add, bias, stride=1, padding=1)
+    spoiled = ~h.isfinite()
+    touched = torch.zeros_like(spoiled)
+    touched[1, :, 5:8, 6:9] = True
+    assert torch.equal(spoiled, touched)
+    want = (
+        drives(transposed, x.nan_to_num(0, 0, 0).double(), weight.double(), 1) + add + bias.view(1, -1, 1, 1)
+    )
+    torch.testing.assert_close(h[~touched].double(), want[~touched], rtol=1e-4, atol=1e-5)
+
+
+def test_same_bits_on_any_number_of_threads(instruction_set):
+    x, weight, add, bias = operands((5, 40, 120, 13, 11, 1), False, True)
+    results = []
+    for threads in (1, 2, 3, 7):
+        torch.set_num_threads(threads)
+        results.append(conv2d_add_act(x, weight, add, bias, stride=1, padding=1, activation="tanh"))
+    assert all(torch.equal(results[0], other) for other in results[1:])
+
+
+def test_sources_and_sinks():
+    # Pooling before, upsampling and a gate after: the same staging and the same finish as the direct sum.
+    draw = torch.Generator().manual_seed(2)
+    x = torch.randn(2, 32, 23, 26, generator=draw)
+    weight = torch.randn(48, 32, 3, 3, generator=draw) / 20
+    pooled = F.avg_pool2d(x.double(), 2)
+    h = conv2d_add_act(x, weight, stride=1, padding=1, pool=2, activation="tanh")
+    torch.testing.assert_close(
+        h.double(), torch.tanh(F.conv2d(pooled, weight.double(), None, 1, 1)), rtol=0, atol=1e-5
+    )
+    z = torch.randn(2, 48, 11, 13, generator=draw)
+    gate = torch.randn(2, 32, 22, 39, generator=draw)
+    u = conv_transpose2d_add_act(
+        z, weight, None, None, stride=1, padding=1, upsample=(2, 3), gate=gate, activation="tanh"
+    )
+    drive = F.conv_transpose2d(z.double(), weight.double(), None, 1, 1)
+    want = torch.tanh(drive.repeat_interleave(2, 2).repeat_interleave(3, 3)) * (gate > 0)
+    torch.testing.assert_close(u.double(), want, rtol=0, atol=1e-5)
