@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lmser_kernels.nn import AddAct, Conv2dAddAct, ConvTranspose2dAddAct, TiedConv2d, TiedLinear
+from lmser_kernels import settle
+from lmser_kernels.nn import AddAct, Conv2dAddAct, ConvTranspose2dAddAct, Settle, TiedConv2d, TiedLinear
 
 
 def same_start(make_ours, make_theirs):
@@ -210,6 +211,80 @@ class TestAddAct:
             == "AddAct(activation='leaky_relu', slope=0.3, channels=3)"
         )
         assert repr(AddAct()) == "AddAct(activation='relu')"
+
+
+class TestSettle:
+    def states(self, *shapes):
+        return [torch.randn(2, *shape) for shape in shapes]
+
+    def test_is_the_operation_with_its_settings(self):
+        layer = Settle((3, 5, 4), 3, pools=(1, 2), activation="leaky_sigmoid", slope=0.3, symmetric=False)
+        layer.readouts, layer.max_steps = True, 7
+        states = self.states((3, 4, 6), (5, 4, 6), (4, 2, 3))
+        evidence, external = torch.randn(2, 3, 4, 6), torch.randn(2, 3, 4, 6)
+        mask = torch.rand(2, 3, 4, 6) < 0.5
+        got = layer(states, evidence, mask, external=external, order="odd_even", strength=0.5)
+        expected = settle(
+            states, list(layer.weights), list(layer.biases), evidence=evidence, mask=mask, external=external,
+            strength=0.5, pools=(1, 2), activation="leaky_sigmoid", slope=0.3, order="odd_even", max_steps=7,
+            reverse_weights=list(layer.reverse_weights), readouts=True,
+        )  # fmt: skip
+        for a, b in zip(got.states, expected.states, strict=True):
+            assert torch.equal(a, b)
+        assert torch.equal(got.readouts, expected.readouts)
+        assert int(got.steps) == int(expected.steps) <= 7
+
+    def test_starts_as_convolutions_do(self):
+        layer = Settle((64, 32), 3)
+        for tensor, fan_in in ((layer.weights[0], 576), (layer.biases[1], 576), (layer.biases[0], 288)):
+            bound = fan_in**-0.5
+            assert tensor.abs().max() <= bound
+            assert tensor.abs().max() > 0.8 * bound
+
+    def test_state_dict(self):
+        layer = Settle((3, 5, 4), symmetric=False)
+        assert list(layer.state_dict()) == [
+            "weights.0", "weights.1", "biases.0", "biases.1", "biases.2", "reverse_weights.0", "reverse_weights.1",
+        ]  # fmt: skip
+        assert list(Settle((3, 5), bias=False).state_dict()) == ["weights.0"]
+
+    @pytest.mark.parametrize("backward", ["bptt", "implicit"])
+    def test_gradients_reach_every_parameter(self, backward):
+        layer = Settle((3, 5, 4), backward=backward, theta=1e-4).double()
+        states = [t.double() for t in self.states((3, 1, 1), (5, 1, 1), (4, 1, 1))]
+        found = layer(states, states[0], torch.rand(2, 3, 1, 1) < 0.5)
+        sum(h.square().sum() for h in found.states).backward()
+        assert all(p.grad.abs().max() > 0 for p in layer.parameters())
+
+    def test_repr(self):
+        assert repr(Settle((3, 5), 3, pools=(2,), bias=False)).splitlines()[1].strip() == (
+            "3-5, kernel_size=(3, 3), pools=((2, 2),), bias=False, activation='tanh', order='up_down', "
+            "theta=0.01, max_steps=100, backward='bptt'"
+        )
+
+    @pytest.mark.parametrize(
+        ("arguments", "match"),
+        [
+            ({"channels": (3,)}, "channels must name at least two layers"),
+            ({"channels": (3, 0)}, "channels must be positive ints; got 0"),
+            ({"pools": (1, 2)}, "pools must have one window for each of the 1 edges; got 2"),
+            ({"pools": (0,)}, r"pools\[0\] must be at least 1"),
+            ({"kernel_size": 0}, "kernel_size must be at least 1"),
+            ({"order": "random"}, "order must be one of"),
+            ({"backward": "none"}, "backward must be one of"),
+            ({"unconverged": "stop"}, "unconverged must be one of"),
+            ({"max_steps": 0}, "max_steps must be at least 1"),
+            ({"adjoint_theta": -1.0}, "adjoint_theta must not be negative"),
+            ({"slope": 0.1}, "slope is for"),
+        ],
+    )
+    def test_refuses(self, arguments, match):
+        with pytest.raises(ValueError, match=match):
+            Settle(**{"channels": (3, 5)} | arguments)
+
+    def test_refuses_a_setting_it_does_not_have(self):
+        with pytest.raises(TypeError, match=r"forward\(\) takes strength, .* got pools"):
+            Settle((3, 5))(self.states((3, 1, 1), (5, 1, 1)), pools=(1,))
 
 
 def test_layers_train(impl, device):
