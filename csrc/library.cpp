@@ -27,4 +27,18 @@ STABLE_TORCH_LIBRARY(lmser, m) {
       "-> Tensor");
   m.def("add_act(Tensor y, Tensor? u, Tensor? bias, str activation, float slope) -> Tensor");
   m.def("add_act_backward(Tensor grad, Tensor h, str activation, float slope, bool needs_bias) -> (Tensor, Tensor)");
+  m.def(
+      "settle(Tensor[] states, Tensor[] weights, Tensor[] reverse_weights, Tensor[] biases, Tensor? evidence, Tensor? "
+      "hold, Tensor? external, SymInt[] pools, SymInt[] padding, str activation, float slope, str order, float theta, "
+      "SymInt max_steps, bool per_sample, bool keep, bool readouts, float adjoint_theta, SymInt adjoint_max_steps, "
+      "str unconverged) -> (Tensor[], Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "settle_backward(Tensor[] grad_states, Tensor grad_readouts, Tensor[] states, Tensor[] weights, Tensor[] "
+      "reverse_weights, Tensor? evidence, Tensor? hold, bool external, Tensor readouts, Tensor trajectory, SymInt[] "
+      "pools, SymInt[] padding, str activation, float slope, str order, bool[] needs) -> Tensor[]");
+  m.def(
+      "settle_adjoint(Tensor[] grad_states, Tensor grad_readout, Tensor[] states, Tensor[] weights, Tensor[] "
+      "reverse_weights, Tensor? evidence, Tensor? hold, bool external, Tensor readout, SymInt[] pools, SymInt[] "
+      "padding, str activation, float slope, str order, float theta, SymInt max_steps, bool[] needs) -> (Tensor[], "
+      "Tensor, Tensor)");
 }

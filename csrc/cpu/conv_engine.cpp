@@ -151,6 +151,7 @@ class Prepared final : public PreparedConv::State {
 
   void run(const Source& given, Sink sink) override {
     Geometry g = geometry_;
+    g.batch = given.base.n;
     Source source = given;
     normalise(g, source, sink);
     sink.bias = bias_.get();
@@ -178,6 +179,7 @@ class Prepared final : public PreparedConv::State {
       p.weight = allocate<T>(p.plan.packed_size);
       pack<T>(isa_, pool_, p.plan, dense, p.weight.get());
     }
+    if (packed_.size() == 8) packed_.erase(packed_.begin());  // many batch sizes: the last ones are enough
     packed_.push_back(std::move(p));
     return packed_.back();
   }
@@ -186,13 +188,26 @@ class Prepared final : public PreparedConv::State {
   bool run_packed(const Packed& p, const Source& source, const Sink& sink) {
     if (p.plan.units == 0) return true;
     const Kernels<T>& k = kernels_of<T>(isa_);
-    const ConvCall<T> call{&p.plan, source, sink, p.weight.get()};
+    ConvCall<T> call{&p.plan, source, sink, p.weight.get()};
+    // Every unit adds up its own channels; the units' sums are added in their order.
+    Epilogue epilogue;
+    Buffer<double> sums;
+    if (sink.epilogue && sink.epilogue->bias_grad) {
+      epilogue = *sink.epilogue;
+      sums = allocate<double>(p.plan.units * epilogue.channels);
+      std::fill_n(sums.get(), p.plan.units * epilogue.channels, 0.0);
+      epilogue.sums = sums.get();
+      call.sink.epilogue = &epilogue;
+    }
     const std::int64_t scratch = k.conv_scratch(call), tasks = std::min<std::int64_t>(pool_.threads, p.plan.units);
     const Buffer<T> memory = allocate<T>(scratch * tasks);
     std::atomic<bool> finite{true};
     run_units(pool_, p.plan.units, p.plan.flops() / 2, [&](std::int64_t task, std::int64_t u) {
       if (!k.conv_unit(call, u, memory.get() + task * scratch)) finite.store(false, std::memory_order_relaxed);
     });
+    if (sums && finite.load())
+      for (std::int64_t u = 0; u < p.plan.units; ++u)
+        for (std::int64_t c = 0; c < epilogue.channels; ++c) epilogue.bias_grad[c] += sums[u * epilogue.channels + c];
     return finite.load();
   }
 

@@ -2,6 +2,7 @@
 // second-level cache, run the register tiles over it, finish the neuron (bias, add, activation) in the same pass.
 #pragma once
 
+#include "epilogue.h"
 #include "kernels.h"
 #include "rows.h"
 #include "tile.h"
@@ -319,10 +320,13 @@ bool conv_unit(const ConvCall<T>& call, std::int64_t unit, T* scratch) {
       }
     }
   }
-  if (direct_out) return finite;
-  const Sink part = channels_of<T>(out, c0, c1);
-  for (std::int64_t n = n0; n < n1; ++n)
-    flush_rows<T>(part, g.out_h, g.out_w, n, r0, r1, linear + (n - n0) * dst_image, out_row);
+  if (!direct_out) {
+    const Sink part = channels_of<T>(out, c0, c1);
+    for (std::int64_t n = n0; n < n1; ++n)
+      flush_rows<T>(part, g.out_h, g.out_w, n, r0, r1, linear + (n - n0) * dst_image, out_row);
+  }
+  if (out.epilogue && finite)
+    run_epilogue<T>(*out.epilogue, out.out, n0, n1, r0 * out.upsample_h, r1 * out.upsample_h, c0, c1, unit);
   return finite;
 }
 

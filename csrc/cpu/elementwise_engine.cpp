@@ -144,4 +144,37 @@ void run_add_act(const InstructionSet& isa, const ThreadPool& pool, View y, View
     add_act<float>(isa, pool, {y, u, out, nullptr, by_row, activation, slope}, bias);
 }
 
+namespace {
+template <class T>
+void epilogue(const InstructionSet& isa, const ThreadPool& pool, Epilogue e, const View& result) {
+  const std::int64_t rows = result.n * result.h, values = rows * result.w * result.c;
+  if (values == 0) return;
+  const std::int64_t tasks = std::clamp<std::int64_t>(values / 32768, 1, std::min<std::int64_t>(pool.threads, rows));
+  Buffer<double> sums;
+  if (e.bias_grad) {
+    sums = allocate<double>(tasks * e.channels);
+    std::fill_n(sums.get(), tasks * e.channels, 0.0);
+    e.sums = sums.get();
+  }
+  const auto work = [&](std::int64_t task) {
+    for (std::int64_t r = rows * task / tasks; r < rows * (task + 1) / tasks; ++r)
+      kernels_of<T>(isa).epilogue_rows(e, result, r / result.h, r % result.h, r % result.h + 1, task);
+  };
+  if (tasks == 1)
+    work(0);
+  else
+    pool.run(tasks, work);
+  if (e.bias_grad)
+    for (std::int64_t t = 0; t < tasks; ++t)
+      for (std::int64_t c = 0; c < e.channels; ++c) e.bias_grad[c] += sums[t * e.channels + c];
+}
+}  // namespace
+
+void run_epilogue(const InstructionSet& isa, const ThreadPool& pool, const Epilogue& e, const View& result) {
+  if (result.dtype == DType::f64)
+    epilogue<double>(isa, pool, e, result);
+  else
+    epilogue<float>(isa, pool, e, result);
+}
+
 }  // namespace lmser

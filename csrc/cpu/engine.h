@@ -23,8 +23,8 @@ void run_conv(const InstructionSet& isa, const ThreadPool& pool, const Geometry&
 // The same for many calls: its plan, packed weight and bias are kept from the first on. `dtype` is the source's.
 // The memory of `weight` must stay and not change: another plan is made from it where a call's tensors lie
 // differently, or where a minimal-filtering result is not finite. Since all is then computed once more, nothing that
-// is read may share memory with what is written. `sink.bias` is ignored. `calls`, how often it will be run, decides
-// whether a packing that costs more pays. One call at a time.
+// is read may share memory with what is written. `sink.bias` is ignored; the batch is the source's. `calls`, how often
+// it will be run, decides whether a packing that costs more pays. One call at a time.
 class PreparedConv {
  public:
   PreparedConv(const InstructionSet& isa, const ThreadPool& pool, const Geometry& geometry, DType dtype,
@@ -38,6 +38,9 @@ class PreparedConv {
  private:
   std::unique_ptr<State> state_;
 };
+
+// The epilogue by itself, on a dense channels-last result.
+void run_epilogue(const InstructionSet& isa, const ThreadPool& pool, const Epilogue& epilogue, const View& result);
 
 // grad = sum over the pairs of the weight gradient of the convolution big -> small; (C_out, C_in, kh, kw).
 struct WeightGradPair {

@@ -38,6 +38,7 @@ constexpr Kernels<T> kernels() {
   k.transform_rows = transform_rows<T>;
   k.add_act_scratch = add_act_scratch<T>;
   k.add_act_rows = add_act_rows<T>;
+  k.epilogue_rows = epilogue_rows<T>;
   k.fma_rounds = fma_rounds<T>;
   return k;
 }

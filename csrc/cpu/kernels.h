@@ -58,6 +58,9 @@ struct Kernels {
   void (*transform_rows)(const TransformCall&, std::int64_t image, std::int64_t row0, std::int64_t row1, T* scratch);
   std::int64_t (*add_act_scratch)(const AddActCall<T>&);
   void (*add_act_rows)(const AddActCall<T>&, std::int64_t image, std::int64_t row0, std::int64_t row1, T* scratch);
+  // Rows [row0, row1) of an image of `result`, whole channels; `unit` tells the sums apart.
+  void (*epilogue_rows)(const Epilogue&, const View& result, std::int64_t image, std::int64_t row0, std::int64_t row1,
+                        std::int64_t unit);
   // Peak probe: `rounds` dependent-free fused multiply-adds over a full register tile; returns operations done.
   double (*fma_rounds)(std::int64_t rounds, T* sink);
 };

@@ -7,6 +7,7 @@
 // contiguous piece of memory of taps_w * channels values.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <vector>
 
@@ -36,6 +37,27 @@ struct Source {
   bool plain() const { return !output && !gate && !extra && pool_h == 1 && pool_w == 1 && scale == 1; }
 };
 
+// What follows a result while it is in the cache (epilogue.h); null where it is not asked for. Every tensor is of the
+// compute type and lies as `result`, the sink's output, does.
+struct Epilogue {
+  void* result = nullptr;
+  std::int64_t image = 1;  // values of one image
+  // state = result, or evidence where hold is 1, or their mixture
+  void* state = nullptr;
+  const void *evidence = nullptr, *hold = nullptr;
+  // change[image] = max(change, |state - previous|), largest[image] = max(largest, |state|), as bits of the magnitude
+  const void* previous = nullptr;
+  std::atomic<std::uint64_t>*change = nullptr, *largest = nullptr;
+  // result = (result [* (1 - hold)] [+ inject]) f'(output), total = result + extra, bias_grad[channel] += result
+  const void *output = nullptr, *inject = nullptr, *extra = nullptr;
+  void* total = nullptr;
+  double* bias_grad = nullptr;
+  double* sums = nullptr;  // of each unit, the engine's own
+  std::int64_t channels = 0;
+  Activation activation = Activation::identity;
+  double slope = 0;
+};
+
 // What is written: out = f(scale * up(linear) + add + bias) [* (gate > 0)], drive = scale * up(linear),
 // where up repeats pixels upsample_h x upsample_w times. Rows and columns of `out` beyond that are zero.
 struct Sink {
@@ -45,6 +67,7 @@ struct Sink {
   double slope = 0;
   int upsample_h = 1, upsample_w = 1;
   double scale = 1;
+  const Epilogue* epilogue = nullptr;
 };
 
 struct Phase {

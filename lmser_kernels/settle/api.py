@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from lmser_kernels import _library
 from lmser_kernels import activation as activations
 from lmser_kernels.arguments import Pair, four_dimensional, operands, pair, per_channel, same_shape
 from lmser_kernels.dispatch import native
@@ -23,9 +23,11 @@ from lmser_kernels.settle.problem import (
     number,
 )
 from lmser_kernels.settle.result import Settled
+from lmser_kernels.settle.schedule import ORDERS
 
-ops: Any = None
-ORDERS = ("up_down", "odd_even")
+if _library.available:
+    from lmser_kernels.settle import ops
+
 BACKWARDS = ("bptt", "implicit")
 UNCONVERGED = ("raise", "warn", "ignore")
 
@@ -112,7 +114,7 @@ def settle_step(
     first = below if below is not None else above
     assert first is not None
     check_mask(mask, evidence, first)
-    if ops is not None and native("settle_step", impl, first):
+    if native("settle_step", impl, first):
         return ops.settle_step(
             below, above, weight_below, weight_above, bias, evidence, mask, previous,
             lower, upper, window, times, activation, leak,
@@ -225,7 +227,7 @@ def settle(
 
 
 def _settle(impl: str, problem: Problem, run: Run, adjoint: Adjoint | None) -> Settled:
-    if ops is not None and native("settle", impl, problem.states[0]):
+    if native("settle", impl, problem.states[0]):
         return ops.settle(problem, run, adjoint)
     return reference.solve(problem, run, adjoint)
 

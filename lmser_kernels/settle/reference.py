@@ -16,7 +16,6 @@ sweep, which changes nothing but the time.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,8 +25,10 @@ from torch import Tensor
 
 from lmser_kernels import activation as activations
 from lmser_kernels.arguments import Pair, pair
+from lmser_kernels.settle.converged import check
 from lmser_kernels.settle.problem import Adjoint, Problem, Run, checked
 from lmser_kernels.settle.result import Settled
+from lmser_kernels.settle.schedule import sweep_order
 
 
 def settle_step(
@@ -94,14 +95,6 @@ def largest_change(states: Sequence[Tensor], before: Sequence[Tensor]) -> Tensor
         for h, b in zip(states, before, strict=True)
     ]
     return torch.stack(changes).amax()
-
-
-def sweep_order(layers: int, order: str) -> list[int]:
-    """The layers in the order of their updates in one sweep; layers 0 ... `layers` - 1."""
-    top = layers - 1
-    if order == "up_down":
-        return [*range(1, top + 1), *range(top - 1, -1, -1)]
-    return [*range(1, top + 1, 2), *range(0, top + 1, 2)]
 
 
 def solve(problem: Problem, run: Run, adjoint: Adjoint | None) -> Settled:
@@ -195,8 +188,7 @@ def _change_per_sample(states: Sequence[Tensor], before: Sequence[Tensor]) -> Te
 def _implicit(problem: Problem, run: Run, adjoint: Adjoint, found: Settled) -> Settled:
     """The fixed point with its gradient: one update of every layer from the found states, whose cotangents are
     first carried to the solution `a` of `a = g + (dF/dh)ᵀ a` (Almeida, Pineda)."""
-    if bool((found.change >= run.theta).any()) or bool(found.change.isnan().any()):
-        not_converged(adjoint, "settle", found.change, run.theta, int(found.steps.max()))
+    check(adjoint.unconverged, "settle", found.change, run.theta, found.steps)
     with torch.enable_grad():
         fixed = [h.detach().requires_grad_() for h in found.states]
         readout = update(problem, run, fixed, 0)
@@ -231,21 +223,8 @@ class _Carry(torch.autograd.Function):
             largest = torch.stack([x.abs().amax() for x in new]).amax()
             change = largest_change(new, a) / largest.clamp_min(torch.finfo(largest.dtype).tiny)
             a, steps = new, steps + 1
-        if not bool(change < theta):
-            not_converged(ctx.adjoint, "settle, adjoint", change, theta, steps)
+        check(ctx.adjoint.unconverged, "settle, adjoint", change, theta, torch.tensor(steps))
         return None, None, None, *a
-
-
-def not_converged(adjoint: Adjoint, what: str, change: Tensor, theta: float, steps: int) -> None:
-    """Raise, warn or say nothing, as chosen."""
-    said = (
-        f"{what}: not converged after {steps} sweeps: the largest change is {float(change.amax()):.3g}, {theta:.3g} is "
-        "asked for; the implicit gradient is that of a fixed point"
-    )
-    if adjoint.unconverged == "raise":
-        raise RuntimeError(said)
-    if adjoint.unconverged == "warn":
-        warnings.warn(said, RuntimeWarning, stacklevel=2)
 
 
 def settle(

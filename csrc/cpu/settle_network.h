@@ -1,0 +1,219 @@
+// A bipartite network as the settling loops see it: dense channels-last states, the two directions of every edge.
+#pragma once
+
+#include <vector>
+
+#include "../tensor.h"
+#include "buffer.h"
+#include "engine.h"
+#include "output_store.h"
+#include "settle_schedule.h"
+#include "torch_pool.h"
+
+namespace lmser {
+
+struct Layer {
+  std::int64_t n, c, h, w;
+  std::int64_t image() const { return c * h * w; }
+  std::int64_t values() const { return n * image(); }
+  View view(const void* data, DType dtype) const {
+    return {const_cast<void*>(data), dtype, n, c, h, w, h * w * c, 1, w * c, c};
+  }
+};
+
+// Memory of a whole state or more: from the store that keeps what large results leave behind.
+template <class T>
+class Memory {
+ public:
+  Memory() = default;
+  explicit Memory(std::int64_t values) : piece_(output_store::take(std::max<std::size_t>(sizeof(T) * values, 64))) {}
+  Memory(Memory&& other) noexcept : piece_(std::exchange(other.piece_, {nullptr, 0})) {}
+  Memory& operator=(Memory&& other) noexcept {
+    std::swap(piece_, other.piece_);
+    return *this;
+  }
+  ~Memory() {
+    if (piece_.data) output_store::give(piece_);
+  }
+  T* get() const { return static_cast<T*>(piece_.data); }
+  explicit operator bool() const { return piece_.data; }
+  output_store::Piece release() { return std::exchange(piece_, {nullptr, 0}); }
+
+ private:
+  output_store::Piece piece_{nullptr, 0};
+};
+
+template <class T>
+Memory<T> zeros(std::int64_t values) {
+  Memory<T> b(values);
+  std::memset(static_cast<void*>(b.get()), 0, sizeof(T) * values);
+  return b;
+}
+
+// A tensor as dense channels-last values of T: itself, or a copy.
+template <class T>
+class Dense {
+ public:
+  Dense() = default;
+  Dense(const InstructionSet& isa, const ThreadPool& pool, const View& v) {
+    const bool lies = v.dtype == kDTypeOf<T> && (v.sc == 1 || v.c == 1) && (v.sw == v.c || v.w == 1) &&
+                      (v.sh == v.w * v.c || v.h == 1) && (v.sn == v.h * v.w * v.c || v.n == 1);
+    if (lies) {
+      data_ = static_cast<const T*>(v.data);
+      return;
+    }
+    const Layer layer{v.n, v.c, v.h, v.w};
+    copy_ = Memory<T>(layer.values());
+    data_ = copy_.get();
+    Source s;
+    s.base = v;
+    if (layer.values()) run_transform(isa, pool, s, layer.view(copy_.get(), kDTypeOf<T>), {}, {});
+  }
+  const T* get() const { return data_; }
+
+ private:
+  Memory<T> copy_;
+  const T* data_ = nullptr;
+};
+
+// Edge e joins layers e and e + 1.
+struct Edge {
+  Geometry up, down;
+  Pair pool;
+  View weight, reverse;  // reverse: the one of the downward direction, the same where tied
+};
+
+struct Network {
+  std::vector<Layer> layers;
+  std::vector<Edge> edges;
+  int top() const { return int(edges.size()); }
+};
+
+inline Network network_of(const std::vector<Tensor>& states, const std::vector<Tensor>& weights,
+                          const std::vector<Tensor>& reverse, const Ints& pools, const Ints& padding) {
+  const std::size_t edges = weights.size();
+  STD_TORCH_CHECK(edges > 0 && states.size() == edges + 1, "expected one state more than weights, got ", states.size(),
+                  " and ", edges);
+  STD_TORCH_CHECK(reverse.empty() || reverse.size() == edges, "reverse_weights: expected ", edges, " or none, got ",
+                  reverse.size());
+  STD_TORCH_CHECK(pools.size() == 2 * edges && padding.size() == 2 * edges,
+                  "pools and padding: expected a pair for each weight");
+  Network net;
+  for (const Tensor& s : states) {
+    check_like(s, "states", states[0], "states[0]");
+    const View v = view_of(s, "states");
+    net.layers.push_back({v.n, v.c, v.h, v.w});
+  }
+  for (std::size_t e = 0; e < edges; ++e) {
+    check_like(weights[e], "weights", states[0], "states[0]");
+    Edge edge;
+    edge.weight = edge.reverse = view_of(weights[e], "weights");
+    if (!reverse.empty()) {
+      check_like(reverse[e], "reverse_weights", states[0], "states[0]");
+      edge.reverse = view_of(reverse[e], "reverse_weights");
+    }
+    edge.pool = pair_of({pools[2 * e], pools[2 * e + 1]}, "pools", 1);
+    const Pair pad = pair_of({padding[2 * e], padding[2 * e + 1]}, "padding", 0);
+    const Layer &below = net.layers[e], &above = net.layers[e + 1];
+    for (const View& w : {edge.weight, edge.reverse})
+      STD_TORCH_CHECK(w.n == above.c && w.c == below.c && w.h == edge.weight.h && w.w == edge.weight.w, "weights[", e,
+                      "] do not fit the states");
+    STD_TORCH_CHECK(below.h % edge.pool.h == 0 && below.w % edge.pool.w == 0 && below.n == above.n, "states[", e,
+                    "] do not fit pools or batch");
+    edge.up = {false,
+               below.n,
+               below.c,
+               below.h / edge.pool.h,
+               below.w / edge.pool.w,
+               above.c,
+               above.h,
+               above.w,
+               int(edge.weight.h),
+               int(edge.weight.w),
+               1,
+               1,
+               pad.h,
+               pad.w};
+    STD_TORCH_CHECK(edge.up.in_h + 2 * pad.h - edge.weight.h + 1 == above.h &&
+                        edge.up.in_w + 2 * pad.w - edge.weight.w + 1 == above.w,
+                    "states[", e + 1, "] do not have the size that weights[", e, "] gives");
+    edge.down = edge.up;
+    edge.down.transposed = true;
+    std::swap(edge.down.in_c, edge.down.out_c), std::swap(edge.down.in_h, edge.down.out_h),
+        std::swap(edge.down.in_w, edge.down.out_w);
+    net.edges.push_back(edge);
+  }
+  return net;
+}
+
+// The directions of all edges with their packed weights. Going up takes means (or sums) over windows, going down
+// repeats values (or shares them out): `adjoint` exchanges the two, and the weights with them.
+class Directions {
+ public:
+  Directions(const InstructionSet& isa, const ThreadPool& pool, const Network& net, DType dtype,
+             const std::vector<View>& biases, bool adjoint)
+      : net_(net), dtype_(dtype) {
+    for (int e = 0; e < net.top(); ++e) {
+      const Edge& edge = net.edges[e];
+      const double window = double(edge.pool.h) * edge.pool.w;
+      up_scale_.push_back(adjoint ? 1 : 1 / window);
+      down_scale_.push_back(adjoint ? 1 / window : 1);
+      const View &up = adjoint ? edge.reverse : edge.weight, &down = adjoint ? edge.weight : edge.reverse;
+      const auto bias = [&](int layer) { return biases.empty() ? View{} : biases[layer]; };
+      up_.emplace_back(isa, pool, edge.up, dtype, up, bias(e + 1));
+      down_.emplace_back(isa, pool, edge.down, dtype, down, bias(e));
+      plain_up_.emplace_back(isa, pool, edge.up, dtype, up, View{});
+    }
+  }
+  // What `layer` gets from below; `n` images.
+  void up(int layer, std::int64_t n, const void* below, Sink sink, bool with_bias = true) {
+    Layer from = net_.layers[layer - 1];
+    from.n = n;
+    Source s = source_from_below(layer, from, below);
+    (with_bias ? up_ : plain_up_)[layer - 1].run(s, sink);
+  }
+  void down(int layer, std::int64_t n, const void* above, Sink sink) {
+    Layer from = net_.layers[layer + 1];
+    from.n = n;
+    Source s;
+    s.base = from.view(above, dtype_);
+    const Edge& edge = net_.edges[layer];
+    sink.upsample_h = edge.pool.h, sink.upsample_w = edge.pool.w, sink.scale = down_scale_[layer];
+    down_[layer].run(s, sink);
+  }
+  Source source_from_below(int layer, const Layer& from, const void* below) const {
+    const Edge& edge = net_.edges[layer - 1];
+    Source s;
+    s.base = from.view(below, dtype_);
+    s.pool_h = edge.pool.h, s.pool_w = edge.pool.w, s.scale = up_scale_[layer - 1];
+    return s;
+  }
+
+ private:
+  const Network& net_;
+  DType dtype_;
+  std::vector<PreparedConv> up_, down_, plain_up_;
+  std::vector<double> up_scale_, down_scale_;
+};
+
+template <class T>
+bool all_zero(const T* p, std::int64_t n) {
+  for (std::int64_t i = 0; i < n; ++i)
+    if (!(p[i] == T(0))) return false;
+  return true;
+}
+template <class T>
+bool all_one(const T* p, std::int64_t n) {
+  for (std::int64_t i = 0; i < n; ++i)
+    if (!(p[i] == T(1))) return false;
+  return true;
+}
+
+template <class T>
+double magnitude(std::uint64_t bits) {
+  T value;
+  std::memcpy(&value, &bits, sizeof value);
+  return double(value);
+}
+
+}  // namespace lmser
