@@ -67,6 +67,39 @@ def add_act_backward(activation, drive, channels_last):
     return tensor(2, 3, 4, 5), tensor(2, 3, 4, 5, channels_last=channels_last), activation, 0.0, drive
 
 
+def network(channels_last):
+    states = [tensor(2, 2, 6, 4, channels_last=channels_last), tensor(2, 3, 6, 4), tensor(2, 4, 3, 2)]
+    return states, [tensor(3, 2, 3, 3), tensor(4, 3, 3, 3)], [tensor(2), tensor(3), tensor(4)]
+
+
+def settle(activation, drive, channels_last):
+    states, weights, biases = network(channels_last)
+    evidence, hold = tensor(2, 2, 6, 4), torch.rand(2, 2, 6, 4)
+    how = (activation, 0.0, "up_down", 0.0, 3, False, drive, drive, 1e-3, 0 if drive else 50, "ignore")
+    given = (evidence, hold) if drive else (None, None)
+    return states, weights, [], biases, *given, None, (1, 1, 2, 2), (1, 1, 1, 1), *how
+
+
+def settle_backward(activation, drive, channels_last):
+    states, weights, _ = network(channels_last)
+    with torch.no_grad():
+        arguments = settle(activation, True, channels_last)
+        _, readouts, trajectory, *_ = torch.ops.lmser.settle(*arguments)
+    plain = [[t.detach() for t in part] for part in (states, weights)]
+    grads, held = [torch.randn(t.shape) for t in states], [t.detach() for t in arguments[4:6]]
+    how = ((1, 1, 2, 2), (1, 1, 1, 1), activation, 0.0, "up_down", [True, drive, True, True, False])
+    return grads, torch.randn(readouts.shape), *plain, [], *held, False, readouts, trajectory, *how
+
+
+def settle_adjoint(activation, drive, channels_last):
+    states, weights, _ = network(channels_last)
+    plain = [[t.detach() for t in part] for part in (states, [0.1 * w for w in weights])]
+    grads = [torch.randn(t.shape) for t in states]
+    held = (torch.randn(2, 2, 6, 4), torch.rand(2, 2, 6, 4)) if drive else (None, None)
+    how = (activation, 0.0, "odd_even", 1e-3, 20, [False, True, drive, drive, False])
+    return grads, grads[0], *plain, [], *held, False, plain[0][0], (1, 1, 2, 2), (1, 1, 1, 1), *how
+
+
 OPERATORS = {
     "conv2d_add_act": conv,
     "conv2d_add_act_backward": conv_backward,
@@ -76,6 +109,9 @@ OPERATORS = {
     "tied_conv2d_weight_grad": tied_weight_grad,
     "add_act": add_act,
     "add_act_backward": add_act_backward,
+    "settle": settle,
+    "settle_backward": settle_backward,
+    "settle_adjoint": settle_adjoint,
 }
 
 

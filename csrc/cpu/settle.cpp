@@ -271,7 +271,7 @@ std::tuple<Tensors, Tensor, Tensor, Tensor, Tensor> settle_as(const Network& net
         e.state = keep ? trajectory.get() + places.at(sweeps, i) : ends[sweeps % 2][0].get();
         e.evidence = evidence_data, e.hold = hold_data;
         stays = static_cast<const T*>(e.state);
-      } else if (u.layer == 0 && u.changes && !every) {
+      } else if (u.layer == 0 && u.changes && (!every || stop.per_sample)) {
         // the readout is the state: it must outlive the next sweep, which is compared with it
         e.result = to = ends[sweeps % 2][0].get();
         stays = to;

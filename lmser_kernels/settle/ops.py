@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from lmser_kernels import activation as activations
-from lmser_kernels.layout import empty_like_layout
 from lmser_kernels.settle.converged import check
 from lmser_kernels.settle.problem import Adjoint, Problem, Run
 from lmser_kernels.settle.result import Settled
@@ -286,10 +285,7 @@ def _fake_gradients(
     none = first.new_empty(0)
     return [
         *(_channels_last(h) if needs[0] else first.new_empty(0) for h in states),
-        *(
-            empty_like_layout(first, w.shape) if needs[1] else first.new_empty(0)
-            for w in (*weights, *reverse)
-        ),
+        *(first.new_empty(w.shape) if needs[1] else first.new_empty(0) for w in (*weights, *reverse)),
         *(first.new_empty(h.shape[1] if needs[2] else 0) for h in states),
         _channels_last(first) if needs[3] and evidence is not None else none,
         _channels_last(first) if needs[4] and external else first.new_empty(0),

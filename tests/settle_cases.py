@@ -1,0 +1,99 @@
+"""Small networks for the tests of settling: shapes, evidence, modes."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import lmser_kernels
+
+
+@dataclass
+class Case:
+    """Arguments of `settle`, and the tensors of them that gradients are asked for."""
+
+    states: list[Tensor]
+    weights: list[Tensor]
+    biases: list[Tensor]
+    options: dict[str, Any]
+
+    def inputs(self) -> list[Tensor]:
+        named = [self.options.get(name) for name in ("evidence", "external")]
+        found = [*self.states, *self.weights, *self.biases, *(t for t in named if t is not None)]
+        return [*found, *(self.options.get("reverse_weights") or [])]
+
+    def settle(self, impl: str, **options: Any) -> lmser_kernels.Settled:
+        return lmser_kernels.settle(
+            self.states, self.weights, self.biases, impl=impl, **{**self.options, **options}
+        )
+
+
+SHAPES = {
+    # batch, channels of the layers, height and width, windows, kernel
+    "three edges, pooled": (3, (2, 5, 6, 4), (8, 12), (1, 2, 2), (3, 3)),
+    "fully connected": (7, (12, 9, 5), (1, 1), (1, 1), (1, 1)),
+    "one edge": (2, (3, 4), (5, 7), (1,), (3, 3)),
+    "signal, wide kernel": (2, (1, 3, 2), (1, 16), (1, (1, 2)), (1, 5)),
+    "five by five": (1, (6, 19, 17), (9, 8), (1, 1), (5, 5)),
+    "no sample": (0, (2, 3, 4), (4, 4), (1, 2), (3, 3)),
+}
+
+
+def case(
+    shape: str,
+    *,
+    dtype: torch.dtype = torch.float64,
+    zero: bool = True,
+    reverse: bool = False,
+    evidence: str = "none",
+    strength: float = 1.0,
+    external: bool = False,
+    gain: float = 0.5,
+    grad: bool = True,
+    **options: Any,
+) -> Case:
+    """A random network whose fixed point is a strong attractor. `evidence`: "none", "some" or "all"."""
+    n, channels, size, pools, kernel = SHAPES[shape]
+    states, weights = [], []
+    here = size
+    for layer, width in enumerate(channels):
+        if layer:
+            pool = pools[layer - 1] if isinstance(pools[layer - 1], tuple) else (pools[layer - 1],) * 2
+            here = (here[0] // pool[0], here[1] // pool[1])
+        value = torch.zeros(n, width, *here, dtype=dtype)
+        states.append(value if zero and layer else value + 0.3 * torch.randn(n, width, *here, dtype=dtype))
+    for below, above in itertools.pairwise(channels):
+        scale = gain / (max(below, above) * kernel[0] * kernel[1]) ** 0.5
+        weights.append(torch.randn(above, below, *kernel, dtype=dtype) * scale)
+    biases = [torch.randn(width, dtype=dtype) * 0.1 for width in channels]
+    found = Case(states, weights, biases, {"pools": pools, **options})
+    if reverse:
+        found.options["reverse_weights"] = [w + 0.1 * torch.randn_like(w) for w in weights]
+    if evidence != "none":
+        found.options["evidence"] = torch.randn_like(states[0]) * 0.5
+        found.options["strength"] = strength
+        if evidence == "some":
+            found.options["mask"] = torch.rand(states[0].shape) > 0.5
+    if external:
+        found.options["external"] = torch.randn_like(states[0]) * 0.1
+    if grad:
+        for tensor in found.inputs():
+            tensor.requires_grad_()
+    return found
+
+
+def gradients(
+    found: lmser_kernels.Settled, inputs: list[Tensor], **options: Any
+) -> tuple[Tensor | None, ...]:
+    """Of one fixed random combination of everything that came out."""
+    generator = torch.Generator().manual_seed(1)
+    outputs = [*found.states, *([] if found.readouts is None else [found.readouts])]
+    loss = sum(
+        (o * torch.randn(o.shape, generator=generator, dtype=torch.float64).to(o.dtype)).sum()
+        for o in outputs
+    )
+    return torch.autograd.grad(loss, inputs, allow_unused=True, **options)

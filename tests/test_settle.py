@@ -1,0 +1,316 @@
+"""`settle` and `settle_step`: the compiled operator against the reference, values and all gradients."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from settle_cases import SHAPES, case, gradients
+
+import lmser_kernels
+from lmser_kernels import settle, settle_step
+from lmser_kernels.reference import settle_step as reference_step
+
+native = pytest.mark.native
+
+VARIANTS = {
+    "plain": {},
+    "states given": {"zero": False},
+    "some evidence": {"evidence": "some"},
+    "all evidence": {"evidence": "all"},
+    "blended": {"evidence": "some", "strength": 0.6, "external": True},
+    "free reverse weights": {"reverse": True, "evidence": "some"},
+}
+
+
+def same(found, wanted, tolerance=1e-10):
+    for a, b in zip(found, wanted, strict=True):
+        if a is None or b is None:
+            zero = a if b is None else b
+            assert zero is None or bool((zero == 0).all())
+        else:
+            torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+
+
+@native
+@pytest.mark.parametrize("order", ["up_down", "odd_even"])
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_bptt_agrees_with_the_reference(shape, variant, order):
+    activation = "tanh" if order == "up_down" else "leaky_sigmoid"
+    given = case(shape, activation=activation, order=order, theta=0.0, max_steps=4, **VARIANTS[variant])
+    found, wanted = (given.settle(impl, readouts=True) for impl in ("native", "reference"))
+    same(found.states, wanted.states)
+    same([found.readouts, found.steps], [wanted.readouts, wanted.steps])
+    if given.states[0].shape[0]:
+        same([found.change], [wanted.change])
+    same(gradients(found, given.inputs()), gradients(wanted, given.inputs()))
+
+
+@native
+@pytest.mark.parametrize("order", ["up_down", "odd_even"])
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("shape", [s for s in SHAPES if s != "no sample"])
+def test_implicit_agrees_with_long_bptt(shape, variant, order):
+    given = case(shape, order=order, activation="tanh", gain=0.3, **VARIANTS[variant])
+    long = given.settle("native", theta=1e-13, max_steps=400)
+    implicit = given.settle(
+        "native", theta=1e-13, max_steps=400, backward="implicit", adjoint_theta=1e-12, unconverged="raise"
+    )
+    reference = given.settle(
+        "reference", theta=1e-13, max_steps=400, backward="implicit", adjoint_theta=1e-12, unconverged="raise"
+    )
+    same(implicit.states, long.states, 1e-9)
+    inputs = given.inputs()[len(given.states) :]  # no gradient reaches the initial states
+    found = gradients(implicit, inputs)
+    same(found, gradients(long, inputs), 1e-6)
+    same(found, gradients(reference, inputs), 1e-8)
+
+
+@native
+@pytest.mark.parametrize("variant", ["some evidence", "all evidence", "blended"])
+def test_implicit_readout_is_the_last(variant):
+    given = case("three edges, pooled", **VARIANTS[variant])
+    found, wanted = (
+        given.settle(
+            impl, theta=1e-13, max_steps=400, backward="implicit", readouts=True, adjoint_theta=1e-13
+        )
+        for impl in ("native", "reference")
+    )
+    assert found.readouts.shape[0] == 1
+    same([found.readouts], [wanted.readouts], 1e-9)
+    inputs = given.inputs()[len(given.states) :]
+    same(gradients(found, inputs), gradients(wanted, inputs), 1e-8)
+
+
+@native
+@pytest.mark.parametrize("shape", ["three edges, pooled", "fully connected"])
+def test_finite_differences(shape):
+    given = case(shape, evidence="some", strength=0.7, zero=False)
+    names = given.inputs()
+
+    def run(*tensors):
+        layers, edges = len(given.states), len(given.weights)
+        found = settle(
+            tensors[:layers],
+            tensors[layers : layers + edges],
+            tensors[layers + edges : 2 * layers + edges],
+            evidence=tensors[-1],
+            mask=given.options["mask"],
+            strength=0.7,
+            pools=given.options["pools"],
+            theta=0,
+            max_steps=3,
+            readouts=True,
+            impl="native",
+        )
+        return (*found.states, found.readouts)
+
+    assert torch.autograd.gradcheck(run, names, fast_mode=True)
+    assert torch.autograd.gradgradcheck(run, names, fast_mode=True)
+
+
+@native
+@pytest.mark.parametrize("readouts", [False, True])
+@pytest.mark.parametrize("evidence", ["none", "some", "all"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_each_sample_stops_by_itself(shape, evidence, readouts):
+    given = case(
+        shape, evidence=evidence, grad=False, gain=1.0, theta=1e-3, per_sample=True, readouts=readouts
+    )
+    found, wanted = given.settle("native"), given.settle("reference")
+    same(found.states, wanted.states)
+    assert torch.equal(found.steps, wanted.steps)
+    same([found.change, found.readouts], [wanted.change, wanted.readouts])
+    # and as if each were alone
+    for n in range(min(3, len(found.steps))):
+        alone = case(shape, grad=False)
+        alone.states, alone.weights, alone.biases = (
+            [s[n : n + 1] for s in given.states],
+            given.weights,
+            given.biases,
+        )
+        alone.options = {
+            **given.options,
+            "per_sample": False,
+            **{
+                k: given.options[k][n : n + 1]
+                for k in ("evidence", "mask")
+                if given.options.get(k) is not None
+            },
+        }
+        single = alone.settle("native")
+        assert int(single.steps) == int(found.steps[n])
+        same(single.states, [h[n : n + 1] for h in found.states])
+
+
+@native
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "view"])
+def test_dtypes_and_layouts(dtype, layout):
+    exact = case("three edges, pooled", evidence="some", gain=1.0, max_steps=5, theta=0)
+    wanted = exact.settle("reference", readouts=True)
+    given = case("three edges, pooled", grad=False)
+
+    def to(tensor):
+        tensor = tensor.detach().to(dtype)
+        if layout == "channels_last" and tensor.dim() == 4:
+            tensor = tensor.contiguous(memory_format=torch.channels_last)
+        if layout == "view":
+            tensor = torch.stack([tensor, tensor], -1)[..., 0]
+        return tensor.requires_grad_()
+
+    given.states, given.weights, given.biases = (
+        [to(t) for t in part] for part in (exact.states, exact.weights, exact.biases)
+    )
+    given.options = {**exact.options, "evidence": to(exact.options["evidence"])}
+    found = given.settle("native", readouts=True)
+    assert all(h.dtype == dtype for h in (*found.states, found.readouts))
+    assert found.states[0].is_contiguous(memory_format=torch.channels_last) == (layout == "channels_last")
+    tolerance = {torch.float32: 1e-5, torch.bfloat16: 0.03, torch.float16: 0.01}[dtype]
+    same([h.double() for h in found.states], wanted.states, tolerance)
+    for a, b in zip(gradients(found, given.inputs()), gradients(wanted, exact.inputs()), strict=True):
+        if a is None or b is None:
+            continue
+        assert float((a.double() - b).abs().max()) <= 20 * tolerance * max(float(b.abs().max()), 1e-3)
+
+
+@native
+def test_many_sweeps_and_room_for_them():
+    given = case("fully connected", evidence="some", theta=0, max_steps=75)
+    found, wanted = (given.settle(impl, readouts=True) for impl in ("native", "reference"))
+    same([found.readouts, *found.states], [wanted.readouts, *wanted.states])
+    same(gradients(found, given.inputs()), gradients(wanted, given.inputs()))
+
+
+@native
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_stay_in_their_sample(value):
+    given = case("three edges, pooled", dtype=torch.float32, grad=False, max_steps=6, theta=1e-6)
+    given.states[0][1, 0, 2, 3] = value
+    found, wanted = given.settle("native"), given.settle("reference")
+    for a, b in zip(found.states, wanted.states, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6, equal_nan=True)
+    assert bool(found.states[0][0].isfinite().all())
+    assert bool(found.change.isnan()) == bool(wanted.change.isnan())
+
+
+@native
+def test_results_do_not_depend_on_the_number_of_threads():
+    given = case("five by five", dtype=torch.float32, evidence="some", max_steps=3, theta=0)
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            results.append(given.settle("native").states)
+    finally:
+        torch.set_num_threads(before)
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)
+
+
+@native
+def test_compiles_without_a_break():
+    given = case("three edges, pooled", dtype=torch.float32, evidence="some", max_steps=5, theta=0)
+
+    def loss(weight):
+        found = settle(
+            given.states, [weight, *given.weights[1:]], given.biases, readouts=True, **given.options
+        )
+        return found.readouts.square().mean() + found.states[2].sum()
+
+    torch._dynamo.reset()
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    weight = given.weights[0]
+    same(torch.autograd.grad(compiled(weight), weight), torch.autograd.grad(loss(weight), weight), 1e-5)
+
+
+def test_a_fixed_point_that_was_not_reached():
+    for impl in ("reference", *(["native"] if lmser_kernels._library.available else [])):
+        given = case("fully connected", max_steps=2, theta=1e-12, backward="implicit")
+        with pytest.raises(RuntimeError, match="not converged after 2 sweeps"):
+            gradients(given.settle(impl, unconverged="raise"), given.weights)
+        with pytest.warns(RuntimeWarning, match="not converged"):
+            gradients(given.settle(impl, unconverged="warn"), given.weights)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            gradients(given.settle(impl, unconverged="ignore"), given.weights)
+
+
+def test_clamped_units_never_move():
+    given = case("three edges, pooled", evidence="some", grad=False, max_steps=7, theta=0)
+    mask, evidence = given.options["mask"], given.options["evidence"]
+    for impl in ("reference", *(["native"] if lmser_kernels._library.available else [])):
+        assert torch.equal(given.settle(impl).states[0][mask], evidence[mask])
+
+
+@pytest.mark.parametrize("impl", ["reference", pytest.param("native", marks=native)])
+@pytest.mark.parametrize("ends", ["both", "bottom", "top"])
+def test_settle_step(impl, ends):
+    dtype = torch.float64
+    below = torch.randn(2, 3, 6, 8, dtype=dtype) if ends != "bottom" else None
+    above = torch.randn(2, 5, 3, 4, dtype=dtype) if ends != "top" else None
+    if ends == "both":
+        below = torch.randn(2, 3, 12, 16, dtype=dtype)
+    weight_below = torch.randn(4, 3, 3, 3, dtype=dtype) if below is not None else None
+    weight_above = torch.randn(5, 4, 3, 3, dtype=dtype) if above is not None else None
+    pool, upsample = (2, 2) if ends == "both" else (1, 2)
+    tensors = [below, above, weight_below, weight_above, torch.randn(4, dtype=dtype)]
+    tensors = [t.requires_grad_() if t is not None else None for t in tensors]
+    options = {"padding": 1, "pool": pool, "upsample": upsample}
+    shape = reference_step(*tensors, **options)[0].shape
+    options |= {"evidence": torch.randn(shape, dtype=dtype).requires_grad_(), "mask": torch.rand(shape) > 0.5}
+    options["previous"] = torch.randn(shape, dtype=dtype)
+    h, change = settle_step(*tensors, impl=impl, **options)
+    wanted, largest = reference_step(*tensors, **options)
+    same([h, change], [wanted, largest])
+    inputs = [t for t in (*tensors, options["evidence"]) if t is not None]
+    same(torch.autograd.grad(h.sin().sum(), inputs), torch.autograd.grad(wanted.sin().sum(), inputs))
+    assert float(settle_step(*tensors, impl=impl, padding=1, pool=pool, upsample=upsample)[1]) == float("inf")
+
+
+ERRORS = [
+    ({"states": []}, ValueError, "states: expected 3"),
+    ({"weights": []}, ValueError, "weights: expected at least one"),
+    ({"biases": [None]}, ValueError, "biases: expected 3"),
+    ({"pools": (1,)}, ValueError, "pools: expected 2"),
+    ({"pools": (1, 3)}, ValueError, r"pools\[1\]: the height"),
+    ({"padding": (0, 1)}, ValueError, r"states\[1\] must have height 2"),
+    ({"mask": torch.ones(2, 2, 4, 4)}, ValueError, "mask: expected evidence"),
+    ({"evidence": torch.zeros(2, 2, 4)}, ValueError, "evidence must have the shape of states"),
+    ({"evidence": torch.zeros(2, 2, 4, 4), "mask": torch.ones(2, 2, 4, 4)}, TypeError, "mask must be bool"),
+    ({"order": "random"}, ValueError, "order must be one of 'up_down', 'odd_even'; got 'random'"),
+    ({"backward": "both"}, ValueError, "backward must be one of"),
+    ({"theta": -1.0}, ValueError, "theta must not be negative"),
+    ({"theta": float("nan")}, ValueError, "theta must be finite"),
+    ({"max_steps": 0}, ValueError, "max_steps must be at least 1"),
+    ({"max_steps": 2.0}, TypeError, "max_steps must be an int"),
+    ({"strength": 1.5}, ValueError, "strength must be between 0 and 1"),
+    ({"unconverged": "stop"}, ValueError, "unconverged must be one of"),
+    ({"activation": "softmax"}, ValueError, "activation must be one of"),
+    ({"impl": "cuda"}, ValueError, "impl must be one of"),
+    ({"reverse_weights": [torch.zeros(3, 2, 3, 3)]}, ValueError, "reverse_weights: expected 2"),
+]
+
+
+@pytest.mark.parametrize(("change", "error", "message"), ERRORS, ids=[m for _, _, m in ERRORS])
+def test_bad_arguments_are_named(change, error, message):
+    arguments = {
+        "states": [torch.zeros(2, 2, 4, 4), torch.zeros(2, 3, 4, 4), torch.zeros(2, 5, 2, 2)],
+        "weights": [torch.zeros(3, 2, 3, 3), torch.zeros(5, 3, 3, 3)],
+        "biases": None,
+        "pools": (1, 2),
+        **change,
+    }
+    with pytest.raises(error, match=message):
+        settle(**arguments)
+
+
+def test_per_sample_with_bptt_is_refused_where_a_gradient_is_asked_for():
+    given = case("fully connected")
+    with pytest.raises(ValueError, match="per_sample"):
+        given.settle("auto", per_sample=True)
+    with torch.no_grad():
+        assert given.settle("auto", per_sample=True).steps.shape == (7,)
