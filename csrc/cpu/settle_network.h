@@ -150,6 +150,8 @@ inline Network network_of(const std::vector<Tensor>& states, const std::vector<T
 // repeats values (or shares them out): `adjoint` exchanges the two, and the weights with them.
 class Directions {
  public:
+  static constexpr int kCalls = 8;  // a solve makes that many sweeps or more
+
   Directions(const InstructionSet& isa, const ThreadPool& pool, const Network& net, DType dtype,
              const std::vector<View>& biases, bool adjoint)
       : net_(net), dtype_(dtype) {
@@ -160,9 +162,9 @@ class Directions {
       down_scale_.push_back(adjoint ? 1 / window : 1);
       const View &up = adjoint ? edge.reverse : edge.weight, &down = adjoint ? edge.weight : edge.reverse;
       const auto bias = [&](int layer) { return biases.empty() ? View{} : biases[layer]; };
-      up_.emplace_back(isa, pool, edge.up, dtype, up, bias(e + 1));
-      down_.emplace_back(isa, pool, edge.down, dtype, down, bias(e));
-      plain_up_.emplace_back(isa, pool, edge.up, dtype, up, View{});
+      up_.emplace_back(isa, pool, edge.up, dtype, up, bias(e + 1), kCalls);
+      down_.emplace_back(isa, pool, edge.down, dtype, down, bias(e), kCalls);
+      plain_up_.emplace_back(isa, pool, edge.up, dtype, up, View{}, kCalls);
     }
   }
   // What `layer` gets from below; `n` images.
