@@ -160,6 +160,53 @@ EXPERIMENTS = (
         seeds={"quick": (0,), "paper": (0, 1, 2)},
         minutes={"quick": 3, "paper": 60},
     ),
+    # 004's networks at paper scale are for a GPU: their minutes are reckoned from the operations of 50 iterations of
+    # every batch, forwards and backwards, at 100 GFLOP/s.
+    Experiment(
+        name="cban-omniglot",
+        summary="drawings with squares over them, completed by CBAN, CBAN-asym, CBAN-noTD and a denoising VAE",
+        source="004 Sect. 4.3, Fig. 5",
+        data="Omniglot (images_background.zip)",
+        needs="`lmser data get omniglot` says where it is to be had",
+        seeds={"quick": (0,), "paper": (0,)},
+        minutes={"quick": 3, "paper": 65000},
+    ),
+    Experiment(
+        name="cban-cifar",
+        summary="photographs under Perlin noise, completed by the same networks",
+        source="004 Sect. 4.4, Fig. 6",
+        data="CIFAR-10 (its binary or python version, or a subset)",
+        needs="`lmser data get cifar10` downloads it or says where it is to be had",
+        seeds={"quick": (0,), "paper": (0,)},
+        minutes={"quick": 3, "paper": 135000},
+    ),
+    Experiment(
+        name="cban-superres",
+        summary="super-resolution by 2 by CBAN beside bicubic interpolation",
+        source="004 Sect. 4.5, Table 1, Fig. 7",
+        data="T91, Set5, Set14, BSD100 and, where it is there, Urban100 (folders of PNG files)",
+        needs="`lmser data get super-resolution` says where they are to be had",
+        seeds={"quick": (0,), "paper": (0,)},
+        minutes={"quick": 3, "paper": 87000},
+    ),
+    Experiment(
+        name="cban-threshold",
+        summary="how far CBAN has to settle in training",
+        source="004 App. E.1, Table 2",
+        data="Omniglot (images_background.zip)",
+        needs="`lmser data get omniglot` says where it is to be had",
+        seeds={"quick": (0,), "paper": (0,)},
+        minutes={"quick": 2, "paper": 23000},
+    ),
+    Experiment(
+        name="cban-order",
+        summary="CBAN's layers updated up and down, or the odd and then the even ones",
+        source="004 App. E.2, Table 3",
+        data="Omniglot (images_background.zip)",
+        needs="`lmser data get omniglot` says where it is to be had",
+        seeds={"quick": (0,), "paper": (0,)},
+        minutes={"quick": 2, "paper": 43000},
+    ),
 )
 
 
