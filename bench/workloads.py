@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bench import settling
 from lmser import CLmser, Lmser
 from lmser.baselines import EagerCLmser, EagerLmser
 from lmser.contest import Contender
@@ -176,6 +178,17 @@ def workloads() -> list[Workload]:
                 repeats=101,
             )
         )
+    for name in settling.NETWORKS:
+        for training in (False, True):
+            kind = "training step" if training else "inference"
+            found.append(
+                Workload(
+                    f"settle {name} {kind}",
+                    settling.flops(name, training),
+                    partial(settling.contenders, name, training),
+                    repeats=9,
+                )
+            )
     size, below = SIZE, 3
     for width, stride in zip(CHANNELS, STRIDES, strict=True):
         small = (size - 1) // stride + 1

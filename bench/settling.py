@@ -1,0 +1,112 @@
+"""Settling to a fixed point as workloads: the networks of 004, inference and training, against the loops people write.
+
+Training is 004's: squared error of the readouts of every sweep, backward through all sweeps. The weights are drawn so
+that states stay in tanh's range; `theta` is 0, so that every contender makes the same number of sweeps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from bench.settle_peers import Net, cached_sweep, loop, paper_sweep
+from lmser.contest import Contender
+from lmser_kernels import settle
+
+NETWORKS = {
+    # batch, channels, size, windows, kernel, sweeps
+    "CBAN-CIFAR": (16, (3, 40, 120, 440), 32, (1, 2, 2), 3, 10),
+    "CBAN-Omniglot": (16, (1, 128, 256, 256), 28, (1, 2, 2), 3, 10),
+    "FBAN 812-200-50": (250, (812, 200, 50), 1, (1, 1), 1, 20),
+}
+SWEEPS = {"paper's loop": paper_sweep, "cached loop": cached_sweep}
+
+
+def network(name: str, sweeps: int | None = None) -> Net:
+    """One of `NETWORKS` with random weights, evidence on six units of ten."""
+    batch, channels, size, pools, kernel, steps = NETWORKS[name]
+    torch.manual_seed(0)
+    states, here = [], size
+    for layer, width in enumerate(channels):
+        here = here // pools[layer - 1] if layer else here
+        states.append(torch.zeros(batch, width, here, here))
+    weights = [
+        torch.randn(above, below, kernel, kernel) * 0.5 / (max(below, above) * kernel * kernel) ** 0.5
+        for below, above in pairwise(channels)
+    ]
+    return Net(
+        states,
+        weights,
+        [torch.randn(width) * 0.1 for width in channels],
+        torch.rand(states[0].shape) * 1.6 - 0.8,
+        torch.rand(states[0].shape) < 0.6,
+        pools,
+        0.0,
+        steps if sweeps is None else sweeps,
+    )
+
+
+def flops(name: str, training: bool) -> float:
+    """Direct multiply-adds x 2 with each drive once a sweep; in training three times that."""
+    batch, channels, size, pools, kernel, steps = NETWORKS[name]
+    total, here = 0.0, size
+    for pool, (below, above) in zip(pools, pairwise(channels), strict=True):
+        here //= pool
+        total += 2 * 2.0 * batch * here * here * below * above * kernel * kernel
+    return steps * total * (3 if training else 1)
+
+
+def fused(net: Net, backward: str = "bptt") -> tuple[list[Tensor], Tensor]:
+    """(last states, readouts) by this library."""
+    found = settle(
+        net.states, net.weights, net.biases, evidence=net.evidence, mask=net.mask, pools=net.pools, theta=net.theta,
+        max_steps=net.max_steps, readouts=True, backward=backward, unconverged="ignore",
+    )  # fmt: skip
+    assert found.readouts is not None
+    return list(found.states), found.readouts
+
+
+def call(
+    run: Callable[[Net], tuple[list[Tensor], Tensor]], net: Net, training: bool
+) -> Callable[[], list[Tensor]]:
+    """One inference, or one training step: the results to be verified."""
+    target = net.evidence * 0.5
+    parameters = [*net.weights, *net.biases]
+    if training:
+        for parameter in parameters:
+            parameter.requires_grad_()
+
+    def step() -> list[Tensor]:
+        if not training:
+            with torch.no_grad():
+                return [run(net)[0][0]]
+        for parameter in parameters:
+            parameter.grad = None
+        loss = (run(net)[1] - target).square().mean()
+        loss.backward()
+        return [loss, *(p.grad for p in parameters if p.grad is not None)]
+
+    return step
+
+
+def contenders(name: str, training: bool, compiled: bool = True) -> tuple[list[Contender], list[Tensor]]:
+    """This library, and both loops in both memory formats, as they are and compiled."""
+    net = network(name)
+    last, plain = torch.channels_last, torch.contiguous_format
+    found = [Contender("fused", call(fused, net.to(torch.float32, last), training))]
+    formats = {"": plain} if net.states[0].shape[2] == 1 else {"": plain, ", channels-last": last}
+    for title, sweep in SWEEPS.items():
+        for suffix, layout in formats.items():
+            for way in ("", ", compiled") if compiled else ("",):
+                made = torch.compile(sweep) if way else sweep
+
+                def run(net: Net, made: Callable[..., object] = made) -> tuple[list[Tensor], Tensor]:
+                    return loop(made, net)  # type: ignore[arg-type]
+
+                step = call(run, net.to(torch.float32, layout), training)
+                found.append(Contender(title + suffix + way, step))
+    wanted = call(lambda net: loop(cached_sweep, net), net.to(torch.float64, plain), training)()
+    return found, wanted
