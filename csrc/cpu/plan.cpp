@@ -140,7 +140,7 @@ RowSpan input_rows(const ConvPlan& p, std::int64_t r0, std::int64_t r1) {
 }
 
 // Units of whole tile rows: transformed input and sums of one block of channels stay in the second-level cache.
-constexpr std::int64_t kStride1Bytes = 2 << 20, kWinogradBytes = 640 * 1024, kWinogradGradBytes = 1 << 20;
+constexpr std::int64_t kStride1Bytes = 1 << 20, kWinogradBytes = 640 * 1024, kWinogradGradBytes = 1 << 20;
 void plan_winograd(ConvPlan& p, std::int64_t value_bytes, int threads) {
   const Geometry& g = p.geometry;
   const WinogradGrid& w = p.winograd;
@@ -154,7 +154,7 @@ void plan_winograd(ConvPlan& p, std::int64_t value_bytes, int threads) {
   if (w.m == 4) {
     // At stride 1 weights are streamed once a unit, and the transformed input once a block of channels: as many tiles
     // as keep both far below what the third-level cache delivers. Threads share blocks rather than ever fewer tiles.
-    const std::int64_t most = std::clamp<std::int64_t>(kStride1Bytes / tile_bytes, 24, 64);
+    const std::int64_t most = std::clamp<std::int64_t>(kStride1Bytes / tile_bytes, 16, 32);
     wanted = std::min(most, std::max<std::int64_t>(16, ceil_div(all, threads)));
   } else {
     wanted = std::min(std::max<std::int64_t>(8, kWinogradBytes / tile_bytes), ceil_div(all, 2 * threads));

@@ -47,13 +47,82 @@ struct WinogradOut {
   float slope;
 };
 
+// One block of channels of all tiles, [row][tile][channel] from `sums`, transformed, finished and stored. `checked`
+// gathers a zero of every output, which is none where an output is not finite.
+template <int M, bool Down, Activation A>
+void winograd_store(const ConvPlan& p, const Block& block, const float* sums, std::int64_t images, std::int64_t t0,
+                    std::int64_t t1, const WinogradOut& out, Vec<float>& checked) {
+  constexpr int L = kLanes<float>, O = Down ? 2 * M : M;
+  const Geometry& g = p.geometry;
+  const WinogradGrid& w = p.winograd;
+  const std::int64_t width = std::int64_t(block.vectors) * L, pitch = w.pitch(images * (t1 - t0) * w.cols * width);
+  // Copies, which stores of floats cannot change.
+  float *const dst = out.dst, *const drive = out.drive;
+  const float* const add = out.add;
+  const float slope = out.slope;
+  const std::int64_t row_step = out.row, col_step = out.col;
+  const auto finish = [=](Vec<float> z, std::int64_t at, Vec<float> bias, int lanes) __attribute__((always_inline)) {
+    if (drive) store_n<float>(drive + at, z, lanes);
+    z = z + bias;
+    if (add) z = z + load_n<float>(add + at, lanes);
+    store_n<float>(dst + at, act<A, float>(z, slope), lanes);
+  };
+  for (std::int64_t n = 0; n < images; ++n)
+    for (std::int64_t t = t0; t < t1; ++t)
+      for (std::int64_t x = 0; x < w.cols; ++x, sums += width) {
+        const std::int64_t h0 = w.out0_h + t * w.out_step, w0 = w.out0_w + x * w.out_step;
+        const int i0 = int(h0 < out.r0 ? out.r0 - h0 : 0), i1 = int(out.r1 - h0 < O ? out.r1 - h0 : O);
+        const int j0 = int(w0 < 0 ? -w0 : 0), j1 = int(g.out_w - w0 < O ? g.out_w - w0 : O);
+        const bool inside = i0 == 0 && i1 == O && j0 == 0 && j1 == O;
+        const std::int64_t corner = n * out.image + (h0 - out.r0) * out.row + w0 * out.col + block.channel;
+        // The next tile's outputs: scattered lines that no hardware foresees.
+        if (inside && x + 1 < w.cols) {
+          constexpr int kLine = 64 / sizeof(float);
+          for (int i = 0; i < O; ++i)
+            for (int j = 0; j < O; ++j)
+              for (std::int64_t c = 0; c < width; c += kLine) {
+                const std::int64_t at = corner + i * row_step + (j + O) * col_step + c;
+                __builtin_prefetch(dst + at, 1);
+                if (add) __builtin_prefetch(add + at, 0);
+                if (drive) __builtin_prefetch(drive + at, 1);
+              }
+        }
+        for (int v = 0; v < block.vectors; ++v) {
+          const int lanes = int(g.out_c - block.channel - v * L < L ? g.out_c - block.channel - v * L : L);
+          const Vec<float> bias = out.bias ? load_n<float>(out.bias + block.channel + v * L, lanes) : Vec<float>{};
+          Vec<float> y[O * O];
+          transform_out<M, Down>(sums + v * L, pitch, y);
+          Vec<float> sum[O];
+#pragma GCC unroll 8
+          for (int i = 0; i < O; ++i) {
+            sum[i] = y[i * O];
+#pragma GCC unroll 8
+            for (int j = 1; j < O; ++j) sum[i] = sum[i] + y[i * O + j];
+          }
+#pragma GCC unroll 8
+          for (int i = 1; i < O; ++i) sum[0] = sum[0] + sum[i];
+          checked = checked + sum[0] * 0.0f;
+          const std::int64_t at = corner + v * L;
+          if (inside && lanes == L) {
+#pragma GCC unroll 8
+            for (int i = 0; i < O; ++i)
+#pragma GCC unroll 8
+              for (int j = 0; j < O; ++j) finish(y[i * O + j], at + i * row_step + j * col_step, bias, L);
+          } else {
+            for (int i = i0; i < i1; ++i)
+              for (int j = j0; j < j1; ++j) finish(y[i * O + j], at + i * row_step + j * col_step, bias, lanes);
+          }
+        }
+      }
+}
+
 // Returns false where an output is not finite: such values spread over whole tiles here, so the caller lets the
 // direct sum say which outputs they really reach.
 template <int M, bool Down>
 bool winograd_tiles(const ConvPlan& p, const float* weight, const WinogradSlab& slab, std::int64_t t0, std::int64_t t1,
                     int block0, int block1, const WinogradOut& out, float* scratch) {
   using F = Filter<M>;
-  constexpr int L = kLanes<float>, O = Down ? 2 * M : M;
+  constexpr int L = kLanes<float>;
   const Geometry& g = p.geometry;
   const WinogradGrid& w = p.winograd;
   const WinogradScratch layout(p);
@@ -66,7 +135,7 @@ bool winograd_tiles(const ConvPlan& p, const float* weight, const WinogradSlab& 
                                                              w.in_step * slab.row, w.in_step * slab.col, slab.row,
                                                              slab.col, g.in_c, g.in_c, in_pitch, input);
   for (std::int64_t i = 0; i < F::copies(M + 1) * F::copies(M + 1) * tiles; ++i) offsets[i] = i * g.in_c;
-  Vec<float> spoiled{};
+  Vec<float> checked{};
   for (int b = block0; b < block1; ++b) {
     const Block& block = p.blocks[b];
     const std::int64_t width = std::int64_t(block.vectors) * L, sum_pitch = w.pitch(tiles * width);
@@ -91,36 +160,11 @@ bool winograd_tiles(const ConvPlan& p, const float* weight, const WinogradSlab& 
         }
       }
     with_activation(out.activation, [&]<Activation A>() {
-      for (std::int64_t tile = 0; tile < tiles; ++tile) {
-        const std::int64_t n = tile / (rows * w.cols), h0 = w.out0_h + (t0 + tile / w.cols % rows) * w.out_step,
-                           w0 = w.out0_w + tile % w.cols * w.out_step;
-        for (int v = 0; v < block.vectors; ++v) {
-          const std::int64_t c = block.channel + v * L;
-          const int lanes = int(g.out_c - c < L ? g.out_c - c : L);
-          Vec<float> y[O * O];
-          transform_out<M, Down>(sums + tile * width + v * L, sum_pitch, y);
-          const Vec<float> bias = out.bias ? load_n<float>(out.bias + c, lanes) : Vec<float>{};
-          for (int i = 0; i < O; ++i) {
-            const std::int64_t h = h0 + i;
-            if (h < out.r0 || h >= out.r1) continue;
-            for (int j = 0; j < O; ++j) {
-              const std::int64_t x = w0 + j;
-              if (x < 0 || x >= g.out_w) continue;
-              const std::int64_t at = n * out.image + (h - out.r0) * out.row + x * out.col + c;
-              Vec<float> z = y[i * O + j];
-              spoiled = spoiled + z * 0.0f;
-              if (out.drive) store_n<float>(out.drive + at, z, lanes);
-              z = z + bias;
-              if (out.add) z = z + load_n<float>(out.add + at, lanes);
-              store_n<float>(out.dst + at, act<A, float>(z, out.slope), lanes);
-            }
-          }
-        }
-      }
+      winograd_store<M, Down, A>(p, block, sums, slab.images, t0, t1, out, checked);
     });
   }
   bool finite = true;
-  for (int i = 0; i < L; ++i) finite = finite && spoiled[i] == 0.0f;
+  for (int i = 0; i < L; ++i) finite = finite && checked[i] == 0.0f;
   return finite;
 }
 
