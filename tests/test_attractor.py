@@ -378,6 +378,44 @@ class TestLoss:
         network.backward = "implicit"
         torch.testing.assert_close(loss_and_grads()[0], at_rest[0])
 
+    @pytest.mark.parametrize("share", [0.5, 1.0])
+    def test_the_fixed_point_is_sought_from_where_the_sweeps_ended(self, share, monkeypatch):
+        network, y, mask = made("pooled CBAN", evidence="init", init=0.1)
+        starts = []
+        complete = network.complete
+
+        def watched(*args, **kwargs):
+            starts.append(kwargs.get("states"))
+            return complete(*args, **kwargs)
+
+        monkeypatch.setattr(network, "complete", watched)
+        network.loss(y, mask, stationary=share)
+        if share == 1:
+            assert starts == [None]
+        else:
+            assert len(starts) == 2
+            expected = complete(y, mask).states
+            for got, state in zip(starts[1], expected, strict=True):
+                torch.testing.assert_close(got, state)
+                assert not got.requires_grad
+
+    @pytest.mark.parametrize("stationary", [0.0, 1.0])
+    @pytest.mark.parametrize("mode", ["clamp", "blend", "bias", "replicate"])
+    @pytest.mark.parametrize("shape", ["FBAN", "pooled CBAN"])
+    def test_equals_the_reference(self, shape, mode, stationary, impl):
+        strength = 0.6 if mode in ("blend", "bias") else 1.0
+        settings = {"evidence": mode, "strength": strength, "init": 0.03, "theta": 1e-11}
+        network, y, mask = made(shape, impl=impl, **settings)
+        twin = made(shape, impl="reference", **settings)[0]
+        twin.load_state_dict(network.state_dict())
+        found = []
+        for model in (network, twin):
+            model.adjoint_theta = 1e-10
+            loss = model.loss(y, mask, kind="delta_e", stationary=stationary)
+            found.append([loss.detach(), *torch.autograd.grad(loss, list(model.parameters()))])
+        for got, expected in zip(*found, strict=True):
+            torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-8)
+
     def test_other_evidence_than_the_target(self):
         network, y, mask = made("FBAN", evidence="replicate", init=0.1)
         noisy = y + 0.1
