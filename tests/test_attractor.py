@@ -1,4 +1,4 @@
-"""Attractor networks: energy, evidence, fixed points, gradients and the forms of their input."""
+"""Attractor networks: energy, fixed points, implicit gradients, dreams, and the forms of their input."""
 
 from __future__ import annotations
 
@@ -8,50 +8,12 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from attractor_cases import DOUBLE, SHAPES, energies, made, random_states
 
 from lmser import CBAN, FBAN, attractor_loss
-from lmser.models.attractor import AttractorNetwork
 from lmser.models.barrier import barrier
 from lmser.training import SGDL2
-from lmser_kernels import settle, settle_step
-
-DOUBLE = {"dtype": torch.float64}
-SHAPES = {
-    "FBAN": (lambda **k: FBAN((12, 9, 7, 5), **k), (4, 12)),
-    "one hidden layer": (lambda **k: FBAN((12, 9), **k), (4, 12)),
-    "CBAN": (lambda **k: CBAN((2, 5, 6), pools=(1, 1), **k), (3, 2, 5, 7)),
-    "pooled CBAN": (lambda **k: CBAN((2, 5, 6, 4), pools=(1, 2, 2), **k), (3, 2, 8, 12)),
-    "pooled at once": (lambda **k: CBAN((2, 5, 6), pools=((2, 3), (2, 1)), kernel_size=5, **k), (3, 2, 8, 6)),
-}
-
-
-def made(shape: str, **settings) -> tuple[AttractorNetwork, Tensor, Tensor]:
-    """A network of large weights, evidence, and a mask of it."""
-    make, size = SHAPES[shape]
-    network = make(**{"init": 0.4, **DOUBLE, **settings})
-    for bias in network.biases:
-        torch.nn.init.normal_(bias, 0.0, 0.3)
-    y = torch.rand(size, dtype=network.biases[0].dtype) * 1.9 - 0.95
-    return network, y, torch.rand(size) < 0.4
-
-
-def random_states(network: AttractorNetwork, y: Tensor) -> list[Tensor]:
-    found = network.complete(y, max_steps=1)
-    return [torch.rand_like(h) * 1.8 - 0.9 for h in found.states]
-
-
-def energies(network: AttractorNetwork, y: Tensor, mask: Tensor, sweeps: int, energy=None) -> Tensor:
-    """The energy after 0, 1, ... sweeps from random states, ``(sweeps + 1, N)``."""
-    energy = energy or network.energy
-    states = random_states(network, y)
-    states[0] = torch.where(mask, y, states[0])
-    with torch.no_grad():
-        found = [energy(states)]
-        for _ in range(sweeps):
-            states = network.complete(y, mask, states=states, theta=0.0, max_steps=1).states
-            found.append(energy(states))
-    return torch.stack(found)
+from lmser_kernels import settle_step
 
 
 @pytest.mark.parametrize("order", ["up_down", "odd_even"])
@@ -202,99 +164,6 @@ def test_free_units_end_at_what_they_would_take(shape):
     )
 
 
-class TestEvidence:
-    """Appendix A."""
-
-    def fixed(self, mode: str, strength: float = 1.0, **settings):
-        torch.manual_seed(5)
-        network, y, mask = made(
-            "FBAN", evidence=mode, strength=strength, theta=1e-12, max_steps=2000, init=0.2, **settings
-        )
-        return network, y, mask, network.complete(y, mask, readouts=True)
-
-    def net_input(self, network, found):
-        """Of the visible units, from the first hidden layer as it settled."""
-        return found.states[1].flatten(1) @ network.weights[0][:, :, 0, 0] + network.biases[0]
-
-    def test_init_starts_there_and_leaves(self):
-        network, y, mask, found = self.fixed("init")
-        first = network.complete(y, mask, readouts=True, max_steps=1)
-        start = [torch.where(mask, y, 0).view(4, 12, 1, 1)]
-        start += [y.new_zeros(4, n, 1, 1) for n in (9, 7, 5)]
-        expected = settle(start, list(network.weights), list(network.biases), max_steps=1)
-        torch.testing.assert_close(network.read(first), expected.states[0].flatten(1))
-        torch.testing.assert_close(network.read(found), torch.tanh(self.net_input(network, found)))
-        assert (network.read(found)[mask] - y[mask]).abs().max() > 0.1
-
-    @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
-    def test_blend(self, share):
-        network, y, mask, found = self.fixed("blend", share)
-        free = torch.tanh(self.net_input(network, found))
-        torch.testing.assert_close(network.unclamped(found), free)
-        torch.testing.assert_close(
-            network.read(found), torch.where(mask, share * y + (1 - share) * free, free)
-        )
-        twin = self.fixed("clamp" if share == 1 else "init")[3]
-        assert torch.equal(found.states[0], twin.states[0]) == (share != 0.3)
-
-    def test_bias(self):
-        network, y, mask, found = self.fixed("bias", 0.7)
-        expected = torch.tanh(self.net_input(network, found) + 0.7 * torch.where(mask, y, 0))
-        torch.testing.assert_close(network.read(found), expected)
-        torch.testing.assert_close(network.unclamped(found), expected)
-        first = network.complete(y, mask, max_steps=1)
-        hidden = torch.tanh(torch.where(mask, y, 0) @ network.weights[0][:, :, 0, 0].T + network.biases[1])
-        assert first.states[1].shape == (4, 9, 1, 1)
-        one = FBAN((12, 9), evidence="bias", strength=0.7, **DOUBLE)
-        one.load_state_dict({k: v for k, v in network.state_dict().items() if k in one.state_dict()})
-        torch.testing.assert_close(one.complete(y, mask, max_steps=1).states[1].flatten(1), hidden)
-
-    def test_bias_lowers_its_energy(self):
-        network, y, mask, _ = self.fixed("bias", 0.7)
-        external = 0.7 * torch.where(mask, y, 0)
-        found = energies(network, y, mask, 20, lambda states: network.energy(states, external=external))
-        assert (found.diff(dim=0) <= 1e-12 * found.abs().amax()).all()
-
-    def test_replicate(self):
-        network, y, mask, found = self.fixed("replicate")
-        assert network.weights[0].shape == (9, 24, 1, 1)
-        held, free = found.states[0].unbind(1)
-        assert torch.equal(held, torch.where(mask, y, 0))
-        torch.testing.assert_close(network.read(found), free)
-        torch.testing.assert_close(free, torch.tanh(self.net_input(network, found))[:, 12:])
-        torch.testing.assert_close(network.unclamped(found), free)
-        assert network.trajectory(found).shape == (int(found.steps), 4, 12)
-
-    def test_replicate_of_images(self):
-        network, y, mask = made("pooled CBAN", evidence="replicate")
-        found = network.complete(y, mask, readouts=True)
-        assert found.states[0].shape == (3, 4, 8, 12)
-        assert torch.equal(found.states[0][:, :2], torch.where(mask, y, 0))
-        torch.testing.assert_close(network.read(found), found.states[0][:, 2:])
-        torch.testing.assert_close(network.unclamped(found), network.read(found))
-        assert network.dream(found).shape == y.shape
-        again = network.complete(y, mask, states=found.states, max_steps=1)
-        assert float(again.change) < 0.02
-
-    @pytest.mark.parametrize(
-        ("settings", "error", "match"),
-        [
-            ({"evidence": "hold"}, ValueError, "evidence: expected one of 'clamp', .* got 'hold'"),
-            (
-                {"strength": 0.5},
-                ValueError,
-                "strength: is for evidence='blend' and 'bias', got 0.5 with 'clamp'",
-            ),
-            ({"evidence": "blend", "strength": 1.5}, ValueError, "strength: expected a share"),
-            ({"evidence": "bias", "strength": math.inf}, ValueError, "strength: expected a finite number"),
-            ({"evidence": "bias", "strength": "1"}, TypeError, "strength: expected a number, got '1'"),
-        ],
-    )
-    def test_refuses(self, settings, error, match):
-        with pytest.raises(error, match=match):
-            FBAN((4, 3), **settings)
-
-
 def test_fully_connected_is_the_one_pixel_case():
     wide, y, mask = made("FBAN")
     deep = CBAN((12, 9, 7, 5), pools=(1, 1, 1), kernel_size=1, **DOUBLE)
@@ -343,101 +212,6 @@ def test_implicit_gradient_is_that_of_many_sweeps(shape, symmetric):
         torch.testing.assert_close(got, expected, rtol=1e-7, atol=1e-9)
 
 
-class TestLoss:
-    @pytest.mark.parametrize("kind", ["se", "delta_e", "delta_e_plus"])
-    @pytest.mark.parametrize("td", [1.0, 0.5, "last"])
-    def test_is_that_of_the_readouts(self, kind, td):
-        network, y, mask = made("pooled CBAN", init=0.1)
-        found = network.complete(y, mask, readouts=True)
-        expected = attractor_loss(found.readouts, y, kind=kind, td=td)
-        torch.testing.assert_close(network.loss(y, mask, kind=kind, td=td), expected)
-
-    def test_counts_observed_units_at_their_unclamped_value(self):
-        network, y, _ = made("FBAN", init=0.1)
-        loss = network.loss(y)  # everything observed
-        assert loss > 0.1
-        loss.backward()
-        assert all(p.grad.abs().max() > 0 for p in network.parameters())
-
-    def test_stationary_share(self):
-        network, y, mask = made("FBAN", init=0.1, theta=1e-12, max_steps=400)
-        network.adjoint_theta = 1e-12
-        parameters = list(network.parameters())
-
-        def loss_and_grads(**settings):
-            loss = network.loss(y, mask, **settings)
-            return [loss.detach(), *torch.autograd.grad(loss, parameters)]
-
-        transient, at_rest = loss_and_grads(stationary=0.0), loss_and_grads(stationary=1.0)
-        last = loss_and_grads(td="last")
-        mixed = loss_and_grads(stationary=0.25)
-        for a, b, c, d in zip(transient, at_rest, mixed, last, strict=True):
-            torch.testing.assert_close(c, 0.75 * a + 0.25 * b, rtol=1e-6, atol=1e-8)
-            torch.testing.assert_close(b, d, rtol=1e-6, atol=1e-8)
-        assert transient[0] != at_rest[0]
-        network.backward = "implicit"
-        torch.testing.assert_close(loss_and_grads()[0], at_rest[0])
-
-    @pytest.mark.parametrize("share", [0.5, 1.0])
-    def test_the_fixed_point_is_sought_from_where_the_sweeps_ended(self, share, monkeypatch):
-        network, y, mask = made("pooled CBAN", evidence="init", init=0.1)
-        starts = []
-        complete = network.complete
-
-        def watched(*args, **kwargs):
-            starts.append(kwargs.get("states"))
-            return complete(*args, **kwargs)
-
-        monkeypatch.setattr(network, "complete", watched)
-        network.loss(y, mask, stationary=share)
-        if share == 1:
-            assert starts == [None]
-        else:
-            assert len(starts) == 2
-            expected = complete(y, mask).states
-            for got, state in zip(starts[1], expected, strict=True):
-                torch.testing.assert_close(got, state)
-                assert not got.requires_grad
-
-    @pytest.mark.parametrize("stationary", [0.0, 1.0])
-    @pytest.mark.parametrize("mode", ["clamp", "blend", "bias", "replicate"])
-    @pytest.mark.parametrize("shape", ["FBAN", "pooled CBAN"])
-    def test_equals_the_reference(self, shape, mode, stationary, impl):
-        strength = 0.6 if mode in ("blend", "bias") else 1.0
-        settings = {"evidence": mode, "strength": strength, "init": 0.03, "theta": 1e-11}
-        network, y, mask = made(shape, impl=impl, **settings)
-        twin = made(shape, impl="reference", **settings)[0]
-        twin.load_state_dict(network.state_dict())
-        found = []
-        for model in (network, twin):
-            model.adjoint_theta = 1e-10
-            loss = model.loss(y, mask, kind="delta_e", stationary=stationary)
-            found.append([loss.detach(), *torch.autograd.grad(loss, list(model.parameters()))])
-        for got, expected in zip(*found, strict=True):
-            torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-8)
-
-    def test_other_evidence_than_the_target(self):
-        network, y, mask = made("FBAN", evidence="replicate", init=0.1)
-        noisy = y + 0.1
-        found = network.complete(noisy, mask, readouts=True)
-        expected = attractor_loss(network.trajectory(found), y)
-        torch.testing.assert_close(network.loss(y, mask, evidence=noisy), expected)
-
-    @pytest.mark.parametrize(
-        ("change", "match"),
-        [
-            ({"stationary": 1.5}, "stationary: expected a share between 0 and 1, got 1.5"),
-            ({"evidence": torch.zeros(4, 11)}, r"evidence: expected the target's shape \(4, 12\)"),
-            ({"kind": "mse"}, "kind: expected one of"),
-            ({"td": 2.0}, "td: expected a number"),
-        ],
-    )
-    def test_refuses(self, change, match):
-        network, y, mask = made("FBAN")
-        with pytest.raises(ValueError, match=match):
-            network.loss(y, mask, **change)
-
-
 @pytest.mark.parametrize("shape", ["FBAN", "pooled CBAN", "pooled at once"])
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_dream_is_one_pass_down_from_the_top(shape, symmetric):
@@ -451,63 +225,6 @@ def test_dream_is_one_pass_down_from_the_top(shape, symmetric):
         z = state + network.biases[edge].view(1, -1, 1, 1)
         state = torch.where(z.abs() > 1, z.sign() * (1 + 0.3 * (z.abs() - 1)), z)
     torch.testing.assert_close(network.dream(found), state.reshape(y.shape))
-
-
-class TestInitialisation:
-    @pytest.mark.parametrize(("name", "exponent"), [("bars", -0.5), ("mnist", -1.0)])
-    def test_appendix_d_fully_connected(self, name, exponent):
-        network = FBAN((800, 200, 300), init=name)
-        stds = [0.1 * (0.5 * a + 0.5 * b + 1) ** exponent for a, b in ((800, 200), (200, 300))]
-        for weight, std in zip(network.weights, stds, strict=True):
-            assert float(weight.detach().std()) == pytest.approx(std, rel=0.02)
-            assert abs(float(weight.detach().mean())) < 0.02 * std
-        for bias, std in zip(network.biases, (*stds, stds[-1]), strict=True):
-            assert float(bias.detach().std()) == pytest.approx(std, rel=0.2)
-
-    def test_appendix_d_convolutional(self):
-        network = CBAN((3, 40, 120), pools=(1, 2), init=0.0001, symmetric=False)
-        for weight in (*network.weights, *network.reverse_weights):
-            assert float(weight.detach().std()) == pytest.approx(0.0001, rel=0.05)
-        assert not torch.equal(network.weights[0], network.reverse_weights[0])
-        assert not any(bias.any() for bias in network.biases)
-
-    def test_drawn_from_the_global_generator(self):
-        torch.manual_seed(1)
-        network = FBAN((6, 4))
-        torch.manual_seed(1)
-        twin = FBAN((6, 4), init="mnist")
-        assert not torch.equal(network.weights[0], twin.weights[0])
-        torch.manual_seed(1)
-        network.reset_parameters()
-        twin.init = "bars"
-        torch.manual_seed(1)
-        twin.reset_parameters()
-        assert torch.equal(network.weights[0], twin.weights[0])
-
-    @pytest.mark.parametrize(
-        ("make", "error", "match"),
-        [
-            (
-                lambda: FBAN((4, 3), init="he"),
-                ValueError,
-                "init: expected 'bars', 'mnist' or a number, got 'he'",
-            ),
-            (
-                lambda: FBAN((4, 3), init=-1.0),
-                ValueError,
-                "init: expected a standard deviation of at least 0",
-            ),
-            (lambda: FBAN((4, 3), init=None), TypeError, "init: expected a name or a standard deviation"),
-            (
-                lambda: CBAN((4, 3), pools=(1,), init="bars"),
-                ValueError,
-                "init: 'bars' is for fully connected",
-            ),
-        ],
-    )
-    def test_refuses(self, make, error, match):
-        with pytest.raises(error, match=match):
-            make()
 
 
 def test_learns_bars():
