@@ -67,6 +67,37 @@ def test_error_is_below_one_in_a_hundred_thousand(instruction_set, shape, transp
         assert (got.double() - exact).abs().max() <= 1e-5 * exact.abs().max()
 
 
+# Sums of its own for every thread, and one sum whose bands they share.
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize(
+    "shape", [(6, 40, 33, 17, 18, 1), (2, 64, 72, 30, 29, 0), (9, 200, 210, 14, 14, 1)], ids=str
+)
+def test_weight_gradient(instruction_set, shape, threads):
+    padding = shape[-1]
+    x, weight, _, _ = operands(shape, False, True)
+    weight.requires_grad_(), x.requires_grad_()
+    torch.set_num_threads(threads)
+    y = conv2d_add_act(x, weight, stride=1, padding=padding)
+    grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(3))
+    got = torch.autograd.grad(y, (x, weight), grad)
+    wide = [t.detach().double().requires_grad_() for t in (x, weight)]
+    want = torch.autograd.grad(drives(False, *wide, padding), wide, grad.double())
+    for a, b in zip(got, want, strict=True):
+        assert (a.double() - b).abs().max() <= 1e-5 * b.abs().max()
+
+
+def test_weight_gradient_of_what_is_not_finite(instruction_set):
+    x, weight, _, _ = operands((6, 40, 64, 16, 16, 1), False, True)
+    weight.requires_grad_()
+    grad = torch.randn(6, 64, 16, 16, generator=torch.Generator().manual_seed(3))
+    grad[2, 7, 0, 5] = torch.inf
+    (got,) = torch.autograd.grad(conv2d_add_act(x, weight, stride=1, padding=1), weight, grad)
+    assert not got[7, :, 1:].isfinite().any()
+    others = torch.arange(64) != 7
+    (want,) = torch.autograd.grad(drives(False, x, weight, 1), weight, grad)
+    torch.testing.assert_close(got[others], want[others], rtol=1e-4, atol=1e-3)
+
+
 class TestChoice:
     @pytest.mark.parametrize(
         ("shape", "filtered"),

@@ -86,6 +86,18 @@ WinogradGrid winograd_grid(const Geometry& g, std::int64_t value_bytes) {
   return best;
 }
 
+// The tiles of F(4x4, 3x3), where there are any.
+WinogradGrid stride1_tiles(const Geometry& g, std::int64_t value_bytes) {
+  WinogradGrid w;
+  if (value_bytes != 4 || g.kernel_h != 3 || g.kernel_w != 3 || g.stride_h != 1 || g.stride_w != 1) return {};
+  if (g.pad_h > 2 || g.pad_w > 2 || g.out_h <= 0 || g.out_w <= 0 || std::min(g.in_c, g.out_c) < 8) return {};
+  w.m = w.out_step = w.in_step = 4, w.window = 6;
+  // Transposed, output o takes inputs o + pad - 2 to o + pad.
+  w.in0_h = g.transposed ? g.pad_h - 2 : -g.pad_h, w.in0_w = g.transposed ? g.pad_w - 2 : -g.pad_w;
+  w.rows = ceil_div(g.out_h, 4), w.cols = ceil_div(g.out_w, 4);
+  return w;
+}
+
 // F(4x4, 3x3) at stride 1, or none where the direct sum is faster. Both are counted in multiply-adds of the register
 // tiles. In these the transforms of a tile cost kTransform for each of its padded channels and each lane of a register
 // (products become cheaper with wider ones, memory does not), packing a weight 36 points wide instead of 9 costs
@@ -95,13 +107,8 @@ WinogradGrid winograd_grid(const Geometry& g, std::int64_t value_bytes) {
 constexpr double kTransform = 0.875, kPack = 40, kLargePack = 31, kLargePackBytes = 10 << 20, kStart = 3000;
 WinogradGrid winograd_grid_stride1(const ConvPlan& p, std::int64_t value_bytes, int calls) {
   const Geometry& g = p.geometry;
-  WinogradGrid w;
-  if (value_bytes != 4 || g.kernel_h != 3 || g.kernel_w != 3 || g.stride_h != 1 || g.stride_w != 1) return {};
-  if (g.pad_h > 2 || g.pad_w > 2 || g.out_h <= 0 || g.out_w <= 0 || std::min(g.in_c, g.out_c) < 8) return {};
-  w.m = w.out_step = w.in_step = 4, w.window = 6;
-  // Transposed, output o takes inputs o + pad - 2 to o + pad.
-  w.in0_h = g.transposed ? g.pad_h - 2 : -g.pad_h, w.in0_w = g.transposed ? g.pad_w - 2 : -g.pad_w;
-  w.rows = ceil_div(g.out_h, 4), w.cols = ceil_div(g.out_w, 4);
+  const WinogradGrid w = stride1_tiles(g, value_bytes);
+  if (!w.m) return w;
   const double in = double(g.in_c), padded_in = double(round_up(g.in_c, p.tile.lanes)), out = double(p.padded_out_c);
   const double tiles = double(g.batch * w.rows * w.cols * w.points()), lanes = p.tile.lanes;
   const bool large = double(w.weights() * value_bytes) * in * out > kLargePackBytes;
@@ -109,6 +116,29 @@ WinogradGrid winograd_grid_stride1(const ConvPlan& p, std::int64_t value_bytes, 
   const double direct = 9.0 * double(g.batch * g.out_h * g.out_w) * in * (p.dot ? double(g.out_c) : out);
   const double filtered = tiles * in * out + lanes * (kTransform * tiles * (padded_in + out) + kStart) + pack;
   return filtered < direct ? w : WinogradGrid{};
+}
+
+// The same for the weight gradient: its sum is 36 points wide for each pair of channels, zeroed, added to and brought
+// back to 9 taps, once for every thread that has a sum of its own. Where these would not stay in the caches threads
+// take bands of one sum instead, and every one of them transforms everything.
+constexpr double kGradTransform = 1, kGradSum = 800, kLargeGradSum = 275, kLargeGradSumBytes = 4 << 20,
+                 kHugeGradSumBytes = 16 << 20, kGradSumsBytes = 8 << 20;
+bool own_sums(const WinogradGrid& w, double in, double out, std::int64_t value_bytes, int threads) {
+  return double(w.weights() * value_bytes * threads) * in * out <= kGradSumsBytes;
+}
+WinogradGrid winograd_grid_stride1(const WeightGradPlan& p, std::int64_t value_bytes, int threads) {
+  const Geometry& g = p.geometry;
+  const WinogradGrid w = stride1_tiles(g, value_bytes);
+  const double in = double(g.in_c), padded_in = double(round_up(g.in_c, p.tile.lanes)), out = double(p.padded_out_c);
+  const double tiles = double(g.batch * w.rows * w.cols * w.points()), lanes = p.tile.lanes;
+  const double sum_bytes = double(w.weights() * value_bytes) * in * out;
+  const bool own = own_sums(w, in, out, value_bytes, threads), large = sum_bytes > kLargeGradSumBytes;
+  const double direct = 9.0 * double(g.batch * g.out_h * g.out_w) * in * out;
+  const double transforms = lanes * kGradTransform * tiles * (padded_in + out) * (own ? 1 : threads);
+  // Beyond the caches threads wait for the same memory.
+  const double sums =
+      (large ? kLargeGradSum * lanes : kGradSum) * in * out * (own || sum_bytes > kHugeGradSumBytes ? threads : 1);
+  return w.m && tiles * in * out + transforms + sums < direct ? w : WinogradGrid{};
 }
 
 }  // namespace
@@ -276,6 +306,7 @@ WeightGradPlan plan_weight_grad(const Geometry& g, const TileShape& tile, std::i
   p.padded_out_c = round_up(g.out_c, tile.lanes);
   const int most = tile.pixels_by_width[std::min<std::int64_t>(p.padded_out_c / tile.lanes, tile.max_vectors)];
   if (winograd) p.winograd = winograd_grid(g, value_bytes);
+  if (winograd && !p.winograd.m) p.winograd = winograd_grid_stride1(p, value_bytes, threads);
   if (p.winograd.m) {
     const WinogradGrid& w = p.winograd;
     p.sum_rows = w.weights(), p.sum_length = g.in_c;
@@ -301,7 +332,8 @@ WeightGradPlan plan_weight_grad(const Geometry& g, const TileShape& tile, std::i
     p.slab_rows = (p.tile_rows - 1) * w.in_step + w.window;
     p.big_values = p.unit_images * p.slab_rows * p.slab_cols * g.in_c;
     p.small_values = p.unit_images * p.unit_rows * w.cols * w.m * p.padded_out_c;
-    p.split_pixels = p.units >= threads && fits(p, value_bytes, threads);
+    p.split_pixels = p.units >= threads && fits(p, value_bytes, threads) &&
+                     (w.m != 4 || own_sums(w, double(g.in_c), double(p.padded_out_c), value_bytes, threads));
     return p;
   }
   p.sum_rows = g.kernel_h, p.sum_length = std::int64_t(g.kernel_w) * g.in_c;

@@ -68,9 +68,10 @@ void winograd_products(const WeightGradPlan& p, const float* big, const float* s
   t.big_col = p.geometry.in_c, t.small_col = p.padded_out_c, t.sum_stride = p.padded_out_c;
   for (std::int64_t band = band0; band < band1; ++band) {
     const int d = int(band / p.bands_per_row) / F::distinct, e = int(band / p.bands_per_row) % F::distinct;
-    const std::int64_t first = F::rows_before(d, e) * tiles;
+    const std::int64_t before = F::rows_before(d, e);
     t.cols = F::copies(d) * F::copies(e) * tiles;
-    gradient_band<float>(p, t, band, big + first * t.big_col, small + first * t.small_col, sum);
+    gradient_band<float>(p, t, band, big + before * p.winograd.pitch(tiles * t.big_col),
+                         small + before * p.winograd.pitch(tiles * t.small_col), sum);
   }
 }
 

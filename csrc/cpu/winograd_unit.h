@@ -213,8 +213,8 @@ struct WinogradGradScratch {
   WinogradGradScratch() = default;
   explicit WinogradGradScratch(const WeightGradPlan& p) {
     const std::int64_t tiles = p.unit_images * p.tile_rows * p.winograd.cols;
-    big = p.winograd.points() * tiles * p.geometry.in_c;
-    small = p.winograd.points() * tiles * p.padded_out_c;
+    big = p.winograd.points() * p.winograd.pitch(tiles * p.geometry.in_c);
+    small = p.winograd.points() * p.winograd.pitch(tiles * p.padded_out_c);
   }
 };
 
@@ -225,15 +225,16 @@ void winograd_grad_transform(const WeightGradPlan& p, const float* big, const fl
   const Geometry& g = p.geometry;
   const WinogradGrid& w = p.winograd;
   const WinogradGradScratch layout(p);
+  const std::int64_t tiles = images * tile_rows * w.cols;
   const std::int64_t big_col = g.in_c, big_row = p.slab_cols * big_col,
                      big_image = ((tile_rows - 1) * w.in_step + w.window) * big_row;
   const std::int64_t small_col = p.padded_out_c, small_row = w.cols * w.m * small_col,
                      small_image = tile_rows * w.m * small_row;
   transform_tiles<M, Transform::up>(big, images, tile_rows, w.cols, big_image, w.in_step * big_row, w.in_step * big_col,
-                                    big_row, big_col, g.in_c, g.in_c, images * tile_rows * w.cols * g.in_c, scratch);
+                                    big_row, big_col, g.in_c, g.in_c, w.pitch(tiles * g.in_c), scratch);
   transform_tiles<M, Transform::small>(small, images, tile_rows, w.cols, small_image, w.m * small_row, w.m * small_col,
                                        small_row, small_col, p.padded_out_c, p.padded_out_c,
-                                       images * tile_rows * w.cols * p.padded_out_c, scratch + layout.big);
+                                       w.pitch(tiles * p.padded_out_c), scratch + layout.big);
 }
 
 // Input channels [c0, c1) of the sums of `count` tasks, added and brought back to taps: (9, in_c, padded_out_c).
