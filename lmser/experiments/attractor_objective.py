@@ -1,0 +1,54 @@
+"""What the rows of the experiments on fully connected attractor networks are trained by (004 Sects. 3.2, 3.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from lmser.experiments.rows import RowConfig
+from lmser.models import AttractorNetwork, attractor_loss
+
+__all__ = ["attractor_loss_of"]
+
+_KEYS = {"loss", "td", "stationary", "units"}
+
+
+def attractor_loss_of(row: RowConfig) -> Callable[[nn.Module, Tensor, Tensor], Tensor]:
+    """``loss(model, target, observed)`` of a row's ``[objective]``.
+
+    loss:       ``"se"``, ``"delta_e"`` or ``"delta_e_plus"``
+    td:         λ of TD(λ), or ``"last"``: the loss of the last sweep alone (noTD); by default 1
+    stationary: share of the loss at the fixed point alone, differentiated implicitly; by default 0
+    units:      ``"all"`` (the default, as 004 has it) or ``"missing"``: the loss of unobserved units alone
+
+    The first three are `lmser.models.AttractorNetwork.loss`'s. Raises ValueError naming the row for other keys and
+    values, TypeError where the loss is given another network.
+    """
+    objective = dict(row.objective)
+    unknown = set(objective) - _KEYS
+    if unknown or "loss" not in objective:
+        raise ValueError(
+            f"{row.path}: objective: expected loss, td, stationary and units, got {sorted(objective)}"
+        )
+    kind, td, share = objective["loss"], objective.get("td", 1.0), objective.get("stationary", 0.0)
+    units = objective.get("units", "all")
+    if units not in ("all", "missing"):
+        raise ValueError(f"{row.path}: objective.units: expected 'all' or 'missing', got {units!r}")
+    if units == "missing" and share:
+        raise ValueError(
+            f"{row.path}: objective.units: expected 'all' with a stationary share, got 'missing'"
+        )
+
+    def loss(model: nn.Module, target: Tensor, observed: Tensor) -> Tensor:
+        if not isinstance(model, AttractorNetwork):
+            raise TypeError(f"model: expected an attractor network, got {type(model).__name__}")
+        if units == "all":
+            return model.loss(target, observed, kind=kind, td=td, stationary=share)
+        found = model.trajectory(model.complete(target, observed, readouts=True))
+        # A unit that is where it should be has no loss and passes on no gradient.
+        given = torch.where(observed, target, found)
+        return attractor_loss(given, target, kind=kind, td=td, activation=model.activation, slope=model.slope)
+
+    return loss
