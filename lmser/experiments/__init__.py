@@ -160,8 +160,44 @@ EXPERIMENTS = (
         seeds={"quick": (0,), "paper": (0, 1, 2)},
         minutes={"quick": 3, "paper": 60},
     ),
-    # 004's networks at paper scale are for a GPU: their minutes are reckoned from the operations of 50 iterations of
-    # every batch, forwards and backwards, at 100 GFLOP/s.
+    Experiment(
+        name="cban-bars",
+        summary="images of two bars completed by FBAN 25-50 and 25-48-24 from evidence for one of them",
+        source="004 Sect. 4.1, Figs. 2 and 3",
+        data="",
+        needs="",
+        seeds={"quick": (0,), "paper": (0, 1, 2)},
+        minutes={"quick": 2, "paper": 90},
+    ),
+    Experiment(
+        name="cban-mnist",
+        summary="digits and their class completed by FBAN 812-200-50, masked by Perlin noise and whole",
+        source="004 Sect. 4.2, Figs. 4, 8c and 10",
+        data="MNIST (idx files)",
+        needs="`lmser data get mnist` downloads it",
+        seeds={"quick": (0,), "paper": (0,)},
+        minutes={"quick": 3, "paper": 120},
+    ),
+    Experiment(
+        name="cban-evidence",
+        summary="evidence clamped, as a start, blended in, as a bias, and in a copy of its own: bars and digits",
+        source="004 App. A",
+        data="MNIST (idx files)",
+        needs="`lmser data get mnist` downloads it",
+        seeds={"quick": (0,), "paper": (0, 1, 2)},
+        minutes={"quick": 3, "paper": 150},
+    ),
+    Experiment(
+        name="cban-loss",
+        summary="three losses of attractor networks; TD(1), TD(0.5), TD(0), noTD and stationary training",
+        source="004 Sects. 3.2 and 3.3, App. B",
+        data="MNIST (idx files)",
+        needs="`lmser data get mnist` downloads it",
+        seeds={"quick": (0,), "paper": (0, 1, 2)},
+        minutes={"quick": 3, "paper": 240},
+    ),
+    # 004's convolutional networks at paper scale are for a GPU: their minutes are reckoned from the operations of 50
+    # iterations of every batch, forwards and backwards, at 100 GFLOP/s.
     Experiment(
         name="cban-omniglot",
         summary="drawings with squares over them, completed by CBAN, CBAN-asym, CBAN-noTD and a denoising VAE",

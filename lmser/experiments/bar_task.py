@@ -76,7 +76,10 @@ class BarTask:
         """The `METRICS` of a network."""
         assert isinstance(network, AttractorNetwork)
         device = next(network.parameters()).device
-        wrong, first, second, sweeps, off = [], [], [], 0.0, 0.0
+        wrong: list[Tensor] = []
+        first: list[Tensor] = []
+        second: list[Tensor] = []
+        sweeps = off = 0.0
         for targets, observed in zip(
             self.targets.split(_CHUNK), self.trials.observed.split(_CHUNK), strict=True
         ):
