@@ -21,6 +21,15 @@ from lmser.contest import Contender
 from lmser_kernels import conv2d_add_act, conv_transpose2d_add_act
 
 CHANNELS, STRIDES, SIZE = (16, 32, 64, 128, 256), (1, 2, 2, 2, 2), 96
+# 3x3 at stride 1: (batch, channels below and above, size), of attractor networks and of ordinary ones.
+STRIDE_1 = (
+    (16, 40, 120, 16),
+    (16, 120, 440, 8),
+    (16, 128, 256, 28),
+    (16, 256, 256, 14),
+    (4, 64, 64, 56),
+    (16, 304, 304, 40),
+)
 
 
 @dataclass(frozen=True)
@@ -205,4 +214,16 @@ def workloads() -> list[Workload]:
                     )
                 )
         size, below = small, width
+    for batch, below, width, size in STRIDE_1:
+        for training in (False, True):
+            for down in (False, True):
+                way = f"{width}→{below} down" if down else f"{below}→{width} up"
+                kind = "forward + backward" if training else "forward"
+                found.append(
+                    Workload(
+                        f"layer {way}, {size} px, stride 1, batch {batch}, {kind}",
+                        2.0 * batch * size * size * width * below * 9 * (3 if training else 1),
+                        _layer(below, width, size, 1, batch, down, training),
+                    )
+                )
     return found

@@ -1,7 +1,7 @@
 // Minimal-filtering (Winograd) algorithms for 3-tap kernels at strides 1 and 2, both directions and the weight
 // gradient.
 //
-// Stride 1 is F(4, 3), Filter<4> below.
+// At stride 1 it is F(4, 3), Filter<4> below.
 //
 // At stride 2 the taps meet the two phases of the input separately: y[q] = w0 o[q] + w2 o[q+1] + w1 e[q], a
 // two-tap stride-1 convolution over one phase and a one-tap one over the other. The two taps run as F(M, 2) with
