@@ -7,7 +7,7 @@ What 004 leaves open, and how it is set here: batches of 32; 210 epochs (the lea
 epochs from the 150th on; four stretches); the noise has frequency 7, as for MNIST; CD-VAE has CBAN's optimiser and
 epochs. Other choices stand in `lmser.experiments.image_completion`.
 
-What decides the claims, set before any result was seen, by the means over the seeds, of completed images:
+What decides the claims, set before the rows were run, by the means over the seeds, of completed images:
 
 - CBAN-noTD and CD-VAE are clearly inferior where PSNR and SSIM of both are below CBAN's.
 - CBAN-asym performs about as CBAN where it is less than 0.5 dB and 0.02 SSIM from it.

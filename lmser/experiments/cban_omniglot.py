@@ -9,7 +9,7 @@ epochs from the 100th on; four stretches); CD-VAE has CBAN's optimiser and epoch
 character are test images: `lmser.data.load_omniglot`. Other choices stand in
 `lmser.experiments.image_completion`.
 
-What decides the claims, set before any result was seen, by the means over the seeds:
+What decides the claims, set before the rows were run, by the means over the seeds:
 
 - CBAN is superior where its PSNR and its SSIM, of completed images, are both higher than those of each of the others.
 - CBAN reaches a fixed point where at least 99 % of the test images come to rest.

@@ -5,7 +5,7 @@ Two networks of `lmser.experiments.cban_omniglot` that differ in the order of th
 22.35 dB for up-down here and 24.11 dB in Table 2 for what reads as the same network; the rows have the settings of
 App. D.3.
 
-What decides the claim, set before any result was seen, by the means over the seeds: up-down is superior where its PSNR and
+What decides the claim, set before the rows were run, by the means over the seeds: up-down is superior where its PSNR and
 SSIM are higher and its L1 is lower than those of odd-even.
 """
 

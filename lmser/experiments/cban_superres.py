@@ -14,7 +14,7 @@ What 004 leaves open, and how it is set here: batches of 16 patches, 10,000 patc
 stretches of the learning rate, which falls by 10 every 10 epochs); test images settle to 0.1, as batches do at the
 end of training.
 
-What decides the claim, set before any result was seen, by the means over the seeds: CBAN outperforms bicubic
+What decides the claim, set before the rows were run, by the means over the seeds: CBAN outperforms bicubic
 interpolation where its PSNR and its SSIM of RGB images are both higher on every set. 004's comparison of SSIM with DRCN and
 LapSRN is not decided: their numbers are of luminance, its own are not.
 """

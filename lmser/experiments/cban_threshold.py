@@ -6,7 +6,7 @@ can move by more than 2, and at 1.0 settling ends after a few.
 004 does not say to which threshold the networks settle in the test. Here to their own, and in a second table both to 0.01.
 L1: `lmser.experiments.completion_metrics`. Iterations are those of each training batch, mean and median over the run.
 
-What decides the claims, set before any result was seen, by the means over the seeds:
+What decides the claims, set before the rows were run, by the means over the seeds:
 
 - 1.0 is as good or better where PSNR and SSIM are higher and L1 is lower than with 0.01, each settled to its own threshold.
 - 1.0 is more efficient where its mean number of iterations is at most half of 0.01's (in 004 it is a fifteenth).

@@ -37,7 +37,7 @@ def measure_table(trained: Trained, baseline: Baseline, of: str, notes: Sequence
             rows.append(_row(name, row.label, values, printed, row.differs))
         if beside:
             rows += [_row(name, label, [(), ()], printed) for label in _PRINTED_ALONE]
-    what = "RGB, whole images" if beside else "Luminance, 2 pixels of border left out"
+    what = "RGB, all pixels" if beside else "Luminance, 2 pixels of border left out"
     return Table(
         what, tuple(_COLUMNS), tuple(rows), source="004 Table 1" if beside else "", notes=tuple(notes)
     )
