@@ -14,12 +14,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from lmser_kernels import _library, dispatch
 from lmser_kernels.add_act.api import add_act
 from lmser_kernels.arguments import pair
+from lmser_kernels.settle.api import settle
+from lmser_kernels.settle.problem import Problem, checked
 from lmser_kernels.tied_conv.api import conv2d_add_act, conv_transpose2d_add_act, tied_conv2d
 
 _OPERATIONS: dict[str, Callable[..., Any]] = {
     "add_act": add_act,
     "conv2d_add_act": conv2d_add_act,
     "conv_transpose2d_add_act": conv_transpose2d_add_act,
+    "settle": settle,
     "tied_conv2d": tied_conv2d,
 }
 _MEASURE_SECONDS = 0.02
@@ -92,7 +95,9 @@ class Explanation:
 def explain(operation: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:
     """Explains the call `operation(*args, **kwargs)` of one of this package's operations (or its name).
 
-    The arguments are checked as the call would check them and raise the same errors.
+    The arguments are checked as the call would check them and raise the same errors. Of `settle`, whose number of
+    sweeps only the solve tells, flops, bytes and floor are those of one sweep: every drive once, every state read and
+    written once, the weights read once.
 
         print(explain(conv2d_add_act, x, weight, stride=2, padding=1))
     """
@@ -100,6 +105,8 @@ def explain(operation: str | Callable[..., Any], *args: Any, **kwargs: Any) -> E
     if name not in _OPERATIONS or (callable(operation) and operation is not _OPERATIONS[name]):
         raise ValueError(f"operation must be one of {', '.join(_OPERATIONS)}; got {operation!r}")
     function = _OPERATIONS[name]
+    if name == "settle":
+        return _explain_settle(inspect.signature(settle).bind(*args, **kwargs))
     bound = inspect.signature(function).bind(*args, **kwargs)
     bound.apply_defaults()
     given = bound.arguments
@@ -131,6 +138,74 @@ def explain(operation: str | Callable[..., Any], *args: Any, **kwargs: Any) -> E
         bandwidth_gbs=bandwidth,
         plans=plans,
     )
+
+
+def _explain_settle(bound: inspect.BoundArguments) -> Explanation:
+    bound.apply_defaults()
+    given = bound.arguments
+    names = (
+        "states",
+        "weights",
+        "biases",
+        "reverse_weights",
+        "evidence",
+        "mask",
+        "external",
+        "pools",
+        "padding",
+    )
+    problem = checked(*(given[name] for name in names))
+    visible, threads = problem.states[0], torch.get_num_threads()
+    native = dispatch.native("settle", given["impl"], visible)
+    peak, bandwidth = _peaks(visible.dtype, threads) if visible.is_cpu else (None, None)
+    flops = sum(
+        4.0 * weight.numel() * above.shape[0] * above.shape[2] * above.shape[3]
+        for weight, above in zip(problem.weights, problem.states[1:], strict=True)
+    )
+    memory = 2 * sum(h.numel() for h in problem.states) + sum(w.numel() for w in problem.weights)
+    plans = _settle_plans(problem, threads) if native else {}
+    return Explanation(
+        operation="settle",
+        implementation="native" if native else "reference",
+        kernel=f"one operation, per sweep: {_kernel('settle', plans)}" if native else "eager PyTorch",
+        reason=_reason("settle", given["impl"], visible, plans),
+        output_shapes=tuple(tuple(h.shape) for h in problem.states),
+        dtype=visible.dtype,
+        threads=threads,
+        flops=flops,
+        bytes=float(memory * visible.element_size()),
+        peak_gflops=peak,
+        bandwidth_gbs=bandwidth,
+        plans=plans,
+    )
+
+
+def _settle_plans(problem: Problem, threads: int) -> dict[str, Mapping[str, Any]]:
+    """The plan of each direction of each edge; states are channels-last inside, half precision is float32."""
+    assert _library.module is not None
+    plans: dict[str, Mapping[str, Any]] = {}
+    dtype = "float64" if problem.states[0].dtype == torch.float64 else "float32"
+    for edge, weight in enumerate(problem.weights):
+        below, above = problem.states[edge], problem.states[edge + 1]
+        window, margin = problem.pools[edge], problem.padding[edge]
+        inner = (below.shape[2] // window[0], below.shape[3] // window[1])
+        for way, operation, source, size in (
+            ("conv", "conv2d_add_act", below, (above.shape[2], above.shape[3])),
+            ("convᵀ", "conv_transpose2d_add_act", above, inner),
+        ):
+            plans[f"{way} {edge} - {edge + 1}"] = _library.module.plan(
+                operation,
+                dtype,
+                list(source.shape),
+                list(weight.shape),
+                (1, 1),
+                margin,
+                window,
+                size,
+                True,
+                threads,
+            )
+    return plans
 
 
 def _peaks(dtype: torch.dtype, threads: int) -> tuple[float | None, float | None]:

@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lmser_kernels import _library, add_act, conv2d_add_act, conv_transpose2d_add_act, explain, tied_conv2d
+from lmser_kernels import (
+    _library,
+    add_act,
+    conv2d_add_act,
+    conv_transpose2d_add_act,
+    explain,
+    settle,
+    tied_conv2d,
+)
 
 X, W, Z = torch.randn(2, 3, 9, 8), torch.randn(5, 3, 3, 3), torch.randn(2, 5, 5, 4)
 
@@ -108,3 +116,16 @@ class TestErrors:
             explain(conv2d_add_act, [1.0], W)
         with pytest.raises(RuntimeError, match="no Triton kernel"):
             explain(conv2d_add_act, X, W, impl="triton")
+
+
+def test_settle_counts_one_sweep():
+    states = [torch.zeros(2, 3, 8, 8), torch.zeros(2, 5, 8, 8), torch.zeros(2, 7, 4, 4)]
+    weights = [torch.zeros(5, 3, 3, 3), torch.zeros(7, 5, 3, 3)]
+    found = explain(settle, states, weights, None, pools=(1, 2))
+    assert found.flops == 2 * 2 * (2 * 64 * 15 * 9 + 2 * 16 * 35 * 9)
+    assert found.bytes == 4 * (2 * (384 + 640 + 224) + 135 + 315)
+    assert found.output_shapes == ((2, 3, 8, 8), (2, 5, 8, 8), (2, 7, 4, 4))
+    if _library.available:
+        assert list(found.plans) == ["conv 0 - 1", "convᵀ 0 - 1", "conv 1 - 2", "convᵀ 1 - 2"]
+    with pytest.raises(ValueError, match="pools: expected 2"):
+        explain("settle", states, weights, None, pools=(1,))
