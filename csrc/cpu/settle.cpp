@@ -40,14 +40,23 @@ Tensor sweeps_tensor(Memory<T> block, std::int64_t sweeps, const Layer& l, const
   return tensor_of(std::move(block), like, {sweeps, l.n, l.c, l.h, l.w}, {l.values(), l.image(), 1, l.w * l.c, l.c});
 }
 
-// Room for one more sweep at a time, doubled when it is full; pages that are not written are not there.
+// Pages that are not written are not there: room for all sweeps that may come is asked for where it is at most this.
+constexpr std::size_t kRoom = std::size_t(1) << 30;
+// How many sweeps of so many values to make room for, when there is room for `now` and at most `most` may come.
+template <class T>
+std::int64_t sweeps_of_room(std::int64_t values, std::int64_t now, std::int64_t most) {
+  const std::int64_t fit = std::int64_t(kRoom / sizeof(T)) / std::max<std::int64_t>(values, 1);
+  return std::min(most, std::max<std::int64_t>({fit, 16, 2 * now}));
+}
+
+// The values of one sweep after the other.
 template <class T>
 class Sweeps {
  public:
   Sweeps(std::int64_t values, std::int64_t most) : values_(values), most_(most) {}
   T* at(std::int64_t t) {
     if (t >= room_) {
-      const std::int64_t room = std::min(most_, std::max<std::int64_t>(16, 2 * room_));
+      const std::int64_t room = sweeps_of_room<T>(values_, room_, most_);
       Memory<T> larger(std::max(room, t + 1) * values_);
       if (room_) std::memcpy(static_cast<void*>(larger.get()), block_.get(), sizeof(T) * room_ * values_);
       block_ = std::move(larger), room_ = std::max(room, t + 1);
@@ -102,12 +111,12 @@ struct Held {
 struct Trajectory {
   std::vector<std::int64_t> first, later;
   std::int64_t first_values = 0, later_values = 0;
-  Trajectory(const Network& net, const Schedule& s, bool visible_apart) {
+  Trajectory(const Network& net, const Schedule& s) {
     const auto lay = [&](const std::vector<Update>& updates, std::vector<std::int64_t>& at) {
       std::int64_t values = 0;
       for (const Update& u : updates) {
         at.push_back(values);
-        if (u.changes && (u.layer > 0 || visible_apart)) values += net.layers[u.layer].values();
+        if (u.layer > 0) values += net.layers[u.layer].values();  // the readouts tell the visible states
       }
       return values;
     };
@@ -202,7 +211,7 @@ std::tuple<Tensors, Tensor, Tensor, Tensor, Tensor> settle_as(const Network& net
   const bool read_held = keep || readouts;
   Sweeper<T> sweeper(isa, pool, net, biases, false, schedule(top + 1, up_down, held.all, read_held), start);
   const bool visible_apart = held.any && !held.all;
-  const Trajectory places(net, schedule(top + 1, up_down, held.all, read_held), visible_apart);
+  const Trajectory places(net, schedule(top + 1, up_down, held.all, read_held));
   Memory<T> trajectory;
   std::int64_t room = 0;
   Sweeps<T> seen(visible.values(), keep || readouts ? stop.max_steps : 1);
@@ -219,7 +228,8 @@ std::tuple<Tensors, Tensor, Tensor, Tensor, Tensor> settle_as(const Network& net
   while (sweeps < stop.max_steps) {
     const std::vector<Update>& updates = sweeper.sweep(sweeps);
     if (keep && places.values(sweeps + 1) > room) {
-      const std::int64_t more = places.values(std::min(stop.max_steps, std::max<std::int64_t>(16, 2 * sweeps)));
+      const std::int64_t more =
+          places.values(sweeps_of_room<T>(std::max(places.later_values, places.first_values), sweeps, stop.max_steps));
       Memory<T> larger(more);
       if (room) {
         const T* const from = trajectory.get();
@@ -268,7 +278,7 @@ std::tuple<Tensors, Tensor, Tensor, Tensor, Tensor> settle_as(const Network& net
       e.result = to, e.image = layer.image(), e.change = changes.change.data();
       const T* stays = to;
       if (u.layer == 0 && visible_apart) {
-        e.state = keep ? trajectory.get() + places.at(sweeps, i) : ends[sweeps % 2][0].get();
+        e.state = ends[sweeps % 2][0].get();
         e.evidence = evidence_data, e.hold = hold_data;
         stays = static_cast<const T*>(e.state);
       } else if (u.layer == 0 && u.changes && (!every || stop.per_sample)) {
@@ -472,7 +482,7 @@ Tensors settle_backward_as(const Network& net, const Tensors& grad_states, const
   const Held<T> held(isa, pool, visible, evidence, hold, like);
   const bool visible_apart = held.any && !held.all;
   const Schedule plan = schedule(top + 1, up_down, held.all, true);
-  const Trajectory places(net, plan, visible_apart);
+  const Trajectory places(net, plan);
   STD_TORCH_CHECK(readouts.dim() == 5, "readouts must have 5 dimensions");
   const std::int64_t sweeps = readouts.size(0);
   STD_TORCH_CHECK(trajectory.numel() == places.values(sweeps), "trajectory has ", trajectory.numel(),
@@ -513,7 +523,8 @@ Tensors settle_backward_as(const Network& net, const Tensors& grad_states, const
   Carrier<T> carrier(isa, pool, net);
   std::vector<bool> ended(top + 1, false);  // the gradient of the final state was taken in
 
-  Memory<T> raw;  // of the visible state, where the evidence wants it
+  Memory<T> held_state;
+  if (visible_apart) held_state = Memory<T>(visible.values());
   for (std::int64_t t = sweeps; t-- > 0;) {
     const std::vector<Update>& updates = plan.sweep(t);
     for (std::size_t i = updates.size(); i-- > 0;) {
@@ -538,7 +549,13 @@ Tensors settle_backward_as(const Network& net, const Tensors& grad_states, const
           e.inject = read_grad.get();
         }
         if (held.any) e.hold = held.hold.get();
-        state = held.all ? start.get() : visible_apart ? path + places.at(t, i) : static_cast<const T*>(seen.data);
+        if (visible_apart) {
+          Epilogue put_in;
+          put_in.result = seen.data, put_in.image = visible.image(), put_in.state = held_state.get();
+          put_in.evidence = held.evidence.get(), put_in.hold = held.hold.get();
+          run_epilogue(isa, pool, put_in, visible.view(seen.data, kType));
+        }
+        state = held.all ? start.get() : visible_apart ? held_state.get() : static_cast<const T*>(seen.data);
       } else {
         e.output = state = path + places.at(t, i);
       }

@@ -52,7 +52,7 @@ def settle(problem: Problem, run: Run, adjoint: Adjoint | None) -> Settled:
         tuple(_as(given, h) for given, h in zip(problem.states, states, strict=True)),
         readouts if run.readouts else None,
         steps,
-        change,
+        change.detach(),
     )
 
 
