@@ -5,7 +5,7 @@ to the unit's input (bias, once the observation here), and a second copy of the 
 first is read (replicate): `lmser.models.evidence`. Networks are trained and tested in the same way; nothing else
 differs. 004 gives sentences and no numbers. Steps, and the strengths of blend and bias, are chosen here.
 
-Scores are those of `lmser.experiments.attractor_comparison`. What decides the claims, set before the rows were run,
+Scores are those of `lmser.experiments.attractor_comparison`. What decides the claims, set before any result was seen,
 on the mean over the seeds, in both tasks:
 - Clamping is best: no other way but replicate has a higher score. (004 finds clamping better than each of these three
   and calls replicate promising.)
