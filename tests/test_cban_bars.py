@@ -141,7 +141,9 @@ def test_paper_scale_is_appendix_d() -> None:
 
 def test_the_objective_is_read() -> None:
     row = tiny_rows()[0]
-    with pytest.raises(ValueError, match="objective: expected loss, td, stationary and units, got"):
+    with pytest.raises(
+        ValueError, match="objective: expected loss, td, stationary, units and label_weight, got"
+    ):
         attractor_loss_of(dataclasses.replace(row, objective={"loss": "se", "lambda": 1}))
     torch.manual_seed(0)
     network = FBAN((25, 4))

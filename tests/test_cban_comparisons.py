@@ -104,10 +104,27 @@ def test_the_loss_of_missing_units() -> None:
     assert float(attractor_loss_of(row)(network, target, observed).detach()) == pytest.approx(0, abs=1e-6)
     for objective, words in (
         ({"loss": "se", "units": "label"}, "expected 'all' or 'missing', got 'label'"),
-        ({"loss": "se", "units": "missing", "stationary": 1.0}, "expected 'all' with a stationary share"),
+        ({"loss": "se", "label_weight": 0}, "expected a whole number above 0, got 0"),
+        ({"loss": "se", "units": "missing", "stationary": 1.0}, "expected 0 where not all units count once"),
     ):
         with pytest.raises(ValueError, match=words):
             attractor_loss_of(dataclasses.replace(row, objective=objective))
+
+
+def test_label_units_count_as_often_as_asked() -> None:
+    torch.manual_seed(0)
+    row = tiny_rows("cban-loss")[0]
+    network = FBAN((UNITS, 2), init=0.01, max_steps=1)
+    target = torch.full((3, UNITS), 0.5)
+    observed = torch.zeros(3, UNITS, dtype=torch.bool)
+    loss = {
+        weight: attractor_loss_of(
+            dataclasses.replace(row, objective={"loss": "delta_e", "label_weight": weight})
+        )(network, target, observed).detach()
+        for weight in (1, 2, 4)
+    }
+    assert loss[2] > loss[1]
+    torch.testing.assert_close(loss[4] - loss[2], 2 * (loss[2] - loss[1]), rtol=1e-4, atol=1e-3)
 
 
 def test_digits_run_and_continue(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,12 +7,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from lmser.experiments.labelled_digits import PIXELS
 from lmser.experiments.rows import RowConfig
 from lmser.models import AttractorNetwork, attractor_loss
 
 __all__ = ["attractor_loss_of"]
 
-_KEYS = {"loss", "td", "stationary", "units"}
+_KEYS = {"loss", "td", "stationary", "units", "label_weight"}
 
 
 def attractor_loss_of(row: RowConfig) -> Callable[[nn.Module, Tensor, Tensor], Tensor]:
@@ -22,6 +23,8 @@ def attractor_loss_of(row: RowConfig) -> Callable[[nn.Module, Tensor, Tensor], T
     td:         λ of TD(λ), or ``"last"``: the loss of the last sweep alone (noTD); by default 1
     stationary: share of the loss at the fixed point alone, differentiated implicitly; by default 0
     units:      ``"all"`` (the default, as 004 has it) or ``"missing"``: the loss of unobserved units alone
+    label_weight: how often each label unit of `lmser.experiments.labelled_digits` counts, a whole number; by default
+                once, like any pixel
 
     The first three are `lmser.models.AttractorNetwork.loss`'s. Raises ValueError naming the row for other keys and
     values, TypeError where the loss is given another network.
@@ -30,25 +33,38 @@ def attractor_loss_of(row: RowConfig) -> Callable[[nn.Module, Tensor, Tensor], T
     unknown = set(objective) - _KEYS
     if unknown or "loss" not in objective:
         raise ValueError(
-            f"{row.path}: objective: expected loss, td, stationary and units, got {sorted(objective)}"
+            f"{row.path}: objective: expected loss, td, stationary, units and label_weight, got {sorted(objective)}"
         )
     kind, td, share = objective["loss"], objective.get("td", 1.0), objective.get("stationary", 0.0)
-    units = objective.get("units", "all")
+    units, weight = objective.get("units", "all"), objective.get("label_weight", 1)
     if units not in ("all", "missing"):
         raise ValueError(f"{row.path}: objective.units: expected 'all' or 'missing', got {units!r}")
-    if units == "missing" and share:
+    if not isinstance(weight, int) or isinstance(weight, bool) or weight < 1:
         raise ValueError(
-            f"{row.path}: objective.units: expected 'all' with a stationary share, got 'missing'"
+            f"{row.path}: objective.label_weight: expected a whole number above 0, got {weight!r}"
+        )
+    plain = units == "all" and weight == 1
+    if share and not plain:
+        raise ValueError(
+            f"{row.path}: objective.stationary: expected 0 where not all units count once, got {share}"
         )
 
     def loss(model: nn.Module, target: Tensor, observed: Tensor) -> Tensor:
         if not isinstance(model, AttractorNetwork):
             raise TypeError(f"model: expected an attractor network, got {type(model).__name__}")
-        if units == "all":
+        if plain:
             return model.loss(target, observed, kind=kind, td=td, stationary=share)
         found = model.trajectory(model.complete(target, observed, readouts=True))
         # A unit that is where it should be has no loss and passes on no gradient.
-        given = torch.where(observed, target, found)
-        return attractor_loss(given, target, kind=kind, td=td, activation=model.activation, slope=model.slope)
+        given = found if units == "all" else torch.where(observed, target, found)
+        given, wanted = (_weighted(tensor, weight) for tensor in (given, target))
+        return attractor_loss(given, wanted, kind=kind, td=td, activation=model.activation, slope=model.slope)
 
     return loss
+
+
+def _weighted(visible: Tensor, weight: int) -> Tensor:
+    """States with as many copies of their label units as these count."""
+    if weight == 1:
+        return visible
+    return torch.cat([visible, *(weight - 1) * [visible[..., PIXELS:]]], -1)

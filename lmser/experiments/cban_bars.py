@@ -33,10 +33,12 @@ from lmser.experiments.attractor_objective import attractor_loss_of
 from lmser.experiments.bar_task import (
     FIRST,
     IMAGES,
+    MAX_STEPS,
     MISSING,
     PIXELS,
     SECOND,
     SWEEPS,
+    THETA,
     UNSEEN,
     BarTask,
     bar_batch,
@@ -203,7 +205,7 @@ def _completions(request: Request, row: RowConfig, name: str, network: Attractor
     shown = shown_trials(_SHOWN)
     target, observed = (tensor.to(request.device) for tensor in (shown["target"], shown["observed"]))
     first = network.read(network.complete(target, observed, max_steps=1))
-    last = network.read(network.complete(target, observed, per_sample=True))
+    last = network.read(network.complete(target, observed, theta=THETA, max_steps=MAX_STEPS, per_sample=True))
     lines = {
         "completion": _coloured(last),
         "iteration 1": _coloured(first),
