@@ -47,8 +47,25 @@ struct WeightGradPair {
   Source big, small;
 };
 // `accumulate` adds to what `grad` holds (float32 and float64 only).
-void run_weight_grad(const InstructionSet& isa, const ThreadPool& pool, Geometry geometry,
-                     std::vector<WeightGradPair> pairs, const View& grad, bool accumulate = false);
+void run_weight_grad(const InstructionSet& isa, const ThreadPool& pool, const Geometry& geometry,
+                     const std::vector<WeightGradPair>& pairs, const View& grad, bool accumulate = false);
+
+// The same over many calls: what is added stays in the form it is summed in until the end. `finish` gives false, and
+// writes nothing, where a minimal-filtering sum is not finite: all must then be added once more to a sum without it.
+class WeightGradSum {
+ public:
+  WeightGradSum(const InstructionSet& isa, const ThreadPool& pool, const Geometry& geometry, DType dtype,
+                bool winograd = true);
+  WeightGradSum(WeightGradSum&&) noexcept;
+  WeightGradSum& operator=(WeightGradSum&&) noexcept;
+  ~WeightGradSum();
+  void add(std::vector<WeightGradPair> pairs);  // whose tensors lie as those of the first call
+  bool finish(const View& grad, bool accumulate = false);
+  struct State;
+
+ private:
+  std::unique_ptr<State> state_;
+};
 
 // pre, total and bias of TransformCall; bias_grad (1-D over channels) may be absent.
 void run_transform(const InstructionSet& isa, const ThreadPool& pool, Source source, View pre, View total,

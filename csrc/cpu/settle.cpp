@@ -472,7 +472,7 @@ template <class T>
 Tensors settle_backward_as(const Network& net, const Tensors& grad_states, const Tensor& grad_readouts,
                            const Tensors& states, const Maybe& evidence, const Maybe& hold, bool has_external,
                            const Tensor& readouts, const Tensor& trajectory, bool tied, Activation activation,
-                           double slope, bool up_down, const Wanted& want) {
+                           double slope, bool up_down, const Wanted& want, bool winograd = true) {
   const InstructionSet& isa = instruction_set();
   const ThreadPool pool = torch_pool();
   constexpr DType kType = kDTypeOf<T>;
@@ -519,7 +519,7 @@ Tensors settle_backward_as(const Network& net, const Tensors& grad_states, const
 
   Outputs<T> out(net, like, want, !tied, held.any, has_external);
   std::vector<View> to_weights = out.weights, to_reverse = out.reverse;
-  WeightGradients<T> weights(isa, pool, net, to_weights, to_reverse);
+  WeightGradients<T> weights(isa, pool, net, to_weights, to_reverse, winograd);
   Carrier<T> carrier(isa, pool, net);
   std::vector<bool> ended(top + 1, false);  // the gradient of the final state was taken in
 
@@ -612,7 +612,9 @@ Tensors settle_backward_as(const Network& net, const Tensors& grad_states, const
       if (out.states[l]) out.states[l][k] = share == T(1) ? T(0) : (T(1) - share) * g.get()[k];
     }
   }
-  weights.finish();
+  if (!weights.finish())
+    return settle_backward_as<T>(net, grad_states, grad_readouts, states, evidence, hold, has_external, readouts,
+                                 trajectory, tied, activation, slope, up_down, want, false);
   out.finish(want);
   return std::move(out.all);
 }
@@ -706,12 +708,14 @@ std::tuple<Tensors, Tensor, Tensor> settle_adjoint_as(const Network& net, const 
   }
 
   Outputs<T> out(net, like, want, !tied, held.any, has_external);
-  WeightGradients<T> weights(isa, pool, net, out.weights, out.reverse);
-  for (int e = 0; e < top; ++e) {
-    weights.up(e, fixed[e].get(), ended[e + 1]);
-    weights.down(e, ended[e], fixed[e + 1].get());
+  for (const bool winograd : {true, false}) {
+    WeightGradients<T> weights(isa, pool, net, out.weights, out.reverse, winograd);
+    for (int e = 0; e < top; ++e) {
+      weights.up(e, fixed[e].get(), ended[e + 1]);
+      weights.down(e, ended[e], fixed[e + 1].get());
+    }
+    if (weights.finish()) break;
   }
-  weights.finish();
   if (want.biases)
     for (int l = 0; l <= top; ++l) {
       const Layer& layer = net.layers[l];

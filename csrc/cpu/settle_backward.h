@@ -29,22 +29,27 @@ class DriveGradients {
   Memory<T> places_[4];
 };
 
-// Weight gradients of every edge, both directions of it.
+// Weight gradients of every edge, both directions of it, summed over all sweeps.
 template <class T>
 class WeightGradients {
  public:
   WeightGradients(const InstructionSet& isa, const ThreadPool& pool, const Network& net, std::vector<View> weights,
-                  std::vector<View> reverse)
-      : isa_(isa), pool_(pool), net_(net), weights_(std::move(weights)), reverse_(std::move(reverse)) {
-    begun_.assign(2 * net.edges.size(), false);
-  }
+                  std::vector<View> reverse, bool winograd)
+      : isa_(isa),
+        pool_(pool),
+        net_(net),
+        winograd_(winograd),
+        weights_(std::move(weights)),
+        reverse_(std::move(reverse)),
+        weight_sums_(net.edges.size()),
+        reverse_sums_(net.edges.size()) {}
   // The drive of `edge`'s upper layer: from `state` below, with gradient `grad` above.
   void up(int edge, const T* state, const T* grad) {
     const Edge& e = net_.edges[edge];
     Source big = source(edge, state), small;
     big.pool_h = e.pool.h, big.pool_w = e.pool.w, big.scale = 1.0 / (double(e.pool.h) * e.pool.w);
     small.base = net_.layers[edge + 1].view(grad, kDTypeOf<T>);
-    add(edge, weights_, big, small, false);
+    add(edge, weights_, weight_sums_, {big, small});
   }
   // The drive of `edge`'s lower layer: from `state` above, with gradient `grad` below.
   void down(int edge, const T* grad, const T* state) {
@@ -52,38 +57,44 @@ class WeightGradients {
     Source big = source(edge, grad), small;
     big.pool_h = e.pool.h, big.pool_w = e.pool.w, big.scale = 1;
     small.base = net_.layers[edge + 1].view(state, kDTypeOf<T>);
-    add(edge, reverse_.empty() ? weights_ : reverse_, big, small, !reverse_.empty());
+    if (reverse_.empty())
+      add(edge, weights_, weight_sums_, {big, small});
+    else
+      add(edge, reverse_, reverse_sums_, {big, small});
   }
-  // Edges that nothing was added to.
-  void finish() {
-    for (std::size_t e = 0; e < net_.edges.size(); ++e) {
-      clear(weights_, e, begun_[e]);
-      clear(reverse_, e, begun_[net_.edges.size() + e]);
-    }
+  // Writes all; zeros where nothing was added. False where a minimal-filtering sum is not finite.
+  bool finish() {
+    bool finite = true;
+    for (std::size_t e = 0; e < net_.edges.size(); ++e)
+      finite = write(weights_, weight_sums_, e) && write(reverse_, reverse_sums_, e) && finite;
+    return finite;
   }
 
  private:
+  using Sums = std::vector<std::optional<WeightGradSum>>;
   Source source(int edge, const T* data) const {
     Source s;
     s.base = net_.layers[edge].view(data, kDTypeOf<T>);
     return s;
   }
-  void add(int edge, const std::vector<View>& to, const Source& big, const Source& small, bool reverse) {
+  void add(int edge, const std::vector<View>& to, Sums& sums, const WeightGradPair& pair) {
     if (to.empty() || !to[edge]) return;
-    const std::size_t slot = edge + (reverse ? net_.edges.size() : 0);
-    run_weight_grad(isa_, pool_, net_.edges[edge].up, {{big, small}}, to[edge], begun_[slot]);
-    begun_[slot] = true;
+    if (!sums[edge]) sums[edge].emplace(isa_, pool_, net_.edges[edge].up, kDTypeOf<T>, winograd_);
+    sums[edge]->add({pair});
   }
-  static void clear(const std::vector<View>& to, std::size_t e, bool begun) {
-    if (to.empty() || !to[e] || begun) return;
+  static bool write(const std::vector<View>& to, Sums& sums, std::size_t e) {
+    if (to.empty() || !to[e]) return true;
+    if (sums[e]) return sums[e]->finish(to[e]);
     std::memset(to[e].data, 0, sizeof(T) * to[e].n * to[e].c * to[e].h * to[e].w);
+    return true;
   }
 
   const InstructionSet& isa_;
   const ThreadPool& pool_;
   const Network& net_;
+  bool winograd_;
   std::vector<View> weights_, reverse_;
-  std::vector<bool> begun_;
+  Sums weight_sums_, reverse_sums_;
 };
 
 // Edge directions of the adjoint: the gradient of a drive, carried to the state it was computed from.

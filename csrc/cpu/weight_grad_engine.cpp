@@ -1,132 +1,193 @@
-// Weight gradients: one sum a task over its pixels, or one sum whose bands the tasks share.
+// Weight gradients: one sum a task over its pixels, or one sum whose bands the tasks share. A sum may take pairs over
+// many calls: it is turned into the weight's layout once, at the end.
 #include "engine.h"
 
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <stdexcept>
 
 #include "buffer.h"
 #include "layout.h"
 
 namespace lmser {
+
+struct WeightGradSum::State {
+  virtual ~State() = default;
+  virtual void add(std::vector<WeightGradPair> pairs) = 0;
+  virtual bool finish(View grad, bool accumulate) = 0;
+};
+
 namespace {
 
 template <class T>
-void weight_grad(const InstructionSet& isa, const ThreadPool& pool, Geometry g, std::vector<WeightGradPair>& pairs,
-                 const View& grad, bool turned, bool accumulate, bool winograd = true) {
-  const Kernels<T>& k = kernels_of<T>(isa);
-  const WeightGradPlan plan = plan_weight_grad(g, k.tile, sizeof(T), pool.threads, winograd);
-  const std::int64_t bands = plan.bands_per_row * plan.sum_rows;
-  std::int64_t tasks =
-      std::max<std::int64_t>(1, std::min<std::int64_t>(pool.threads, plan.split_pixels ? plan.units : bands));
-  if (double(plan.sum_values) * double(g.batch) * double(g.out_h) * double(g.out_w) < kSerialWork) tasks = 1;
-  const std::int64_t sums = plan.split_pixels ? tasks : 1;
-  std::vector<WeightGradCall<T>> calls;
-  std::int64_t scratch = 1;
-  for (WeightGradPair& pair : pairs) {
-    calls.push_back({&plan, pair.big, pair.small, nullptr});
-    scratch = std::max(scratch, k.weight_grad_scratch(calls.back()));
-  }
-  const Buffer<T> memory = allocate<T>(scratch * tasks);
-  Buffer<T> sum = allocate<T>(plan.sum_values * sums);
-  const auto work = [&](std::int64_t task) {
-    T* const own = sum.get() + (plan.split_pixels ? task * plan.sum_values : 0);
-    const std::int64_t band0 = plan.split_pixels ? 0 : bands * task / tasks,
-                       band1 = plan.split_pixels ? bands : bands * (task + 1) / tasks;
-    const std::int64_t unit0 = plan.split_pixels ? plan.units * task / tasks : 0,
-                       unit1 = plan.split_pixels ? plan.units * (task + 1) / tasks : plan.units;
-    // Bands are consecutive rows of the sum.
-    const std::int64_t length = plan.sum_length;
-    const auto row = [&](std::int64_t band) {
-      return band / plan.bands_per_row * length + length * (band % plan.bands_per_row) / plan.bands_per_row;
-    };
-    std::memset(static_cast<void*>(own + row(band0) * plan.padded_out_c), 0,
-                sizeof(T) * (row(band1) - row(band0)) * plan.padded_out_c);
-    for (WeightGradCall<T> call : calls) {
-      call.sum = own;
-      for (std::int64_t u = unit0; u < unit1; ++u)
-        k.weight_grad_unit(call, u, band0, band1, memory.get() + task * scratch);
-    }
-  };
-  if (tasks == 1)
-    work(0);
-  else
-    pool.run(tasks, work);
+class Sum final : public WeightGradSum::State {
+ public:
+  Sum(const InstructionSet& isa, const ThreadPool& pool, const Geometry& geometry, bool winograd)
+      : k_(kernels_of<T>(isa)), pool_(pool), geometry_(geometry), winograd_(winograd) {}
 
-  std::int64_t partial = sums;  // how many sums are left to add
-  if (plan.winograd.m) {
-    Buffer<T> taps = allocate<T>(9 * g.in_c * plan.padded_out_c);
-    std::atomic<bool> finite{true};
-    const auto finish = [&](std::int64_t t) {
-      if (!k.winograd_grad_finish(plan, sum.get(), int(sums), g.in_c * t / tasks, g.in_c * (t + 1) / tasks, taps.get()))
-        finite.store(false);
-    };
-    if (tasks == 1)
-      finish(0);
+  void add(std::vector<WeightGradPair> pairs) override {
+    Geometry g = geometry_;
+    // Every pair must normalise alike; a second one of another layout keeps the first from being merged.
+    if (pairs.size() == 1)
+      normalise(g, pairs[0].big, pairs[0].small);
     else
-      pool.run(tasks, finish);
-    if (!finite.load()) return weight_grad<T>(isa, pool, g, pairs, grad, turned, accumulate, false);
-    sum = std::move(taps);
-    partial = 1;
+      normalise(g, pairs[0].big, pairs[0].small, pairs[1].big, pairs[1].small);
+    const bool turned = geometry_.kernel_h != g.kernel_h;
+    // A plain product of two matrices: with the sides exchanged its sum lies as the weight does, and nothing has to be
+    // turned at the end.
+    const bool swapped = g.kernel_h * g.kernel_w == 1 && g.stride_h * g.stride_w == 1 && g.pad_h + g.pad_w == 0;
+    if (swapped) {
+      for (WeightGradPair& pair : pairs) std::swap(pair.big, pair.small);
+      std::swap(g.in_c, g.out_c);
+    }
+    const bool first = !sum_;
+    if (first)
+      plan(g, turned, swapped);
+    else if (!(g == plan_.geometry) || turned != turned_)
+      throw std::logic_error("weight gradients of one sum lie differently");
+    accumulate(pairs, first);
   }
-  // Sum the tasks in their order and turn (kh, kw, C_in, C_out) into (C_out, C_in, kh, kw).
-  const int lanes = k.tile.lanes;
-  const std::int64_t groups = plan.padded_out_c / lanes;
-  const auto reduce = [&](std::int64_t group) {
-    const std::int64_t c0 = group * lanes, c1 = std::min(c0 + lanes, g.out_c);
-    for (int i = 0; i < g.kernel_h; ++i)
-      for (int j = 0; j < g.kernel_w; ++j)
-        for (std::int64_t ci = 0; ci < g.in_c; ++ci) {
-          T* const from = sum.get() + ((i * g.kernel_w + j) * g.in_c + ci) * plan.padded_out_c + c0;
-          for (std::int64_t t = 1; t < partial; ++t)
-            for (int v = 0; v < lanes; ++v) from[v] += from[t * plan.sum_values + v];
-          const std::int64_t at = ci * grad.sc + (turned ? j * grad.sh + i * grad.sw : i * grad.sh + j * grad.sw);
-          if (grad.dtype == kDTypeOf<T>) {
-            T* const to = static_cast<T*>(grad.data) + at;
-            if (grad.sn == 1 && !accumulate) {
-              std::memcpy(to + c0, from, sizeof(T) * (c1 - c0));
-              continue;
-            }
-            for (std::int64_t co = c0; co < c1; ++co)
-              to[co * grad.sn] = accumulate ? to[co * grad.sn] + from[co - c0] : from[co - c0];
-          } else {
-            for (std::int64_t co = c0; co < c1; ++co) store_value<T>(grad, at + co * grad.sn, from[co - c0]);
-          }
-        }
-  };
-  if (tasks == 1 || plan.sum_values < 1 << 14) {
-    for (std::int64_t group = 0; group < groups; ++group) reduce(group);
-  } else {
-    pool.run(tasks, [&](std::int64_t t) {
-      for (std::int64_t group = groups * t / tasks; group < groups * (t + 1) / tasks; ++group) reduce(group);
+
+  // False, and nothing is written, where a minimal-filtering sum is not finite.
+  bool finish(View grad, bool accumulate) override {
+    if (swapped_) std::swap(grad.n, grad.c), std::swap(grad.sn, grad.sc);
+    std::int64_t partial = sums_;  // how many sums are left to add
+    if (plan_.winograd.m) {
+      const Geometry& g = plan_.geometry;
+      Buffer<T> taps = allocate<T>(9 * g.in_c * plan_.padded_out_c);
+      std::atomic<bool> finite{true};
+      over_tasks([&](std::int64_t t) {
+        if (!k_.winograd_grad_finish(plan_, sum_.get(), int(sums_), g.in_c * t / tasks_, g.in_c * (t + 1) / tasks_,
+                                     taps.get()))
+          finite.store(false);
+      });
+      if (!finite.load()) return false;
+      sum_ = std::move(taps);
+      partial = 1;
+    }
+    write(grad, accumulate, partial);
+    return true;
+  }
+
+ private:
+  void plan(const Geometry& g, bool turned, bool swapped) {
+    turned_ = turned, swapped_ = swapped;
+    plan_ = plan_weight_grad(g, k_.tile, sizeof(T), pool_.threads, winograd_);
+    bands_ = plan_.bands_per_row * plan_.sum_rows;
+    tasks_ =
+        std::max<std::int64_t>(1, std::min<std::int64_t>(pool_.threads, plan_.split_pixels ? plan_.units : bands_));
+    if (double(plan_.sum_values) * double(g.batch) * double(g.out_h) * double(g.out_w) < kSerialWork) tasks_ = 1;
+    sums_ = plan_.split_pixels ? tasks_ : 1;
+    sum_ = allocate<T>(plan_.sum_values * sums_);
+  }
+
+  template <class F>
+  void over_tasks(F&& f) {
+    if (tasks_ == 1)
+      f(0);
+    else
+      pool_.run(tasks_, f);
+  }
+
+  void accumulate(const std::vector<WeightGradPair>& pairs, bool first) {
+    std::vector<WeightGradCall<T>> calls;
+    std::int64_t scratch = 1;
+    for (const WeightGradPair& pair : pairs) {
+      calls.push_back({&plan_, pair.big, pair.small, nullptr});
+      scratch = std::max(scratch, k_.weight_grad_scratch(calls.back()));
+    }
+    const Buffer<T> memory = allocate<T>(scratch * tasks_);
+    over_tasks([&](std::int64_t task) {
+      T* const own = sum_.get() + (plan_.split_pixels ? task * plan_.sum_values : 0);
+      const std::int64_t band0 = plan_.split_pixels ? 0 : bands_ * task / tasks_,
+                         band1 = plan_.split_pixels ? bands_ : bands_ * (task + 1) / tasks_;
+      const std::int64_t unit0 = plan_.split_pixels ? plan_.units * task / tasks_ : 0,
+                         unit1 = plan_.split_pixels ? plan_.units * (task + 1) / tasks_ : plan_.units;
+      // Bands are consecutive rows of the sum.
+      const std::int64_t length = plan_.sum_length;
+      const auto row = [&](std::int64_t band) {
+        return band / plan_.bands_per_row * length + length * (band % plan_.bands_per_row) / plan_.bands_per_row;
+      };
+      if (first)
+        std::memset(static_cast<void*>(own + row(band0) * plan_.padded_out_c), 0,
+                    sizeof(T) * (row(band1) - row(band0)) * plan_.padded_out_c);
+      for (WeightGradCall<T> call : calls) {
+        call.sum = own;
+        for (std::int64_t u = unit0; u < unit1; ++u)
+          k_.weight_grad_unit(call, u, band0, band1, memory.get() + task * scratch);
+      }
     });
   }
-}
+
+  // Sum the tasks in their order and turn (kh, kw, C_in, C_out) into (C_out, C_in, kh, kw).
+  void write(const View& grad, bool accumulate, std::int64_t partial) {
+    const Geometry& g = plan_.geometry;
+    const int lanes = k_.tile.lanes;
+    const std::int64_t groups = plan_.padded_out_c / lanes;
+    const auto reduce = [&](std::int64_t group) {
+      const std::int64_t c0 = group * lanes, c1 = std::min(c0 + lanes, g.out_c);
+      for (int i = 0; i < g.kernel_h; ++i)
+        for (int j = 0; j < g.kernel_w; ++j)
+          for (std::int64_t ci = 0; ci < g.in_c; ++ci) {
+            T* const from = sum_.get() + ((i * g.kernel_w + j) * g.in_c + ci) * plan_.padded_out_c + c0;
+            for (std::int64_t t = 1; t < partial; ++t)
+              for (int v = 0; v < lanes; ++v) from[v] += from[t * plan_.sum_values + v];
+            const std::int64_t at = ci * grad.sc + (turned_ ? j * grad.sh + i * grad.sw : i * grad.sh + j * grad.sw);
+            if (grad.dtype == kDTypeOf<T>) {
+              T* const to = static_cast<T*>(grad.data) + at;
+              if (grad.sn == 1 && !accumulate) {
+                std::memcpy(to + c0, from, sizeof(T) * (c1 - c0));
+                continue;
+              }
+              for (std::int64_t co = c0; co < c1; ++co)
+                to[co * grad.sn] = accumulate ? to[co * grad.sn] + from[co - c0] : from[co - c0];
+            } else {
+              for (std::int64_t co = c0; co < c1; ++co) store_value<T>(grad, at + co * grad.sn, from[co - c0]);
+            }
+          }
+    };
+    if (tasks_ == 1 || plan_.sum_values < 1 << 14) {
+      for (std::int64_t group = 0; group < groups; ++group) reduce(group);
+    } else {
+      pool_.run(tasks_, [&](std::int64_t t) {
+        for (std::int64_t group = groups * t / tasks_; group < groups * (t + 1) / tasks_; ++group) reduce(group);
+      });
+    }
+  }
+
+  const Kernels<T>& k_;
+  ThreadPool pool_;
+  Geometry geometry_;
+  bool winograd_, turned_ = false, swapped_ = false;
+  WeightGradPlan plan_;
+  std::int64_t bands_ = 0, tasks_ = 1, sums_ = 1;
+  Buffer<T> sum_;
+};
 
 }  // namespace
 
-void run_weight_grad(const InstructionSet& isa, const ThreadPool& pool, Geometry geometry,
-                     std::vector<WeightGradPair> pairs, const View& grad, bool accumulate) {
-  const Geometry before = geometry;
-  // Every pair must normalise alike; a second one of another layout keeps the first from being merged.
-  if (pairs.size() == 1)
-    normalise(geometry, pairs[0].big, pairs[0].small);
+WeightGradSum::WeightGradSum(const InstructionSet& isa, const ThreadPool& pool, const Geometry& geometry, DType dtype,
+                             bool winograd) {
+  if (dtype == DType::f64)
+    state_ = std::make_unique<Sum<double>>(isa, pool, geometry, winograd);
   else
-    normalise(geometry, pairs[0].big, pairs[0].small, pairs[1].big, pairs[1].small);
-  const bool turned = before.kernel_h != geometry.kernel_h;
-  View to = grad;
-  const Geometry& g = geometry;
-  if (g.kernel_h * g.kernel_w == 1 && g.stride_h * g.stride_w == 1 && g.pad_h + g.pad_w == 0) {
-    // A plain product of two matrices: with the sides exchanged its sum lies as the weight does, and nothing has to
-    // be turned at the end.
-    for (WeightGradPair& pair : pairs) std::swap(pair.big, pair.small);
-    std::swap(geometry.in_c, geometry.out_c);
-    std::swap(to.n, to.c), std::swap(to.sn, to.sc);
+    state_ = std::make_unique<Sum<float>>(isa, pool, geometry, winograd);
+}
+WeightGradSum::WeightGradSum(WeightGradSum&&) noexcept = default;
+WeightGradSum& WeightGradSum::operator=(WeightGradSum&&) noexcept = default;
+WeightGradSum::~WeightGradSum() = default;
+
+void WeightGradSum::add(std::vector<WeightGradPair> pairs) { state_->add(std::move(pairs)); }
+bool WeightGradSum::finish(const View& grad, bool accumulate) { return state_->finish(grad, accumulate); }
+
+void run_weight_grad(const InstructionSet& isa, const ThreadPool& pool, const Geometry& geometry,
+                     const std::vector<WeightGradPair>& pairs, const View& grad, bool accumulate) {
+  for (const bool winograd : {true, false}) {
+    WeightGradSum sum(isa, pool, geometry, grad.dtype, winograd);
+    sum.add(pairs);
+    if (sum.finish(grad, accumulate)) return;
   }
-  if (grad.dtype == DType::f64)
-    weight_grad<double>(isa, pool, geometry, pairs, to, turned, accumulate);
-  else
-    weight_grad<float>(isa, pool, geometry, pairs, to, turned, accumulate);
 }
 
 }  // namespace lmser
