@@ -10,14 +10,21 @@
 
 namespace lmser::LMSER_ISA {
 
-// The largest |d|, NaN above everything, as bits that order as the values do.
+// Magnitudes as bits that order as the values do, NaN above everything.
 template <class T>
 struct Magnitude {
   using Bits = std::conditional_t<sizeof(T) == 4, std::uint32_t, std::uint64_t>;
-  static Bits of(T d) {
-    Bits b;
-    std::memcpy(&b, &d, sizeof b);
-    return b & (~Bits(0) >> 1);
+  typedef Bits V __attribute__((vector_size(LMSER_VECTOR_BYTES)));
+  static constexpr Bits kNoSign = ~Bits(0) >> 1;
+  V most{};
+  void take(Vec<T> d) {
+    const V bits = (V)d & (V{} + kNoSign);
+    most = bits > most ? bits : most;
+  }
+  std::uint64_t largest() const {
+    Bits found = 0;
+    for (int i = 0; i < kLanes<T>; ++i) found = most[i] > found ? most[i] : found;
+    return found;
   }
 };
 
@@ -32,18 +39,12 @@ template <class T>
 void change_of(const Epilogue& e, std::int64_t at, std::int64_t count, std::int64_t image) {
   const T *h = static_cast<const T*>(e.state ? e.state : e.result) + at,
           *before = static_cast<const T*>(e.previous) + at;
-  typename Magnitude<T>::Bits most = 0, largest = 0;
-  for (std::int64_t i = 0; i < count; ++i) {
-    const auto bits = Magnitude<T>::of(h[i] - before[i]);
-    most = bits > most ? bits : most;
-  }
-  raise_to(e.change[image], most);
+  Magnitude<T> moved, size;
+  for_lanes<T>(count, [&](std::int64_t i, int k) { moved.take(load_n<T>(h + i, k) - load_n<T>(before + i, k)); });
+  raise_to(e.change[image], moved.largest());
   if (!e.largest) return;
-  for (std::int64_t i = 0; i < count; ++i) {
-    const auto bits = Magnitude<T>::of(h[i]);
-    largest = bits > largest ? bits : largest;
-  }
-  raise_to(e.largest[image], largest);
+  for_lanes<T>(count, [&](std::int64_t i, int k) { size.take(load_n<T>(h + i, k)); });
+  raise_to(e.largest[image], size.largest());
 }
 
 // hold 1: evidence; 0: the value itself; between: their mixture.
@@ -81,9 +82,12 @@ void pull_back_region(const Epilogue& e, std::int64_t at, std::int64_t pixels, s
       if (total) store_n<T>(total + i, extra ? g + load_n<T>(extra + i, k) : g, k);
     });
   });
-  if (sums)
-    for (std::int64_t x = 0; x < pixels; ++x)
-      for (std::int64_t c = 0; c < channels; ++c) sums[c] += double(result[x * channels + c]);
+  if (!sums) return;
+  for_lanes<T>(channels, [&](std::int64_t c, int k) {
+    Vec<T> sum{};
+    for (std::int64_t x = 0; x < pixels; ++x) sum = sum + load_n<T>(result + x * channels + c, k);
+    for (int i = 0; i < k; ++i) sums[c + i] += double(sum[i]);
+  });
 }
 
 // Rows [r0, r1) of images [n0, n1) of `out`, channels [c0, c1).
