@@ -1,32 +1,66 @@
-// Back through the sweeps, update by update.
-//
-// Walking back to the update that made version v of h_l, every drive computed from v has its whole gradient: that of
-// y_{l+1} and that of u_{l-1}, each of which may have served several updates. Their transposed convolutions give the
-// gradient of h_l, the epilogue makes d = f'(h_l) * (that) of it, and d goes to the gradients of y_l and of u_l.
+// What a backward pass of settling returns, and the sums its weight gradients are formed in.
 #pragma once
 
-#include "settle_network.h"
+#include "settle_state.h"
 
 namespace lmser {
 
-// The gradients of the two drives of a layer, in three places of memory: a sum never overwrites what it reads.
-template <class T>
-class DriveGradients {
- public:
-  explicit DriveGradients(std::int64_t values) : values_(values) {}
-  T *up = nullptr, *down = nullptr;  // null: none yet
-  // A place that neither of the two is in, nor `but`.
-  T* free_place(const T* but = nullptr) {
-    for (Memory<T>& m : places_) {
-      if (!m) m = Memory<T>(values_);
-      if (m.get() != up && m.get() != down && m.get() != but) return m.get();
-    }
-    return nullptr;
-  }
+struct Wanted {
+  bool states, weights, biases, evidence, external;
+};
+inline Wanted wanted_of(const std::vector<bool>& needs) {
+  STD_TORCH_CHECK(needs.size() == 5, "needs has ", needs.size(),
+                  " values; expected 5 (states, weights, biases, evidence, external)");
+  return {needs[0], needs[1], needs[2], needs[3], needs[4]};
+}
 
- private:
-  std::int64_t values_;
-  Memory<T> places_[4];
+// The gradients of a backward pass, in the order of the operator's result: states, weights, reverse weights, biases,
+// evidence, external. What is not wanted has no values.
+template <class T>
+struct Outputs {
+  Tensors all;
+  std::vector<T*> states;
+  std::vector<View> weights, reverse;
+  std::vector<std::vector<double>> biases;
+  std::vector<Tensor> bias_tensors;
+  T *evidence = nullptr, *external = nullptr;
+
+  Outputs(const Network& net, const Tensor& like, const Wanted& want, bool reverse_too, bool evidence_too,
+          bool external_too) {
+    const auto state = [&](const Layer& l, bool wanted) -> T* {
+      if (!wanted) {
+        all.push_back(empty_1d(like, 0));
+        return nullptr;
+      }
+      Memory<T> m = zeros<T>(l.values());
+      T* const data = m.get();
+      all.push_back(state_tensor(std::move(m), l, like));
+      return data;
+    };
+    for (const Layer& l : net.layers) states.push_back(state(l, want.states));
+    const auto weight = [&](std::vector<View>& to, const View& w) {
+      all.push_back(want.weights ? empty_4d(like, false, w.n, w.c, w.h, w.w) : empty_1d(like, 0));
+      to.push_back(want.weights ? view_of(all.back(), "grad_weight") : View{});
+    };
+    for (const Edge& e : net.edges) weight(weights, e.weight);
+    for (const Edge& e : net.edges) {
+      if (reverse_too) weight(reverse, e.weight);
+    }
+    for (const Layer& l : net.layers) {
+      all.push_back(empty_1d(like, want.biases ? l.c : 0));
+      bias_tensors.push_back(all.back());
+      biases.emplace_back(l.c, 0.0);
+    }
+    evidence = state(net.layers[0], want.evidence && evidence_too);
+    external = state(net.layers[0], want.external && external_too);
+  }
+  void finish(const Wanted& want) {
+    if (want.biases)
+      for (std::size_t l = 0; l < biases.size(); ++l) {
+        T* const to = static_cast<T*>(bias_tensors[l].data_ptr());
+        for (std::size_t c = 0; c < biases[l].size(); ++c) to[c] = T(biases[l][c]);
+      }
+  }
 };
 
 // Weight gradients of every edge, both directions of it, summed over all sweeps.
@@ -95,47 +129,6 @@ class WeightGradients {
   bool winograd_;
   std::vector<View> weights_, reverse_;
   Sums weight_sums_, reverse_sums_;
-};
-
-// Edge directions of the adjoint: the gradient of a drive, carried to the state it was computed from.
-template <class T>
-class Carrier {
- public:
-  Carrier(const InstructionSet& isa, const ThreadPool& pool, const Network& net)
-      : net_(net), directions_(isa, pool, net, kDTypeOf<T>, {}, true) {
-    for (const Layer& l : net.layers) drives.emplace_back(l.values());
-  }
-  std::vector<DriveGradients<T>> drives;
-
-  // The gradient of layer l's state into `to` (with `epilogue` on the finished sum); false if there is none.
-  bool gather(int l, T* to, const T* add, const Epilogue* epilogue, WeightGradients<T>& weights, const T* state) {
-    T* const above = l < net_.top() ? drives[l + 1].up : nullptr;
-    T* const below = l > 0 ? drives[l - 1].down : nullptr;
-    const Layer& layer = net_.layers[l];
-    Sink sink;
-    sink.out = layer.view(to, kDTypeOf<T>);
-    if (add) sink.add = layer.view(add, kDTypeOf<T>);
-    if (above && below) {
-      if (!partial_[l]) partial_[l] = Memory<T>(layer.values());
-      Sink first = sink;
-      first.out = layer.view(partial_[l].get(), kDTypeOf<T>);
-      directions_.up(l, layer.n, below, first);
-      sink.add = first.out;
-    }
-    sink.epilogue = epilogue;
-    if (above)
-      directions_.down(l, layer.n, above, sink);
-    else if (below)
-      directions_.up(l, layer.n, below, sink);
-    if (above) weights.up(l, state, above), drives[l + 1].up = nullptr;
-    if (below) weights.down(l - 1, below, state), drives[l - 1].down = nullptr;
-    return above || below;
-  }
-
- private:
-  const Network& net_;
-  Directions directions_;
-  std::vector<Memory<T>> partial_ = std::vector<Memory<T>>(net_.layers.size());
 };
 
 }  // namespace lmser
