@@ -174,6 +174,18 @@ def test_claims_are_decided_by_the_numbers() -> None:
     assert decided(2.0, math.nan, 4.0, 3.0, 5.0, 6.0, 7.0) == [False, False, False, False]
 
 
+def test_what_the_peers_lacked_is_said_where_they_lose() -> None:
+    table = _table(**dict(zip(LABELS, (2.0, 1.0, 4.0, 3.0, 5.0, 6.0, 7.0), strict=True)))
+    small = [
+        dataclasses.replace(r, differs="a quarter of the channels") for r in table.rows if r.label == "PConv"
+    ]
+    rows = [*small, *(r for r in table.rows if r.label != "PConv")]
+    best, _, dpn, beaten = claims(dataclasses.replace(table, rows=tuple(rows)))
+    for claim in (best, beaten):
+        assert claim.evidence.endswith("Not the papers': PConv: a quarter of the channels")
+    assert "quarter" not in dpn.evidence
+
+
 @pytest.mark.parametrize("group", ["CelebA-HQ", "Places2"])
 def test_paper_scale_is_the_papers(group: str) -> None:
     rows = [row for row in load_rows("inpainting", "paper") if row.group == group]
