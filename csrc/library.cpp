@@ -28,6 +28,10 @@ STABLE_TORCH_LIBRARY(lmser, m) {
   m.def("add_act(Tensor y, Tensor? u, Tensor? bias, str activation, float slope) -> Tensor");
   m.def("add_act_backward(Tensor grad, Tensor h, str activation, float slope, bool needs_bias) -> (Tensor, Tensor)");
   m.def(
+      "settle_step(Tensor? below, Tensor? above, Tensor? weight_below, Tensor? weight_above, Tensor? bias, Tensor? "
+      "evidence, Tensor? hold, Tensor? previous, SymInt[] padding, SymInt[] padding_above, SymInt[] pool, SymInt[] "
+      "upsample, str activation, float slope) -> (Tensor, Tensor)");
+  m.def(
       "settle(Tensor[] states, Tensor[] weights, Tensor[] reverse_weights, Tensor[] biases, Tensor? evidence, Tensor? "
       "hold, Tensor? external, SymInt[] pools, SymInt[] padding, str activation, float slope, str order, float theta, "
       "SymInt max_steps, bool per_sample, bool keep, bool readouts, float adjoint_theta, SymInt adjoint_max_steps, "

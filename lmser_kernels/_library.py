@@ -21,6 +21,7 @@ OPERATORS = (
     "tied_conv2d_weight_grad",
     "add_act",
     "add_act_backward",
+    "settle_step",
     "settle",
     "settle_backward",
     "settle_adjoint",

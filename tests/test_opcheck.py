@@ -80,6 +80,18 @@ def settle(activation, drive, channels_last):
     return states, weights, [], biases, *given, None, (1, 1, 2, 2), (1, 1, 1, 1), *how
 
 
+def settle_step(activation, drive, channels_last):
+    below, above = tensor(2, 3, 6, 4, channels_last=channels_last), tensor(2, 5, 3, 2)
+    evidence, hold, previous = (
+        tensor(2, 4, 6, 4),
+        torch.randint(0, 2, (2, 4, 6, 4)).float(),
+        torch.randn(2, 4, 6, 4),
+    )
+    given = (evidence, hold, previous) if drive else (None, None, None)
+    sides = (below, above, tensor(4, 3, 3, 3), tensor(5, 4, 3, 3), tensor(4))
+    return *sides, *given, (1, 1), (1, 1), (1, 1), (2, 2), activation, 0.0
+
+
 def settle_backward(activation, drive, channels_last):
     states, weights, _ = network(channels_last)
     with torch.no_grad():
@@ -109,6 +121,7 @@ OPERATORS = {
     "tied_conv2d_weight_grad": tied_weight_grad,
     "add_act": add_act,
     "add_act_backward": add_act_backward,
+    "settle_step": settle_step,
     "settle": settle,
     "settle_backward": settle_backward,
     "settle_adjoint": settle_adjoint,

@@ -314,3 +314,60 @@ def test_per_sample_with_bptt_is_refused_where_a_gradient_is_asked_for():
         given.settle("auto", per_sample=True)
     with torch.no_grad():
         assert given.settle("auto", per_sample=True).steps.shape == (7,)
+
+
+def step_arguments(dtype=torch.float64, batch=2):
+    tensors = [
+        torch.randn(batch, 3, 6, 8, dtype=dtype),
+        torch.randn(batch, 5, 3, 4, dtype=dtype),
+        torch.randn(4, 3, 3, 3, dtype=dtype) * 0.3,
+        torch.randn(5, 4, 3, 3, dtype=dtype) * 0.3,
+        torch.randn(4, dtype=dtype),
+    ]
+    evidence, mask = torch.randn(batch, 4, 6, 8, dtype=dtype), torch.rand(batch, 4, 6, 8) > 0.5
+    return [t.requires_grad_() for t in (*tensors, evidence)], mask
+
+
+@native
+def test_settle_step_is_differentiable_twice():
+    inputs, mask = step_arguments()
+
+    def run(*given):
+        return settle_step(
+            *given[:5], padding=1, upsample=2, activation="tanh", evidence=given[5], mask=mask, impl="native"
+        )[0]
+
+    assert torch.autograd.gradcheck(run, inputs, fast_mode=True)
+    assert torch.autograd.gradgradcheck(run, inputs, fast_mode=True)
+
+
+@native
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.03), (torch.float16, 4e-3)]
+)
+def test_settle_step_in_other_dtypes(dtype, tolerance):
+    exact, mask = step_arguments()
+    given = [t.detach().to(dtype).requires_grad_() for t in exact]
+    options = {"padding": 1, "upsample": 2, "activation": "tanh", "mask": mask}
+    h, change = settle_step(
+        *given[:5], evidence=given[5], previous=torch.zeros(2, 4, 6, 8, dtype=dtype), **options
+    )
+    wanted, _ = reference_step(*exact[:5], evidence=exact[5], **options)
+    assert (h.dtype, change.dtype) == (dtype, dtype)
+    same([h.double()], [wanted], tolerance)
+    assert float(change) == pytest.approx(float(wanted.abs().max()), rel=tolerance)
+    found, right = torch.autograd.grad(h.sum(), given), torch.autograd.grad(wanted.sum(), exact)
+    for a, b in zip(found, right, strict=True):
+        assert a.dtype == dtype
+        assert float((a.double() - b).abs().max()) <= 10 * tolerance * float(b.abs().max())
+
+
+@native
+def test_settle_step_of_a_large_batch_in_groups():
+    below, above = torch.randn(64, 8, 64, 64), torch.randn(64, 8, 32, 32)
+    weights = torch.randn(16, 8, 3, 3) * 0.1, torch.randn(8, 16, 3, 3) * 0.1
+    previous = torch.randn(64, 16, 64, 64)
+    previous[50, 3, 7, 9] = 40.0
+    found = settle_step(below, above, *weights, padding=1, upsample=2, previous=previous, impl="native")
+    wanted = reference_step(below, above, *weights, padding=1, upsample=2, previous=previous)
+    same(found, wanted, 1e-4)

@@ -15,12 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lmser_kernels import activation as activations
+from lmser_kernels.settle import step_ops
 from lmser_kernels.settle.converged import check
 from lmser_kernels.settle.problem import Adjoint, Problem, Run
 from lmser_kernels.settle.result import Settled
 from lmser_kernels.settle.unrolled import unrolled
-from lmser_kernels.tied_conv.api import conv2d_add_act, conv_transpose2d_add_act
 
 _settle = torch.ops.lmser.settle.default
 _backward = torch.ops.lmser.settle_backward.default
@@ -60,27 +59,22 @@ def settle_step(
     below: Maybe, above: Maybe, weight_below: Maybe, weight_above: Maybe, bias: Maybe, evidence: Maybe, mask: Maybe,
     previous: Maybe, padding: Pair, padding_above: Pair, pool: Pair, upsample: Pair, activation: str, leak: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The two drives as two fused operations, the second of which finishes the neuron."""
-    slope = leak if activation in activations.DEFAULT_SLOPES else None
-    if above is None or weight_above is None:
-        assert below is not None
-        assert weight_below is not None
-        h = conv2d_add_act(
-            below, weight_below, None, bias, padding=padding, pool=pool, activation=activation, slope=slope
-        )
-    else:
-        drive = None
-        if below is not None and weight_below is not None:
-            drive = conv2d_add_act(below, weight_below, padding=padding, pool=pool)
-        h = conv_transpose2d_add_act(
-            above, weight_above, drive, bias, padding=padding_above, upsample=upsample, activation=activation,
-            slope=slope,
-        )  # fmt: skip
+    """One update by the compiled operator; half precision is computed in float32."""
+    tensors = [below, above, weight_below, weight_above, bias, evidence, previous]
+    first = below if below is not None else above
+    assert first is not None
+    if first.dtype in (torch.bfloat16, torch.float16):
+        tensors = [None if t is None else t.float() for t in tensors]
+    *inputs, evidence, previous = tensors
+    hold = None
     if evidence is not None:
-        h = evidence.clone() if mask is None else torch.where(mask, evidence, h)
-    if previous is None:
-        return h, h.new_full((), torch.inf)
-    return h, (h.detach() - previous.detach()).abs().amax() if h.numel() else h.new_zeros(())
+        hold = torch.ones_like(evidence) if mask is None else mask.to(evidence.dtype)
+        hold = hold.detach()
+    h, change = step_ops.settle_step(
+        *inputs, evidence, hold, None if previous is None else previous.detach(), padding, padding_above, pool, upsample,
+        activation, leak,
+    )  # fmt: skip
+    return _as(first, h.to(first.dtype)), change.to(first.dtype)
 
 
 def _flat(pairs: Pairs) -> list[int]:
