@@ -355,7 +355,7 @@ def test_settle_step_in_other_dtypes(dtype, tolerance):
     wanted, _ = reference_step(*exact[:5], evidence=exact[5], **options)
     assert (h.dtype, change.dtype) == (dtype, dtype)
     same([h.double()], [wanted], tolerance)
-    assert float(change) == pytest.approx(float(wanted.abs().max()), rel=tolerance)
+    assert change.item() == pytest.approx(float(wanted.abs().max()), rel=tolerance)
     found, right = torch.autograd.grad(h.sum(), given), torch.autograd.grad(wanted.sum(), exact)
     for a, b in zip(found, right, strict=True):
         assert a.dtype == dtype

@@ -69,160 +69,193 @@ class Carrier {
   std::vector<Memory<T>> partial_ = std::vector<Memory<T>>(net_.layers.size());
 };
 
-template <class T>
-void add_to(T* to, const T* from, std::int64_t n) {
-  for (std::int64_t i = 0; i < n; ++i) to[i] += from[i];
-}
+struct Forward {
+  const Tensors& states;
+  const Maybe &evidence, &hold;
+  bool external;
+  const Tensor &readouts, &trajectory;
+  bool tied;
+  Activation activation;
+  double slope;
+  bool up_down;
+};
 
 template <class T>
-Tensors settle_backward_as(const Network& net, const Tensors& grad_states, const Tensor& grad_readouts,
-                           const Tensors& states, const Maybe& evidence, const Maybe& hold, bool has_external,
-                           const Tensor& readouts, const Tensor& trajectory, bool tied, Activation activation,
-                           double slope, bool up_down, const Wanted& want, bool winograd = true) {
-  const InstructionSet& isa = instruction_set();
-  const ThreadPool pool = torch_pool();
-  constexpr DType kType = kDTypeOf<T>;
-  const Tensor& like = states[0];
-  const int top = net.top();
-  const Layer& visible = net.layers[0];
-  const Held<T> held(isa, pool, visible, evidence, hold, like);
-  const bool visible_apart = held.any && !held.all;
-  const Schedule plan = schedule(top + 1, up_down, held.all, true);
-  const Trajectory places(net, plan);
-  STD_TORCH_CHECK(readouts.dim() == 5, "readouts must have 5 dimensions");
-  const std::int64_t sweeps = readouts.size(0);
-  STD_TORCH_CHECK(trajectory.numel() == places.values(sweeps), "trajectory has ", trajectory.numel(),
-                  " values; expected ", places.values(sweeps));
-  const auto sweep_view = [&](const Tensor& t, std::int64_t i) {
-    View v{static_cast<char*>(t.data_ptr()) + std::int64_t(sizeof(T)) * i * t.stride(0),
-           kType,
-           t.size(1),
-           t.size(2),
-           t.size(3),
-           t.size(4),
-           t.stride(1),
-           t.stride(2),
-           t.stride(3),
-           t.stride(4)};
-    return v;
-  };
-  const T* const path = static_cast<const T*>(trajectory.data_ptr());
-  std::vector<Dense<T>> given, final_grads;
-  for (int l = 0; l <= top; ++l) {
-    given.emplace_back(isa, pool, view_of(states[l], "states"));
-    final_grads.emplace_back(grad_states[l].numel() ? Dense<T>(isa, pool, view_of(grad_states[l], "grad_states"))
-                                                    : Dense<T>());
+class Backward {
+ public:
+  Backward(const Network& net, const Forward& forward, const Tensors& grad_states, const Tensor& grad_readouts,
+           const Wanted& want, bool winograd)
+      : net_(net),
+        visible_(net.layers[0]),
+        forward_(forward),
+        grad_readouts_(grad_readouts),
+        want_(want),
+        held_(isa_, pool_, visible_, forward.evidence, forward.hold, forward.states[0]),
+        plan_(schedule(net.top() + 1, forward.up_down, held_.all, true)),
+        places_(net, plan_),
+        out_(net, forward.states[0], want, !forward.tied, held_.any, forward.external),
+        weights_(isa_, pool_, net, out_.weights, out_.reverse, winograd),
+        carrier_(isa_, pool_, net),
+        ended_(net.layers.size(), false),
+        held_state_(visible_.values()) {
+    const Tensor& seen = forward.readouts;
+    STD_TORCH_CHECK(seen.dim() == 5 && seen.numel() == seen.size(0) * visible_.values(),
+                    "readouts must be (T, N, C, H, W)");
+    STD_TORCH_CHECK(forward.trajectory.numel() == places_.values(seen.size(0)), "trajectory has ",
+                    forward.trajectory.numel(), " values; expected ", places_.values(seen.size(0)));
+    for (std::size_t l = 0; l < net.layers.size(); ++l) {
+      given_.emplace_back(isa_, pool_, view_of(forward.states[l], "states"));
+      final_grads_.emplace_back(grad_states[l].numel() ? Dense<T>(isa_, pool_, view_of(grad_states[l], "grad_states"))
+                                                       : Dense<T>());
+    }
   }
-  // The visible state at the start.
-  Memory<T> start(visible.values());
-  std::memcpy(static_cast<void*>(start.get()), given[0].get(), sizeof(T) * visible.values());
-  if (held.any) {
+
+  // False where a minimal-filtering weight gradient is not finite.
+  bool run() {
+    for (std::int64_t t = forward_.readouts.size(0); t-- > 0;)
+      for (std::size_t i = plan_.sweep(t).size(); i-- > 0;) update(t, i);
+    for (int l = 0; l <= net_.top(); ++l) start(l);
+    if (!weights_.finish()) return false;
+    out_.finish(want_);
+    return true;
+  }
+  Tensors take() { return std::move(out_.all); }
+
+ private:
+  static constexpr DType kType = kDTypeOf<T>;
+
+  static View sweep_of(const Tensor& t, std::int64_t i) {
+    return {static_cast<char*>(t.data_ptr()) + std::int64_t(sizeof(T)) * i * t.stride(0),
+            kType,
+            t.size(1),
+            t.size(2),
+            t.size(3),
+            t.size(4),
+            t.stride(1),
+            t.stride(2),
+            t.stride(3),
+            t.stride(4)};
+  }
+
+  // Back through update i of sweep t.
+  void update(std::int64_t t, std::size_t i) {
+    const Update& u = plan_.sweep(t)[i];
+    const int l = u.layer;
+    const Layer& layer = net_.layers[l];
+    DriveGradients<T>& drives = carrier_.drives[l];
+    const T* const final_grad = u.changes && !ended_[l] ? final_grads_[l].get() : nullptr;
+    if (u.changes) ended_[l] = true;
+    T* const d = drives.free_place();
     Epilogue e;
-    e.result = const_cast<T*>(given[0].get()), e.image = visible.image(), e.state = start.get();
-    e.evidence = held.evidence.get(), e.hold = held.hold.get();
-    run_epilogue(isa, pool, e, visible.view(given[0].get(), kType));
-  }
+    e.result = d, e.image = layer.image(), e.channels = layer.c;
+    e.activation = forward_.activation, e.slope = forward_.slope;
+    if (want_.biases) e.bias_grad = out_.biases[l].data();
+    Dense<T> seen, read_grad;
+    const T* state;
+    if (l == 0) {
+      seen = Dense<T>(isa_, pool_, sweep_of(forward_.readouts, t));
+      if (grad_readouts_.numel()) read_grad = Dense<T>(isa_, pool_, sweep_of(grad_readouts_, t));
+      e.output = seen.get(), e.inject = read_grad.get(), e.hold = held_.hold.get();
+      state = visible_state(seen.get());
+    } else {
+      e.output = state = static_cast<const T*>(forward_.trajectory.data_ptr()) + places_.at(t, i);
+    }
+    T** const open = open_drive(l);
+    if (open) e.extra = *open, e.total = drives.free_place(d);
 
-  Outputs<T> out(net, like, want, !tied, held.any, has_external);
-  std::vector<View> to_weights = out.weights, to_reverse = out.reverse;
-  WeightGradients<T> weights(isa, pool, net, to_weights, to_reverse, winograd);
-  Carrier<T> carrier(isa, pool, net);
-  std::vector<bool> ended(top + 1, false);  // the gradient of the final state was taken in
-
-  Memory<T> held_state;
-  if (visible_apart) held_state = Memory<T>(visible.values());
-  for (std::int64_t t = sweeps; t-- > 0;) {
-    const std::vector<Update>& updates = plan.sweep(t);
-    for (std::size_t i = updates.size(); i-- > 0;) {
-      const Update& u = updates[i];
-      const int l = u.layer;
-      const Layer& layer = net.layers[l];
-      const bool last_version = u.changes && !ended[l];
-      const T* const final_grad = last_version ? final_grads[l].get() : nullptr;
-      if (u.changes) ended[l] = true;
-      DriveGradients<T>& drives = carrier.drives[l];
-      T* const d = drives.free_place();
-      Dense<T> read_grad;
-      Memory<T> from_hold;
-      Epilogue e;
-      e.result = d, e.image = layer.image(), e.activation = activation, e.slope = slope, e.channels = layer.c;
-      const T* state;
-      if (l == 0) {
-        const View seen = sweep_view(readouts, t);
-        e.output = static_cast<const T*>(seen.data);
-        if (grad_readouts.numel()) {
-          read_grad = Dense<T>(isa, pool, sweep_view(grad_readouts, t));
-          e.inject = read_grad.get();
-        }
-        if (held.any) e.hold = held.hold.get();
-        if (visible_apart) {
-          Epilogue put_in;
-          put_in.result = seen.data, put_in.image = visible.image(), put_in.state = held_state.get();
-          put_in.evidence = held.evidence.get(), put_in.hold = held.hold.get();
-          run_epilogue(isa, pool, put_in, visible.view(seen.data, kType));
-        }
-        state = held.all ? start.get() : visible_apart ? held_state.get() : static_cast<const T*>(seen.data);
-      } else {
-        e.output = state = path + places.at(t, i);
-      }
-      if (want.biases) e.bias_grad = out.biases[l].data();
-      // Which drives take d: the ones this layer has.
-      const bool has_up = l > 0, has_down = l < top;
-      T* total = nullptr;
-      T** joined = nullptr;
-      if (has_up && drives.up) joined = &drives.up;
-      if (has_down && drives.down) {
-        STD_TORCH_CHECK(!joined, "settle_backward: both drives of a layer are open");
-        joined = &drives.down;
-      }
-      if (joined) {
-        total = drives.free_place(d);
-        e.extra = *joined, e.total = total;
-      }
-      const bool unfused = l == 0 && out.evidence && u.changes;
-      bool any = false;
-      if (u.changes) {
-        any = carrier.gather(l, d, final_grad, unfused ? nullptr : &e, weights, state);
-        if (!any && final_grad) {
-          std::memcpy(static_cast<void*>(d), final_grad, sizeof(T) * layer.values());
-        }
-      }
-      if (!any && !(u.changes && final_grad)) {
-        if (!e.inject && !joined) continue;  // nothing flows through this update
-        if (!e.inject) continue;             // the open drive keeps what it has
+    // Where the evidence wants its share of what reaches a held unit, that is taken before the epilogue.
+    const bool shares = l == 0 && out_.evidence && u.changes;
+    const bool gathered = u.changes && carrier_.gather(l, d, final_grad, shares ? nullptr : &e, weights_, state);
+    if (!gathered) {
+      if (!final_grad && !e.inject) return;  // nothing flows through this update
+      if (final_grad)
+        std::memcpy(static_cast<void*>(d), final_grad, sizeof(T) * layer.values());
+      else
         std::memset(static_cast<void*>(d), 0, sizeof(T) * layer.values());
-      }
-      if (unfused)
-        for (std::int64_t k = 0; k < layer.values(); ++k)
-          out.evidence[k] += held.hold.get()[k] == T(0) ? T(0) : held.hold.get()[k] * d[k];
-      if (!any || unfused) run_epilogue(isa, pool, e, layer.view(d, kType));
-      if (l == 0 && out.external) add_to(out.external, d, layer.values());
-      if (joined) *joined = total;
-      if (has_up && joined != &drives.up) drives.up = d;
-      if (has_down && joined != &drives.down) drives.down = d;
+    }
+    if (shares) add_share(d);
+    if (!gathered || shares) run_epilogue(isa_, pool_, e, layer.view(d, kType));
+    if (l == 0 && out_.external)
+      for (std::int64_t k = 0; k < layer.values(); ++k) out_.external[k] += d[k];
+    if (open) *open = static_cast<T*>(e.total);
+    if (l > 0 && open != &drives.up) drives.up = d;
+    if (l < net_.top() && open != &drives.down) drives.down = d;
+  }
+
+  // The drive of `layer` that has a gradient from a later update already: the new one is added to it.
+  T** open_drive(int layer) {
+    DriveGradients<T>& drives = carrier_.drives[layer];
+    STD_TORCH_CHECK(!drives.up || !drives.down, "settle_backward: both drives of a layer are open");
+    return drives.up ? &drives.up : drives.down ? &drives.down : nullptr;
+  }
+
+  // What the first hidden layer saw, of what the visible units would have taken.
+  const T* visible_state(const T* seen) {
+    if (!held_.any) return seen;
+    if (!held_.all || !visible_done_) put_in(held_.all ? given_[0].get() : seen);
+    visible_done_ = true;
+    return held_state_.get();
+  }
+  void put_in(const T* value) {
+    Epilogue e;
+    e.result = const_cast<T*>(value), e.image = visible_.image(), e.state = held_state_.get();
+    e.evidence = held_.evidence.get(), e.hold = held_.hold.get();
+    run_epilogue(isa_, pool_, e, visible_.view(value, kType));
+  }
+  void add_share(const T* grad) {
+    for (std::int64_t k = 0; k < visible_.values(); ++k) {
+      const T share = held_.hold.get()[k];
+      out_.evidence[k] += share == T(0) ? T(0) : share * grad[k];
     }
   }
-  // What reaches the start.
-  for (int l = 0; l <= top; ++l) {
-    const Layer& layer = net.layers[l];
-    const bool zero = l > 0 && all_zero(given[l].get(), layer.values());
-    const bool asked = out.states[l] || (l == 0 && out.evidence);
-    if (l == 0 ? !(asked || want.weights) : !(asked || (want.weights && !zero))) continue;
+
+  // What reaches the state that layer l started from.
+  void start(int l) {
+    const Layer& layer = net_.layers[l];
+    const bool asked = out_.states[l] || (l == 0 && out_.evidence);
+    const bool drove = want_.weights && (l == 0 || !all_zero(given_[l].get(), layer.values()));
+    if (!asked && !drove) return;
     Memory<T> g = zeros<T>(layer.values());
-    const T* const final_grad = ended[l] ? nullptr : final_grads[l].get();
-    if (!carrier.gather(l, g.get(), final_grad, nullptr, weights, l == 0 ? start.get() : given[l].get()) && final_grad)
+    const T* state = given_[l].get();
+    if (l == 0 && held_.any) put_in(state), state = held_state_.get();
+    const T* const final_grad = ended_[l] ? nullptr : final_grads_[l].get();
+    if (!carrier_.gather(l, g.get(), final_grad, nullptr, weights_, state) && final_grad)
       std::memcpy(static_cast<void*>(g.get()), final_grad, sizeof(T) * layer.values());
-    for (std::int64_t k = 0; asked && k < layer.values(); ++k) {
-      const T share = l == 0 && held.any ? held.hold.get()[k] : T(0);
-      if (l == 0 && out.evidence) out.evidence[k] += share == T(0) ? T(0) : share * g.get()[k];
-      if (out.states[l]) out.states[l][k] = share == T(1) ? T(0) : (T(1) - share) * g.get()[k];
+    if (l == 0 && out_.evidence) add_share(g.get());
+    if (!out_.states[l]) return;
+    for (std::int64_t k = 0; k < layer.values(); ++k) {
+      const T share = l == 0 && held_.any ? held_.hold.get()[k] : T(0);
+      out_.states[l][k] = share == T(1) ? T(0) : (T(1) - share) * g.get()[k];
     }
   }
-  if (!weights.finish())
-    return settle_backward_as<T>(net, grad_states, grad_readouts, states, evidence, hold, has_external, readouts,
-                                 trajectory, tied, activation, slope, up_down, want, false);
-  out.finish(want);
-  return std::move(out.all);
+
+  const InstructionSet& isa_ = instruction_set();
+  ThreadPool pool_ = torch_pool();
+  const Network& net_;
+  const Layer visible_;
+  Forward forward_;
+  const Tensor& grad_readouts_;
+  Wanted want_;
+  Held<T> held_;
+  Schedule plan_;
+  Trajectory places_;
+  Outputs<T> out_;
+  WeightGradients<T> weights_;
+  Carrier<T> carrier_;
+  std::vector<bool> ended_;  // whether the gradient of the final state was taken in
+  Memory<T> held_state_;
+  bool visible_done_ = false;
+  std::vector<Dense<T>> given_, final_grads_;
+};
+
+template <class T>
+Tensors settle_backward_as(const Network& net, const Forward& forward, const Tensors& grad_states,
+                           const Tensor& grad_readouts, const Wanted& want) {
+  Backward<T> once(net, forward, grad_states, grad_readouts, want, true);
+  if (once.run()) return once.take();
+  Backward<T> again(net, forward, grad_states, grad_readouts, want, false);
+  again.run();
+  return again.take();
 }
 
 Tensors settle_backward(const Tensors& grad_states, const Tensor& grad_readouts, const Tensors& states,
@@ -232,13 +265,12 @@ Tensors settle_backward(const Tensors& grad_states, const Tensor& grad_readouts,
                         const std::vector<bool>& needs) {
   const Network net = network_of(states, weights, reverse, pools, padding);
   STD_TORCH_CHECK(grad_states.size() == states.size(), "grad_states: expected one for each state");
-  const Activation f = activation_named(activation);
-  const bool up_down = up_down_of(order);
-  return dtype_of(states[0], "states[0]") == DType::f64
-             ? settle_backward_as<double>(net, grad_states, grad_readouts, states, evidence, hold, has_external,
-                                          readouts, trajectory, reverse.empty(), f, slope, up_down, wanted_of(needs))
-             : settle_backward_as<float>(net, grad_states, grad_readouts, states, evidence, hold, has_external,
-                                         readouts, trajectory, reverse.empty(), f, slope, up_down, wanted_of(needs));
+  const Forward forward{
+      states, evidence,         hold, has_external, readouts, trajectory, reverse.empty(), activation_named(activation),
+      slope,  up_down_of(order)};
+  const auto run =
+      dtype_of(states[0], "states[0]") == DType::f64 ? settle_backward_as<double> : settle_backward_as<float>;
+  return run(net, forward, grad_states, grad_readouts, wanted_of(needs));
 }
 
 }  // namespace
