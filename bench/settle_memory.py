@@ -19,7 +19,11 @@ from lmser.training.memory import PeakMemory
 
 LONG = 50  # sweeps
 FORMATS = {"": torch.contiguous_format, ", channels-last": torch.channels_last}
-CONTENDERS = ("fused", *(title + suffix for title in settling.SWEEPS for suffix in FORMATS))
+CONTENDERS = (
+    "fused",
+    "fused, bfloat16 trajectory",
+    *(title + suffix for title in settling.SWEEPS for suffix in FORMATS),
+)
 
 
 def _run(contender: str, network: str, sweeps: int | None) -> PeakMemory:
@@ -27,9 +31,10 @@ def _run(contender: str, network: str, sweeps: int | None) -> PeakMemory:
     net = settling.network(network, sweeps)
     if title in ("fused", "implicit"):
         how = "implicit" if title == "implicit" else "bptt"
+        dtype = torch.bfloat16 if rest else None
 
         def run(net: Net) -> tuple[list[torch.Tensor], torch.Tensor]:
-            return settling.fused(net, how)
+            return settling.fused(net, how, dtype)
 
         net = net.to(torch.float32, torch.channels_last)
     else:

@@ -59,11 +59,13 @@ def flops(name: str, training: bool) -> float:
     return steps * total * (3 if training else 1)
 
 
-def fused(net: Net, backward: str = "bptt") -> tuple[list[Tensor], Tensor]:
+def fused(
+    net: Net, backward: str = "bptt", trajectory_dtype: torch.dtype | None = None
+) -> tuple[list[Tensor], Tensor]:
     """(last states, readouts) by this library."""
     found = settle(
         net.states, net.weights, net.biases, evidence=net.evidence, mask=net.mask, pools=net.pools, theta=net.theta,
-        max_steps=net.max_steps, readouts=True, backward=backward, unconverged="ignore",
+        max_steps=net.max_steps, readouts=True, backward=backward, unconverged="ignore", trajectory_dtype=trajectory_dtype,
     )  # fmt: skip
     assert found.readouts is not None
     return list(found.states), found.readouts

@@ -34,7 +34,8 @@ STABLE_TORCH_LIBRARY(lmser, m) {
   m.def(
       "settle(Tensor[] states, Tensor[] weights, Tensor[] reverse_weights, Tensor[] biases, Tensor? evidence, Tensor? "
       "hold, Tensor? external, SymInt[] pools, SymInt[] padding, str activation, float slope, str order, float theta, "
-      "SymInt max_steps, bool per_sample, bool keep, bool readouts, float adjoint_theta, SymInt adjoint_max_steps, "
+      "SymInt max_steps, bool per_sample, bool keep, bool half, bool readouts, float adjoint_theta, SymInt "
+      "adjoint_max_steps, "
       "str unconverged) -> (Tensor[], Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "settle_backward(Tensor[] grad_states, Tensor grad_readouts, Tensor[] states, Tensor[] weights, Tensor[] "

@@ -75,7 +75,20 @@ def network(channels_last):
 def settle(activation, drive, channels_last):
     states, weights, biases = network(channels_last)
     evidence, hold = tensor(2, 2, 6, 4), torch.rand(2, 2, 6, 4)
-    how = (activation, 0.0, "up_down", 0.0, 3, False, drive, drive, 1e-3, 0 if drive else 50, "ignore")
+    how = (
+        activation,
+        0.0,
+        "up_down",
+        0.0,
+        3,
+        False,
+        drive,
+        drive and channels_last,
+        drive,
+        1e-3,
+        0 if drive else 50,
+        "ignore",
+    )
     given = (evidence, hold) if drive else (None, None)
     return states, weights, [], biases, *given, None, (1, 1, 2, 2), (1, 1, 1, 1), *how
 

@@ -41,7 +41,7 @@ class Growing {
 struct How {
   Activation activation;
   double slope;
-  bool up_down, keep, readouts;
+  bool up_down, keep, half, readouts;  // half: the trajectory is kept in bfloat16
 };
 
 template <class T>
@@ -61,7 +61,9 @@ class Solve {
         apart_(held_.any && !held_.all),
         plan_(schedule(net.top() + 1, how.up_down, held_.all, every_)),
         places_(net, plan_),
+        in_trajectory_(how.keep && !how.half),
         trajectory_(std::max<std::int64_t>(places_.values(stop.max_steps), 1)),
+        rounded_(std::max<std::int64_t>(places_.values(stop.max_steps), 1)),
         seen_(visible_.values() * (every_ ? stop.max_steps : 1)),
         changes_(samples_),
         who_(samples_),
@@ -113,7 +115,7 @@ class Solve {
     const int top = net_.top();
     for (auto& e : ends_)
       for (int l = 0; l <= top; ++l)
-        e.emplace_back(how_.keep && l > 0 ? Memory<T>() : Memory<T>(net_.layers[l].values()));
+        e.emplace_back(in_trajectory_ && l > 0 ? Memory<T>() : Memory<T>(net_.layers[l].values()));
     between_.resize(std::size_t(top) + 1);
     shown_ = Memory<T>(visible_.values());
     for (int l = 0; l <= top; ++l) {
@@ -141,7 +143,10 @@ class Solve {
 
   void sweep(std::int64_t active) {
     const std::vector<Update>& updates = plan_.sweep(sweeps_);
-    if (how_.keep) trajectory_.with_room(places_.values(sweeps_), places_.values(sweeps_ + 1));
+    if (in_trajectory_)
+      trajectory_.with_room(places_.values(sweeps_), places_.values(sweeps_ + 1));
+    else if (how_.keep)
+      rounded_.with_room(places_.values(sweeps_), places_.values(sweeps_ + 1));
     T* readout = shown_.get();
     if (every_ && !stop_.per_sample)
       readout =
@@ -154,7 +159,7 @@ class Solve {
       Epilogue e;
       T *to, *stays;  // what is computed, and what its readers see
       if (u.layer > 0) {
-        to = stays = how_.keep ? trajectory_.get() + places_.at(sweeps_, i) : u.last ? end : between(u.layer);
+        to = stays = in_trajectory_ ? trajectory_.get() + places_.at(sweeps_, i) : u.last ? end : between(u.layer);
       } else if (apart_) {
         e = put_in(readout, end);
         to = readout, stays = end;
@@ -168,9 +173,14 @@ class Solve {
       Layer now = layer;
       now.n = active;
       sweeper_->update(u, active, sink(u.layer, now, to, &e), stays);
+      if (u.layer > 0 && how_.keep && how_.half) {
+        Source source;
+        source.base = layer.view(to, kType);
+        run_transform(isa_, pool_, source, layer.view(rounded_.get() + places_.at(sweeps_, i), DType::bf16), {}, {});
+      }
       if (u.last && u.changes) ended_[u.layer] = stays;
     }
-    trajectory_.forget(), seen_.forget();
+    trajectory_.forget(), rounded_.forget(), seen_.forget();
     ++sweeps_;
   }
 
@@ -239,8 +249,10 @@ class Solve {
     }
     if (!every_) into_place(last_readout(), visible_.image(), seen_.with_room(0, visible_.values()));
     Tensor readouts = sweeps_tensor(seen_.take(), every_ ? sweeps_ : 1, visible_, like_);
-    Tensor trajectory =
-        how_.keep ? tensor_of(trajectory_.take(), like_, {places_.values(sweeps_)}, {1}) : empty_1d(like_, 0);
+    const std::vector<std::int64_t> values{places_.values(sweeps_)};
+    Tensor trajectory = in_trajectory_ ? tensor_of(trajectory_.take(), like_, values, {1})
+                        : how_.keep    ? tensor_of(rounded_.take(), like_, values, {1}, ScalarType::BFloat16)
+                                       : empty_1d(like_, 0);
     std::vector<std::int64_t> size;
     if (stop_.per_sample) size.push_back(samples_);
     const torch::headeronly::IntHeaderOnlyArrayRef sizes(size.data(), size.size());
@@ -279,7 +291,10 @@ class Solve {
   bool apart_;
   Schedule plan_;
   Trajectory places_;
-  Growing<T> trajectory_, seen_;
+  bool in_trajectory_;  // states are computed where they are kept
+  Growing<T> trajectory_;
+  Growing<std::uint16_t> rounded_;
+  Growing<T> seen_;
   Changes<T> changes_;
   std::vector<std::int64_t> who_, steps_;  // which sample stands where
   std::vector<double> change_;
@@ -296,16 +311,17 @@ class Solve {
 std::tuple<Tensors, Tensor, Tensor, Tensor, Tensor> settle(
     const Tensors& states, const Tensors& weights, const Tensors& reverse, const Tensors& biases, const Maybe& evidence,
     const Maybe& hold, const Maybe& external, const Ints& pools, const Ints& padding, const std::string& activation,
-    double slope, const std::string& order, double theta, std::int64_t max_steps, bool per_sample, bool keep,
+    double slope, const std::string& order, double theta, std::int64_t max_steps, bool per_sample, bool keep, bool half,
     bool readouts, double /* of the derivative: adjoint_theta */, std::int64_t /* adjoint_max_steps */,
     const std::string& /* unconverged */) {
   const Network net = network_of(states, weights, reverse, pools, padding);
   const std::vector<View> b = bias_views(biases, net, states[0]);
   STD_TORCH_CHECK(max_steps >= 1, "max_steps is ", max_steps, "; expected at least 1");
   const Stop stop{theta, max_steps, per_sample};
-  const How how{activation_named(activation), slope, up_down_of(order), keep, readouts};
+  const How how{activation_named(activation), slope, up_down_of(order), keep, half, readouts};
   const DType dtype = dtype_of(states[0], "states[0]");
   STD_TORCH_CHECK(dtype == DType::f32 || dtype == DType::f64, "states must be float32 or float64");
+  STD_TORCH_CHECK(!half || dtype == DType::f32, "a bfloat16 trajectory is for float32 states");
   if (dtype == DType::f64) return Solve<double>(net, states, b, evidence, hold, external, how, stop).run();
   return Solve<float>(net, states, b, evidence, hold, external, how, stop).run();
 }

@@ -137,6 +137,13 @@ class Backward {
             t.stride(4)};
   }
 
+  // The state of a layer in the trajectory, from value `at` on.
+  View kept(const Layer& layer, std::int64_t at) const {
+    const DType dtype = dtype_of(forward_.trajectory, "trajectory");
+    const std::int64_t bytes = dtype == DType::f64 ? 8 : dtype == DType::f32 ? 4 : 2;
+    return layer.view(static_cast<const char*>(forward_.trajectory.data_ptr()) + bytes * at, dtype);
+  }
+
   // Back through update i of sweep t.
   void update(std::int64_t t, std::size_t i) {
     const Update& u = plan_.sweep(t)[i];
@@ -158,7 +165,8 @@ class Backward {
       e.output = seen.get(), e.inject = read_grad.get(), e.hold = held_.hold.get();
       state = visible_state(seen.get());
     } else {
-      e.output = state = static_cast<const T*>(forward_.trajectory.data_ptr()) + places_.at(t, i);
+      seen = Dense<T>(isa_, pool_, kept(layer, places_.at(t, i)));
+      e.output = state = seen.get();
     }
     T** const open = open_drive(l);
     if (open) e.extra = *open, e.total = drives.free_place(d);

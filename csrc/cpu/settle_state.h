@@ -16,11 +16,11 @@ using Maybe = std::optional<Tensor>;
 // A tensor over memory of a block, which it takes.
 template <class T>
 Tensor tensor_of(Memory<T> block, const Tensor& like, const std::vector<std::int64_t>& size,
-                 const std::vector<std::int64_t>& stride) {
+                 const std::vector<std::int64_t>& stride, std::optional<ScalarType> dtype = std::nullopt) {
   const output_store::Piece piece = block.release();
   const torch::headeronly::IntHeaderOnlyArrayRef sizes(size.data(), size.size()), strides(stride.data(), stride.size());
   try {
-    return torch::stable::from_blob(piece.data, sizes, strides, like.device(), like.scalar_type(),
+    return torch::stable::from_blob(piece.data, sizes, strides, like.device(), dtype.value_or(like.scalar_type()),
                                     [piece](void*) { output_store::give(piece); });
   } catch (...) {
     output_store::give(piece);

@@ -146,6 +146,7 @@ def settle(
     reverse_weights: Sequence[Tensor] | None = None,
     readouts: bool = False,
     per_sample: bool = False,
+    trajectory_dtype: torch.dtype | None = None,
     adjoint_theta: float = 1e-6,
     adjoint_max_steps: int = 1000,
     unconverged: str = "warn",
@@ -181,6 +182,8 @@ def settle(
         readouts: keep the unclamped visible value of every sweep.
         per_sample: every sample stops by itself, in the sweep in which its own change falls below `theta`, and costs
             nothing more; `steps` and `change` are then `(N,)`. Not with `backward="bptt"` where a gradient is asked for.
+        trajectory_dtype: of the hidden states that "bptt" keeps for its backward; `torch.bfloat16` halves their memory and
+            rounds them, and so the gradient, to 8 bits (float32 states and the compiled operator only).
         adjoint_theta, adjoint_max_steps: when the adjoint of "implicit" stops: its largest change relative to its largest
             value, and its sweeps at most.
         unconverged: what "implicit" does where the forward sweeps or the adjoint's did not converge: "raise" a
@@ -212,7 +215,8 @@ def settle(
         raise ValueError(
             'per_sample: expected backward="implicit" or no gradient, got backward="bptt" with tensors that require one'
         )
-    run = Run(strength, activation, leak, order, theta, max_steps, readouts, per_sample)
+    half = _kept_in_half(trajectory_dtype, problem, impl)
+    run = Run(strength, activation, leak, order, theta, max_steps, readouts, per_sample, half)
     adjoint = None if backward == "bptt" else Adjoint(adjoint_theta, adjoint_max_steps, unconverged)
     dtype = problem.states[0].dtype
     if dtype in (torch.bfloat16, torch.float16):
@@ -224,6 +228,20 @@ def settle(
             found.change,
         )
     return _settle(impl, problem, run, adjoint)
+
+
+def _kept_in_half(dtype: torch.dtype | None, problem: Problem, impl: str) -> bool:
+    given = problem.states[0].dtype
+    computed = torch.float32 if given in (torch.bfloat16, torch.float16) else given
+    if dtype in (None, computed):
+        return False
+    if dtype != torch.bfloat16 or computed != torch.float32:
+        raise ValueError(
+            f"trajectory_dtype must be None, {computed} or, of float32 states, torch.bfloat16; got {dtype}"
+        )
+    if not native("settle", impl, problem.states[0]):
+        raise RuntimeError("trajectory_dtype=torch.bfloat16: only the compiled operator rounds what it keeps")
+    return True
 
 
 def _settle(impl: str, problem: Problem, run: Run, adjoint: Adjoint | None) -> Settled:

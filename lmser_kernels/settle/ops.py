@@ -43,7 +43,7 @@ def settle(problem: Problem, run: Run, adjoint: Adjoint | None) -> Settled:
         list(problem.states), list(problem.weights), list(problem.reverse_weights),
         [first.new_empty(0) if b is None else b for b in problem.biases], problem.evidence, hold, problem.external,
         _flat(problem.pools), _flat(problem.padding), run.activation, run.slope, run.order, float(run.theta),
-        run.max_steps, run.per_sample, bptt and problem.requires_grad(), bptt and run.readouts,
+        run.max_steps, run.per_sample, bptt and problem.requires_grad(), run.half, bptt and run.readouts,
         0.0 if adjoint is None else float(adjoint.theta), 0 if adjoint is None else adjoint.max_steps,
         "ignore" if adjoint is None else adjoint.unconverged,
     )  # fmt: skip
@@ -99,7 +99,7 @@ class _Saved:
         self.tensors = [*states, *weights, *reverse, *biases, evidence, hold, external]
         (
             self.pools, self.padding, self.activation, self.slope, self.order, self.theta, self.max_steps,
-            self.per_sample, self.keep, self.readouts, self.adjoint_theta, self.adjoint_max_steps, self.unconverged,
+            self.per_sample, self.keep, self.half, self.readouts, self.adjoint_theta, self.adjoint_max_steps, self.unconverged,
         ) = inputs[7:]  # fmt: skip
 
     def take_tensors(self) -> list[Any]:
@@ -135,7 +135,7 @@ def _differentiate(
     ctx: Any, grad_states: Any, grad_readouts: Maybe, _path: Any, _steps: Any, _change: Any
 ) -> tuple[Any, ...]:
     saved: _Saved = ctx.saved_call
-    rest: tuple[Any, ...] = (None,) * 13
+    rest: tuple[Any, ...] = (None,) * 14
     grads = list(grad_states) if grad_states is not None else [None] * saved.counts[0]
     if grad_readouts is None and all(g is None for g in grads):
         return (*([None] * n for n in saved.counts), None, None, None, *rest)
@@ -252,7 +252,7 @@ torch.library.register_autograd("lmser::settle", _differentiate, setup_context=_
 def _(
     states: list[Tensor], weights: list[Tensor], reverse_weights: list[Tensor], biases: list[Tensor],
     evidence: Tensor | None, hold: Tensor | None, external: Tensor | None, pools: list[int], padding: list[int],
-    activation: str, slope: float, order: str, theta: float, max_steps: int, per_sample: bool, keep: bool,
+    activation: str, slope: float, order: str, theta: float, max_steps: int, per_sample: bool, keep: bool, half: bool,
     readouts: bool, adjoint_theta: float, adjoint_max_steps: int, unconverged: str,
 ) -> tuple[list[Tensor], Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     first = states[0]
@@ -262,7 +262,8 @@ def _(
     sweeps = torch.library.get_ctx().new_dynamic_size() if keep or readouts else 1
     n, c, h, w = first.shape
     seen = first.new_empty((sweeps, n, h, w, c)).permute(0, 1, 4, 2, 3)
-    path = first.new_empty(torch.library.get_ctx().new_dynamic_size() if keep else 0)
+    kept = torch.bfloat16 if keep and half else first.dtype
+    path = first.new_empty(torch.library.get_ctx().new_dynamic_size() if keep else 0, dtype=kept)
     return new, seen, path, steps, change
 
 

@@ -70,6 +70,7 @@ class Run:
     max_steps: int
     readouts: bool
     per_sample: bool
+    half: bool = False  # keep the states for the backward in bfloat16
 
 
 @dataclass(frozen=True)
