@@ -19,7 +19,7 @@ class Growing {
   // Room for `needed` values, of which the first `used` are kept.
   T* with_room(std::int64_t used, std::int64_t needed) {
     if (needed > room_) {
-      room_ = std::max(needed, std::min(most_, std::max({kRoom, 2 * room_, 16 * (needed - used)})));
+      room_ = std::max(needed, std::min(most_, std::max({kRoom, 4 * room_, 16 * (needed - used)})));
       Memory<T> larger(room_);
       if (used) std::memcpy(static_cast<void*>(larger.get()), block_.get(), sizeof(T) * used);
       before_ = std::move(block_), block_ = std::move(larger);

@@ -99,7 +99,8 @@ class _Saved:
         self.tensors = [*states, *weights, *reverse, *biases, evidence, hold, external]
         (
             self.pools, self.padding, self.activation, self.slope, self.order, self.theta, self.max_steps,
-            self.per_sample, self.keep, self.half, self.readouts, self.adjoint_theta, self.adjoint_max_steps, self.unconverged,
+            self.per_sample, self.keep, self.half, self.readouts, self.adjoint_theta, self.adjoint_max_steps,
+            self.unconverged,
         ) = inputs[7:]  # fmt: skip
 
     def take_tensors(self) -> list[Any]:
