@@ -250,6 +250,24 @@ def test_compiles_without_a_break():
     same(torch.autograd.grad(compiled(weight), weight), torch.autograd.grad(loss(weight), weight), 1e-5)
 
 
+def test_transforms_of_torch_func_take_the_reference():
+    given = case("fully connected", grad=False, max_steps=3, theta=0)
+
+    def total(weight, impl):
+        return (
+            settle(given.states, [weight, given.weights[1]], given.biases, impl=impl, theta=0, max_steps=3)
+            .states[0]
+            .sum()
+        )
+
+    found = torch.func.grad(total)(given.weights[0], "reference")
+    weight = given.weights[0].clone().requires_grad_()
+    same([found], torch.autograd.grad(total(weight, "auto"), weight))
+    if lmser_kernels._library.available:
+        with pytest.raises(RuntimeError, match='impl="reference"'):
+            torch.func.grad(total)(given.weights[0], "native")
+
+
 def test_a_fixed_point_that_was_not_reached():
     for impl in ("reference", *(["native"] if lmser_kernels._library.available else [])):
         given = case("fully connected", max_steps=2, theta=1e-12, backward="implicit")

@@ -32,6 +32,10 @@ Pairs = Sequence[Pair]
 
 def settle(problem: Problem, run: Run, adjoint: Adjoint | None) -> Settled:
     """The solve by the compiled operator, with the gradient asked for."""
+    if torch._C._are_functorch_transforms_active():
+        raise RuntimeError(
+            'settle: torch.func\'s transforms do not reach into the compiled operator; with impl="reference" they do'
+        )
     first = problem.states[0]
     hold = None
     if problem.evidence is not None:
