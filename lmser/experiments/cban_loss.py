@@ -8,7 +8,9 @@ numbers.
 
 A gradient that is renormalised (bars) has no scale, so the losses differ there in direction alone.
 
-Scores are those of `lmser.experiments.attractor_comparison`. What decides the claims, set before any of these rows was run, on the mean over the seeds, in both tasks. (A trial on
+Scores are those of `lmser.experiments.attractor_comparison`.
+
+What decides the claims, set before any of these rows was run, on the mean over the seeds, in both tasks. (A trial on
 bars with noTD, and one with the squared error, had been seen.)
 - λ = 1 outperforms any λ < 1: TD(1) has a higher score than TD(0.5) and TD(0).
 - Transient training with λ = 1 is as effective as mixtures and stationary-phase-only training: its score is not
