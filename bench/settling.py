@@ -96,6 +96,9 @@ def call(
 
 def contenders(name: str, training: bool, compiled: bool = True) -> tuple[list[Contender], list[Tensor]]:
     """This library, and both loops in both memory formats, as they are and compiled."""
+    # Every shape and layout is compiled anew: no contender falls back to eager for want of room.
+    torch._dynamo.reset()
+    torch._dynamo.config.recompile_limit = 64
     net = network(name)
     last, plain = torch.channels_last, torch.contiguous_format
     found = [Contender("fused", call(fused, net.to(torch.float32, last), training))]
