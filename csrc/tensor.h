@@ -54,6 +54,15 @@ inline View view_of(const Tensor& t, const char* name) {
           t.size(3),    t.stride(0),       t.stride(1), t.stride(2), t.stride(3)};
 }
 
+// Images [n0, n1) of a view; none of none.
+inline View images_of(View v, std::int64_t n0, std::int64_t n1) {
+  if (!v) return v;
+  const std::int64_t bytes = v.dtype == DType::f64 ? 8 : v.dtype == DType::f32 ? 4 : 2;
+  v.data = static_cast<char*>(v.data) + bytes * v.sn * n0;
+  v.n = n1 - n0;
+  return v;
+}
+
 inline void check_like(const Tensor& t, const char* name, const Tensor& first, const char* first_name) {
   STD_TORCH_CHECK(t.is_cpu() == first.is_cpu(), name, " and ", first_name, " are on different devices");
   STD_TORCH_CHECK(t.scalar_type() == first.scalar_type(), name, " and ", first_name, " have different dtypes");

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,21 +27,36 @@ class Case:
         found = [*self.states, *self.weights, *self.biases, *(t for t in named if t is not None)]
         return [*found, *(self.options.get("reverse_weights") or [])]
 
+    def double(self) -> Case:
+        """The same in float64, gradients asked for alike."""
+
+        def wide(tensor: Tensor) -> Tensor:
+            return tensor.detach().double().requires_grad_(tensor.requires_grad)
+
+        options = {
+            name: wide(value) if isinstance(value, Tensor) and value.is_floating_point() else value
+            for name, value in self.options.items()
+        }
+        return Case(*([wide(t) for t in part] for part in (self.states, self.weights, self.biases)), options)
+
     def settle(self, impl: str, **options: Any) -> lmser_kernels.Settled:
         return lmser_kernels.settle(
             self.states, self.weights, self.biases, impl=impl, **{**self.options, **options}
         )
 
 
-SHAPES = {
+_SHAPES = {
     # batch, channels of the layers, height and width, windows, kernel
     "three edges, pooled": (3, (2, 5, 6, 4), (8, 12), (1, 2, 2), (3, 3)),
     "fully connected": (7, (12, 9, 5), (1, 1), (1, 1), (1, 1)),
     "one edge": (2, (3, 4), (5, 7), (1,), (3, 3)),
     "signal, wide kernel": (2, (1, 3, 2), (1, 16), (1, (1, 2)), (1, 5)),
     "five by five": (1, (6, 19, 17), (9, 8), (1, 1), (5, 5)),
+    "wide": (3, (8, 64, 96), (24, 24), (1, 2), (3, 3)),
     "no sample": (0, (2, 3, 4), (4, 4), (1, 2), (3, 3)),
 }
+
+SHAPES = [name for name in _SHAPES if name != "wide"]  # those small enough for every variant in float64
 
 
 def case(
@@ -57,7 +73,7 @@ def case(
     **options: Any,
 ) -> Case:
     """A random network whose fixed point is a strong attractor. `evidence`: "none", "some" or "all"."""
-    n, channels, size, pools, kernel = SHAPES[shape]
+    n, channels, size, pools, kernel = _SHAPES[shape]
     states, weights = [], []
     here = size
     for layer, width in enumerate(channels):
@@ -97,3 +113,13 @@ def gradients(
         for o in outputs
     )
     return torch.autograd.grad(loss, inputs, allow_unused=True, **options)
+
+
+def same(found: Sequence[Tensor | None], wanted: Sequence[Tensor | None], tolerance: float = 1e-10) -> None:
+    """Equal within `tolerance`; None is zero."""
+    for a, b in zip(found, wanted, strict=True):
+        if a is None or b is None:
+            zero = a if b is None else b
+            assert zero is None or bool((zero == 0).all())
+        else:
+            torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)

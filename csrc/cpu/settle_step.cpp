@@ -23,14 +23,6 @@ Side side_of(const Maybe& state, const Maybe& weight, const Tensor& first, const
   return {view_of(*state, name), view_of(*weight, "weight")};
 }
 
-View images_of(View v, std::int64_t n0, std::int64_t n1) {
-  if (!v) return v;
-  const std::int64_t bytes = v.dtype == DType::f64 ? 8 : v.dtype == DType::f32 ? 4 : 2;
-  v.data = static_cast<char*>(v.data) + bytes * v.sn * n0;
-  v.n = n1 - n0;
-  return v;
-}
-
 template <class T>
 std::tuple<Tensor, Tensor> step_as(const Side& below, const Side& above, const Layer& layer, const View& bias,
                                    const Maybe& evidence, const Maybe& hold, const Maybe& previous, Pair padding,

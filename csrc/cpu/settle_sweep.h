@@ -62,8 +62,6 @@ class Sweeper {
   }
 
   const std::vector<Update>& sweep(std::int64_t t) const { return schedule_.sweep(t); }
-  const std::vector<const T*>& states() const { return states_; }
-  void move_state(int layer, const T* to) { states_[layer] = to; }
   Directions& directions() { return directions_; }
 
   // Sample `a` takes the place of sample `b` in what is remembered, and the other way round.

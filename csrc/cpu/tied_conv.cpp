@@ -196,13 +196,6 @@ struct Gradients {
         bias(empty_1d(source, needs.bias ? vh.c : 0)) {}
 };
 
-View images_of(View v, std::int64_t n0, std::int64_t n1) {
-  if (!v) return v;
-  const std::int64_t bytes = v.dtype == DType::f64 ? 8 : v.dtype == DType::f32 ? 4 : 2;
-  v.data = static_cast<char*>(v.data) + bytes * v.sn * n0;
-  v.n = n1 - n0;
-  return v;
-}
 Source images_of(Source s, std::int64_t n0, std::int64_t n1) {
   for (View* v : {&s.base, &s.output, &s.gate, &s.extra}) *v = images_of(*v, n0, n1);
   return s;
