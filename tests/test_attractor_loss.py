@@ -112,6 +112,14 @@ def test_last_is_the_last_step_alone(kind):
     )
 
 
+@pytest.mark.parametrize("kind", ["se", "delta_e", "delta_e_plus"])
+def test_a_power_is_of_each_samples_mean_over_steps(kind):
+    readouts, y = uniform(5, 3, 4), uniform(3, 4)
+    each = [attractor_loss(readouts[:, n : n + 1], y[n : n + 1], kind=kind, td=0.5) for n in range(3)]
+    got = attractor_loss(readouts, y, kind=kind, td=0.5, power=2.5)
+    torch.testing.assert_close(got, sum(value**2.5 for value in each) / 3)
+
+
 def test_gradient_of_delta_e_in_the_net_input_is_the_error():
     """Σ f⁻¹(v)(v - y) + ρ(y) - ρ(v) with v = f(z) has the derivative v - y in z, also close to saturation."""
     z = torch.tensor([[-8.0, -6.0, -0.1, 3.0, 7.0, 8.2]], requires_grad=True)
@@ -156,6 +164,8 @@ def test_delta_e_of_binary_targets_is_a_cross_entropy():
         ({"td": 1.5}, "td: expected a number between 0 and 1 or 'last', got 1.5"),
         ({"td": "first"}, "td: expected .* got 'first'"),
         ({"td": math.nan}, "td: expected .* got nan"),
+        ({"power": 0.5}, "power: expected a finite number of at least 1, got 0.5"),
+        ({"power": math.inf}, "power: expected .* got inf"),
         ({"target": torch.zeros(3, 5)}, r"target: expected the shape of a readout, \(3, 4\), got \(3, 5\)"),
         (
             {"target": torch.full((3, 4), 1.5), "kind": "delta_e"},

@@ -28,7 +28,7 @@ from lmser.experiments.cban_bars import COLUMNS
 from lmser.experiments.figures_weights import signed_colours, weight_squares
 from lmser.experiments.rows import RowConfig, load_rows
 from lmser.experiments.tables import Cell, Row, Table
-from lmser.models import FBAN
+from lmser.models import FBAN, attractor_loss
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("safetensors")
@@ -66,6 +66,21 @@ def test_batches_hold_every_image_and_evidence_for_it_alone() -> None:
     assert not torch.equal(again, observed)
     torch.manual_seed(0)
     assert torch.equal(bar_batch(index)[1], observed)  # a resumed run draws the same
+
+
+def test_a_row_may_train_on_uneven_evidence() -> None:
+    row = tiny_rows()[0]
+    drawn = []
+    for share in (0.0, 1.0):
+        job = cban_bars._job(
+            request(Path()), BarTask(5), dataclasses.replace(row, data={**row.data, "uneven": share})
+        )
+        torch.manual_seed(0)
+        assert job.further is not None
+        drawn.append(job.further["transform"](torch.arange(20))[1])
+    torch.manual_seed(0)
+    assert torch.equal(drawn[0], bar_batch(torch.arange(20))[1])
+    assert not torch.equal(*drawn)
 
 
 def test_what_is_measured() -> None:
@@ -142,7 +157,7 @@ def test_paper_scale_is_appendix_d() -> None:
 def test_the_objective_is_read() -> None:
     row = tiny_rows()[0]
     with pytest.raises(
-        ValueError, match="objective: expected loss, td, stationary, units and label_weight, got"
+        ValueError, match="objective: expected loss, td, stationary, units, label_weight and power, got"
     ):
         attractor_loss_of(dataclasses.replace(row, objective={"loss": "se", "lambda": 1}))
     torch.manual_seed(0)
@@ -153,6 +168,12 @@ def test_the_objective_is_read() -> None:
         kind, td, share = objective["loss"], objective.get("td", 1.0), objective.get("stationary", 0.0)
         expected = network.loss(images, observed, kind=kind, td=td, stationary=share)  # type: ignore[arg-type]
         torch.testing.assert_close(loss(network, images, observed), expected)
+    loss = attractor_loss_of(dataclasses.replace(row, objective={"loss": "se", "power": 3.0}))
+    settled = network.complete(images, observed, readouts=True)
+    expected = attractor_loss(network.trajectory(settled), images, power=3.0)
+    torch.testing.assert_close(loss(network, images, observed), expected)
+    with pytest.raises(ValueError, match=r"objective.stationary: expected 0 where .* count alike, got 1"):
+        attractor_loss_of(dataclasses.replace(row, objective={"loss": "se", "power": 3.0, "stationary": 1}))
     with pytest.raises(TypeError, match="expected an attractor network, got Linear"):
         loss(torch.nn.Linear(2, 2), images, observed)
 

@@ -75,6 +75,25 @@ def test_the_distribution() -> None:
     assert int(unseen[2]) > 10
 
 
+def test_uneven_evidence_has_a_share_for_each_row_or_column() -> None:
+    index = torch.arange(20).repeat(500)
+    even = unique_evidence(index, generator(2))
+    assert torch.equal(unique_evidence(index, generator(2), uneven=0.0), even)
+    uneven = unique_evidence(index, generator(2), uneven=1.0)
+    assert bool((consistent(bar_images()[index], uneven) == 1).all())
+
+    def contrasts(observed: torch.Tensor, dim: int) -> int:
+        """How many have a whole row (or column) beside one that at most a pixel is seen of."""
+        lines = observed[:, 0].sum(dim)
+        return int(((lines.amax(1) == 5) & (lines.amin(1) <= 1)).sum())
+
+    for dim in (1, 2):
+        assert contrasts(uneven, dim) > 2 * contrasts(even, dim)
+    assert abs(contrasts(uneven, 1) - contrasts(uneven, 2)) < 200  # either way equally often
+    half = unique_evidence(index, generator(2), uneven=0.5)
+    assert contrasts(even, 1) < contrasts(half, 1) < contrasts(uneven, 1)
+
+
 def test_consistent_by_hand() -> None:
     image = bar_images()[1]  # rows 0 and 2
     cases = {
@@ -154,6 +173,9 @@ def test_arguments() -> None:
     for index in (torch.tensor([20]), torch.tensor([-1]), torch.tensor([0.0]), torch.tensor(3)):
         with pytest.raises(ValueError, match="unique_evidence: index must"):
             unique_evidence(index, generator())
+    for share in (-0.1, 1.5, float("nan")):
+        with pytest.raises(ValueError, match="unique_evidence: uneven must be between 0 and 1"):
+            unique_evidence(torch.tensor([0]), generator(), uneven=share)
     observed = torch.ones(2, 1, 5, 5, dtype=torch.bool)
     with pytest.raises(
         ValueError, match=r"evidence must have the shape of observed, \(2, 1, 5, 5\), got \(2, 25\)"

@@ -9,6 +9,10 @@ gives no distribution; here, for an image, a share is drawn uniformly from [0, 1
 with this probability, again and again until exactly one of the 20 images agrees with what is observed. So
 before rejection every number of observed pixels from 0 to 25 is equally likely. Rows, columns and the two
 directions can be exchanged, so every image is accepted equally often. 79 % of the draws are accepted.
+
+Training may ask for `uneven` evidence now and then: a share of its own for each of the five rows, or for each of the
+five columns. Then a row that is seen almost whole stands beside one of which a single pixel is, which is rare where
+one share holds for the image.
 """
 
 from __future__ import annotations
@@ -75,26 +79,43 @@ def _agreeing(white: Tensor, observed: Tensor) -> Tensor:
     return (signs @ images.T == seen.sum(dim=1, keepdim=True)).sum(dim=1)
 
 
-def unique_evidence(index: Tensor, generator: torch.Generator) -> Tensor:
+def unique_evidence(index: Tensor, generator: torch.Generator, *, uneven: float = 0.0) -> Tensor:
     """For each image of `index` (int64 `(N,)`) a random set of observed pixels, bool `(N, 1, 5, 5)`, with
     which no other image is consistent.
 
-    The distribution is that of the module's docstring. Some of these leave a bar without any observed pixel
-    (`unseen_bars` counts them), so that it must be inferred from black ones. Errors: TypeError or ValueError
-    naming the argument for an index that is not int64 in 0..19, or a generator that is not the CPU's.
+    The distribution is that of the module's docstring; `uneven` is the probability with which a draw has one share for
+    each row or for each column, either equally often, in the place of one for the image. Some
+    of these leave a bar without any observed pixel (`unseen_bars` counts them), so that it must be inferred from
+    black ones. Errors: TypeError or ValueError
+    naming the argument for an index that is not int64 in 0..19, a generator that is not the CPU's, or an `uneven`
+    that is not between 0 and 1.
     """
     _check_index("unique_evidence", index)
     check_generator("unique_evidence", generator)
+    if not 0 <= uneven <= 1:
+        raise ValueError(f"unique_evidence: uneven must be between 0 and 1, got {uneven}")
     white = bar_images()[index] > 0
     observed = torch.zeros((len(index), 1, SIDE, SIDE), dtype=torch.bool)
     pending = torch.arange(len(index))
     while len(pending):
         draws = torch.rand((len(pending), 1 + _PIXELS), generator=generator)
-        tried = (draws[:, 1:] < draws[:, :1]).reshape(-1, 1, SIDE, SIDE)
+        shares = draws[:, :1, None, None]
+        if uneven:
+            shares = _of_lines(shares, uneven, generator)
+        tried = draws[:, 1:].reshape(-1, 1, SIDE, SIDE) < shares
         unique = _agreeing(white[pending], tried) == 1  # the image itself always agrees
         observed[pending[unique]] = tried[unique]
         pending = pending[~unique]
     return observed
+
+
+def _of_lines(shares: Tensor, uneven: float, generator: torch.Generator) -> Tensor:
+    """`shares` ``(N, 1, 1, 1)`` as ``(N, 1, 5, 5)``, new ones for rows or columns put in their place with probability
+    `uneven`."""
+    kinds = torch.rand((len(shares), 1, 1, 1), generator=generator)
+    rows = torch.rand((len(shares), 1, SIDE, 1), generator=generator)
+    lines = torch.where(kinds < uneven / 2, rows, rows.transpose(2, 3))
+    return torch.where(kinds < uneven, lines, shares)
 
 
 def bar_trials(count: int, generator: torch.Generator) -> BarTrials:

@@ -13,7 +13,7 @@ from lmser.models import AttractorNetwork, attractor_loss
 
 __all__ = ["attractor_loss_of"]
 
-_KEYS = {"loss", "td", "stationary", "units", "label_weight"}
+_KEYS = {"loss", "td", "stationary", "units", "label_weight", "power"}
 
 
 def attractor_loss_of(row: RowConfig) -> Callable[[nn.Module, Tensor, Tensor], Tensor]:
@@ -25,6 +25,8 @@ def attractor_loss_of(row: RowConfig) -> Callable[[nn.Module, Tensor, Tensor], T
     units:      ``"all"`` (the default, as 004 has it) or ``"missing"``: the loss of unobserved units alone
     label_weight: how often each label unit of `lmser.experiments.labelled_digits` counts, a whole number; by default
                 once, like any pixel
+    power:      p of the mean over samples of the p-th power of their losses (`lmser.models.attractor_loss`); by
+                default 1
 
     The first three are `lmser.models.AttractorNetwork.loss`'s. Raises ValueError naming the row for other keys and
     values, TypeError where the loss is given another network.
@@ -33,7 +35,7 @@ def attractor_loss_of(row: RowConfig) -> Callable[[nn.Module, Tensor, Tensor], T
     unknown = set(objective) - _KEYS
     if unknown or "loss" not in objective:
         raise ValueError(
-            f"{row.path}: objective: expected loss, td, stationary, units and label_weight, got {sorted(objective)}"
+            f"{row.path}: objective: expected loss, td, stationary, units, label_weight and power, got {sorted(objective)}"
         )
     kind, td, share = objective["loss"], objective.get("td", 1.0), objective.get("stationary", 0.0)
     units, weight = objective.get("units", "all"), objective.get("label_weight", 1)
@@ -43,10 +45,11 @@ def attractor_loss_of(row: RowConfig) -> Callable[[nn.Module, Tensor, Tensor], T
         raise ValueError(
             f"{row.path}: objective.label_weight: expected a whole number above 0, got {weight!r}"
         )
-    plain = units == "all" and weight == 1
+    power = objective.get("power", 1.0)
+    plain = units == "all" and weight == 1 and power == 1
     if share and not plain:
         raise ValueError(
-            f"{row.path}: objective.stationary: expected 0 where not all units count once, got {share}"
+            f"{row.path}: objective.stationary: expected 0 where not all units and samples count alike, got {share}"
         )
 
     def loss(model: nn.Module, target: Tensor, observed: Tensor) -> Tensor:
@@ -58,7 +61,9 @@ def attractor_loss_of(row: RowConfig) -> Callable[[nn.Module, Tensor, Tensor], T
         # A unit that is where it should be has no loss and passes on no gradient.
         given = found if units == "all" else torch.where(observed, target, found)
         given, wanted = (_weighted(tensor, weight) for tensor in (given, target))
-        return attractor_loss(given, wanted, kind=kind, td=td, activation=model.activation, slope=model.slope)
+        return attractor_loss(
+            given, wanted, kind=kind, td=td, power=power, activation=model.activation, slope=model.slope
+        )
 
     return loss
 

@@ -66,12 +66,12 @@ def fixed_trials(count: int = _TRIALS) -> BarTrials:
     return BarTrials(trials.answer[:count], trials.observed[:count])
 
 
-def bar_batch(index: Tensor) -> tuple[Tensor, Tensor]:
+def bar_batch(index: Tensor, *, uneven: float = 0.0) -> tuple[Tensor, Tensor]:
     """Images ``(N, 1, 5, 5)`` of these numbers, and new evidence for them (bool, True where observed), which
-    torch's global generator decides."""
+    torch's global generator decides; `uneven` as in `lmser.data.bars.unique_evidence`."""
     generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
     numbers = index.cpu()
-    observed = unique_evidence(numbers, generator)
+    observed = unique_evidence(numbers, generator, uneven=uneven)
     return bar_images()[numbers].to(index.device), observed.to(index.device)
 
 

@@ -113,7 +113,7 @@ def _job(request: Request, task: BarTask, row: RowConfig) -> Job:
         metrics=COLUMNS,
         # What is drawn is made after training, from the weights.
         pictures=_no_pictures,
-        further={"transform": bar_batch},
+        further={"transform": functools.partial(bar_batch, uneven=row.data.get("uneven", 0.0))},
     )
 
 

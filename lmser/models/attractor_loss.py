@@ -7,7 +7,9 @@ the target. The loss of one sample at one step is a sum over all visible units, 
     delta_e       Σ_i f⁻¹(ṽ_i)(ṽ_i - y_i) + ρ(y_i) - ρ(ṽ_i)  =  E(y, h) - E(ṽ, h) >= 0
     delta_e_plus  ln(1 + exp(delta_e))
 
-and the loss of a batch is its mean over steps and samples. TD(λ) puts in the place of `y` at step t the λ-return
+and the loss of a batch is its mean over steps and samples, or with a power p the mean over samples of the p-th power
+of their means over steps: 004 has p = 1, a larger p counts the samples more that are far from right. TD(λ) puts in the
+place of `y` at step t the λ-return
 
     G_t = (1 - λ) Σ_{k=1}^{T-t} λ^{k-1} ṽ(t + k) + λ^{T-t} y,        G_T = y
 
@@ -21,6 +23,8 @@ scales its images to ±0.999.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -51,6 +55,7 @@ def attractor_loss(
     *,
     kind: str = "se",
     td: float | str = 1.0,
+    power: float = 1.0,
     activation: str = "tanh",
     slope: float | None = None,
 ) -> Tensor:
@@ -60,6 +65,7 @@ def attractor_loss(
     target:     `y`, ``(N, ...)``
     kind:       ``"se"``, ``"delta_e"`` or ``"delta_e_plus"``
     td:         λ between 0 and 1, or ``"last"``
+    power:      p, at least 1
     activation: of the network, for the two energy losses; `slope` its leak
 
     Raises ValueError naming the argument that does not fit.
@@ -67,6 +73,8 @@ def attractor_loss(
     if kind not in KINDS:
         raise ValueError(f"kind: expected one of {', '.join(map(repr, KINDS))}, got {kind!r}")
     rate = check_td(td)
+    if isinstance(power, bool) or not isinstance(power, (int, float)) or not 1 <= power < math.inf:
+        raise ValueError(f"power: expected a finite number of at least 1, got {power!r}")
     if readouts.dim() < 2 or readouts.shape[1:] != target.shape:
         raise ValueError(
             f"target: expected the shape of a readout, {tuple(readouts.shape[1:])}, got {tuple(target.shape)}"
@@ -77,7 +85,8 @@ def attractor_loss(
     if rate is None:
         readouts, rate = readouts[-1:], 1.0
     targets = target[None] if rate == 1 else returns(readouts.detach(), target, rate)
-    return _sample_loss(readouts, targets, kind, activation, slope).mean()
+    found = _sample_loss(readouts, targets, kind, activation, slope)
+    return found.mean() if power == 1 else found.mean(0).pow(power).mean()
 
 
 def returns(readouts: Tensor, target: Tensor, rate: float) -> Tensor:
