@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 
 from lmser.experiments import Request
-from lmser.experiments.completion_results import completion_tables, write_results
+from lmser.experiments.completion_results import completion_tables, save_measures, write_results
 from lmser.experiments.completion_tables import cycles, has_rows, superior
 from lmser.experiments.image_completion import save_completions, train_completion
 from lmser.experiments.results import Claim, Results
@@ -74,7 +74,8 @@ def run(request: Request, rows: list[RowConfig] | None = None) -> Results:
         figures=[
             save_completions(
                 request, trained, data, "photographs", "Test images and their completions", "004 Fig. 6"
-            )
+            ),
+            save_measures(request, completed, "004 Fig. 6"),
         ],
         claims=claims,
     )

@@ -19,7 +19,7 @@ What decides the claims, set before the rows were run, by the means over the see
 from __future__ import annotations
 
 from lmser.experiments import Request
-from lmser.experiments.completion_results import completion_tables, write_results
+from lmser.experiments.completion_results import completion_tables, save_measures, write_results
 from lmser.experiments.completion_tables import cycles, fixed_point, has_rows, superior
 from lmser.experiments.image_completion import save_completions, train_completion
 from lmser.experiments.results import Results
@@ -69,7 +69,8 @@ def run(request: Request, rows: list[RowConfig] | None = None) -> Results:
         figures=[
             save_completions(
                 request, trained, data, "drawings", "Test drawings and their completions", "004 Fig. 5"
-            )
+            ),
+            save_measures(request, completed, "004 Fig. 5"),
         ],
         claims=claims,
     )

@@ -1,4 +1,4 @@
-"""From trained rows to the results of a completion experiment: tables, figure, facts."""
+"""From trained rows to the results of a completion experiment: tables, figures, facts."""
 
 from __future__ import annotations
 
@@ -6,14 +6,19 @@ from collections.abc import Mapping, Sequence
 
 from lmser.experiments import Request
 from lmser.experiments.campaign import Trained, row_times
+from lmser.experiments.completion_metrics import ERROR
 from lmser.experiments.completion_tables import measured_table, settling_table
+from lmser.experiments.figures import save_figure
+from lmser.experiments.figures_bars import measure_bars
 from lmser.experiments.image_completion import OWN, CompletionData
 from lmser.experiments.provenance import machine
 from lmser.experiments.results import Claim, Figure, Results
 from lmser.experiments.rows import checksum
 from lmser.experiments.tables import Table
 
-__all__ = ["completion_tables", "write_results"]
+__all__ = ["completion_tables", "save_measures", "write_results"]
+
+_BARS = ("PSNR", "SSIM")
 
 
 def completion_tables(trained: Trained, data: CompletionData, source: str) -> tuple[Table, Table, Table]:
@@ -35,6 +40,30 @@ def completion_tables(trained: Trained, data: CompletionData, source: str) -> tu
                 "of iterations after which all states are within theta of what they were. Iterations: the mean.",
             ),
         ),
+    )
+
+
+def save_measures(request: Request, completed: Table, source: str) -> Figure:
+    """PSNR and SSIM of completed images as bars, as at the right of 004 Figs. 5 and 6; `completed` is the first of
+    `completion_tables`."""
+
+    def value(column: str, label: str) -> float:
+        return completed.mean(completed.columns.index(column), label)
+
+    panels = {
+        measure: {
+            row.label: (value(measure, row.label), value(f"{measure}{ERROR}", row.label))
+            for row in completed.rows
+        }
+        for measure in _BARS
+    }
+    file = "figures/measures.svg"
+    save_figure(request.out / file, measure_bars(file, panels))
+    return Figure(
+        file,
+        "Completed test images",
+        f"As {source}, right: means over the seeds; a line is one standard error over the test images.",
+        f"Panels: {', '.join(_BARS)}; bars: {', '.join(row.label for row in completed.rows)}",
     )
 
 
