@@ -105,7 +105,7 @@ def test_the_loss_of_missing_units() -> None:
     for objective, words in (
         ({"loss": "se", "units": "label"}, "expected 'all' or 'missing', got 'label'"),
         ({"loss": "se", "label_weight": 0}, "expected a whole number above 0, got 0"),
-        ({"loss": "se", "units": "missing", "stationary": 1.0}, "expected 0 where not all units count once"),
+        ({"loss": "se", "units": "missing", "stationary": 1.0}, "expected 0 where not all units and samples"),
     ):
         with pytest.raises(ValueError, match=words):
             attractor_loss_of(dataclasses.replace(row, objective=objective))
