@@ -53,10 +53,12 @@ _SHAPES = {
     "signal, wide kernel": (2, (1, 3, 2), (1, 16), (1, (1, 2)), (1, 5)),
     "five by five": (1, (6, 19, 17), (9, 8), (1, 1), (5, 5)),
     "wide": (3, (8, 64, 96), (24, 24), (1, 2), (3, 3)),
+    "many samples": (9, (4, 24, 40), (12, 12), (1, 2), (3, 3)),
     "no sample": (0, (2, 3, 4), (4, 4), (1, 2), (3, 3)),
 }
 
-SHAPES = [name for name in _SHAPES if name != "wide"]  # those small enough for every variant in float64
+# Those small enough for every variant in float64.
+SHAPES = [name for name in _SHAPES if name not in ("wide", "many samples")]
 
 
 def case(

@@ -210,18 +210,44 @@ def test_values_that_are_not_finite_stay_in_their_sample(value):
 
 
 @native
-def test_results_do_not_depend_on_the_number_of_threads():
-    given = case("five by five", dtype=torch.float32, evidence="some", max_steps=3, theta=0)
+@pytest.mark.parametrize("order", ["up_down", "odd_even"])
+@pytest.mark.parametrize("shape", ["five by five", "many samples", "wide", "fully connected"])
+def test_results_do_not_depend_on_the_number_of_threads(shape, order):
+    """Nor on whether threads take samples of their own or share those there are: bit by bit."""
+    given = case(shape, dtype=torch.float32, evidence="some", zero=False, order=order, max_steps=3, theta=0)
     before = torch.get_num_threads()
     results = []
     try:
-        for threads in (1, 2):
+        for threads in (1, 2, 4):
             torch.set_num_threads(threads)
-            results.append(given.settle("native").states)
+            found = given.settle("native", readouts=True)
+            assert found.readouts is not None
+            results.append([*found.states, found.readouts, found.change, *gradients(found, given.inputs())])
     finally:
         torch.set_num_threads(before)
-    for a, b in zip(*results, strict=True):
-        assert torch.equal(a, b)
+    for other in results[1:]:
+        for a, b in zip(results[0][: len(given.states) + 2], other, strict=False):
+            assert torch.equal(a, b)
+        for a, b in zip(results[0], other, strict=True):
+            assert (a is None) == (b is None)
+            if a is not None:
+                assert (a - b).norm().item() <= 1e-5 * a.norm().item()
+
+
+@native
+def test_samples_alone_or_together():
+    """A sample of a batch settles as it does by itself, however many take their sweeps at a time."""
+    given = case("many samples", dtype=torch.float32, evidence="some", grad=False, max_steps=4, theta=0)
+    together = given.settle("native").states
+    one = case("many samples", dtype=torch.float32, evidence="some", grad=False, max_steps=4, theta=0)
+    one.weights, one.biases = given.weights, given.biases
+    for n in (0, 4, 8):
+        one.states = [h[n : n + 1] for h in given.states]
+        one.options = given.options | {
+            key: given.options[key][n : n + 1] for key in ("evidence", "mask") if key in given.options
+        }
+        for a, b in zip(one.settle("native").states, together, strict=True):
+            torch.testing.assert_close(a, b[n : n + 1], rtol=1e-5, atol=1e-6)
 
 
 @native

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <deque>
 
 #include "buffer.h"
 #include "layout.h"
@@ -20,6 +21,18 @@ const T* dense_weight(const View& w, Buffer<T>& copy) {
   if (dense) return static_cast<const T*>(w.data);
   copy = allocate<T>(w.n * w.c * w.h * w.w);
   T* p = copy.get();
+  if (w.dtype == kDTypeOf<T> && w.sc == 1) {  // channels-last
+    const T* const data = static_cast<const T*>(w.data);
+    for (std::int64_t n = 0; n < w.n; ++n)
+      for (std::int64_t c0 = 0; c0 < w.c; c0 += 16)  // so that the lines written stay in the first-level cache
+        for (std::int64_t i = 0; i < w.h; ++i)
+          for (std::int64_t j = 0; j < w.w; ++j) {
+            const T* const src = data + n * w.sn + i * w.sh + j * w.sw;
+            T* const dst = p + n * w.c * w.h * w.w + i * w.w + j;
+            for (std::int64_t c = c0; c < std::min(c0 + 16, w.c); ++c) dst[c * w.h * w.w] = src[c];
+          }
+    return copy.get();
+  }
   for (std::int64_t n = 0; n < w.n; ++n)
     for (std::int64_t c = 0; c < w.c; ++c)
       for (std::int64_t i = 0; i < w.h; ++i)
@@ -137,7 +150,9 @@ void run_units(const ThreadPool& pool, std::int64_t units, double work, F&& f) {
 
 struct PreparedConv::State {
   virtual ~State() = default;
-  virtual void run(const Source& source, Sink sink) = 0;
+  virtual const ConvPlan& prepare(const ThreadPool& pool, Source source, Sink sink) = 0;
+  virtual bool run(const ThreadPool& pool, Source source, Sink sink, bool filtering) = 0;
+  bool filtering = true;
 };
 
 namespace {
@@ -145,47 +160,76 @@ namespace {
 template <class T>
 class Prepared final : public PreparedConv::State {
  public:
-  Prepared(const InstructionSet& isa, const ThreadPool& pool, const Geometry& geometry, const View& weight,
-           const View& bias, int calls)
-      : isa_(isa), pool_(pool), geometry_(geometry), weight_(weight), bias_(dense_bias<T>(bias)), calls_(calls) {}
+  Prepared(const InstructionSet& isa, const Geometry& geometry, const View& weight, int calls)
+      : isa_(isa), geometry_(geometry), weight_(weight), calls_(calls) {}
 
-  void run(const Source& given, Sink sink) override {
-    Geometry g = geometry_;
-    g.batch = given.base.n;
-    Source source = given;
-    normalise(g, source, sink);
-    sink.bias = bias_.get();
-    if (!run_packed(packed_for(g, true), source, sink)) run_packed(packed_for(g, false), source, sink);
+  const ConvPlan& prepare(const ThreadPool& pool, Source source, Sink sink) override {
+    return packed_for(pool, normal_form(source, sink), filtering).plan;
+  }
+
+  bool run(const ThreadPool& pool, Source source, Sink sink, bool filtered) override {
+    return run_packed(pool, packed_for(pool, normal_form(source, sink), filtered), source, sink);
   }
 
  private:
   struct Packed {
     Geometry geometry;  // normalised
-    bool winograd;      // whether it was allowed
+    bool filtering;     // whether it was allowed
+    int threads;
     ConvPlan plan;
-    Buffer<T> weight;
+    std::shared_ptr<T[]> weight;
   };
+  static constexpr std::size_t kMost = 64;  // beyond that many batch sizes the oldest go
 
-  Packed& packed_for(const Geometry& g, bool winograd) {
-    for (Packed& p : packed_)
-      if (p.geometry == g && p.winograd == winograd) return p;
-    Packed p{g, winograd, plan_conv(g, kernels_of<T>(isa_).tile, sizeof(T), pool_.threads, winograd, calls_), {}};
-    if (p.plan.units > 0) {
-      View w = weight_;
-      // A turned signal has its kernel turned with it; a 1 x k kernel read as k x 1 is the same memory.
-      if (g.kernel_h != geometry_.kernel_h) swap_axes(w);
-      Buffer<T> copy;
-      const T* const dense = dense_weight<T>(w, copy);
-      p.weight = allocate<T>(p.plan.packed_size);
-      pack<T>(isa_, pool_, p.plan, dense, p.weight.get());
+  Geometry normal_form(Source& source, Sink& sink) const {
+    Geometry g = geometry_;
+    g.batch = source.base.n;
+    normalise(g, source, sink);
+    return g;
+  }
+
+  const Packed& packed_for(const ThreadPool& pool, const Geometry& g, bool filtered) {
+    for (const Packed& p : packed_)
+      if (p.geometry == g && p.filtering == filtered && p.threads == pool.threads) return p;
+    const TileShape& tile = kernels_of<T>(isa_).tile;
+    Filtering how = filtered ? Filtering::where_faster : Filtering::never;
+    if (filtered && g.batch > 0 && g.batch < geometry_.batch) {
+      Geometry whole = g;
+      whole.batch = geometry_.batch;
+      how = plan_conv(whole, tile, sizeof(T), pool.threads, how, calls_).winograd.m ? Filtering::where_possible
+                                                                                    : Filtering::never;
     }
-    if (packed_.size() == 8) packed_.erase(packed_.begin());  // many batch sizes: the last ones are enough
-    packed_.push_back(std::move(p));
+    Packed made{g, filtered, pool.threads, plan_conv(g, tile, sizeof(T), pool.threads, how, calls_), nullptr};
+    if (made.plan.units > 0) {
+      for (const Packed& p : packed_)
+        if (p.weight && same_packing(p.plan, made.plan)) made.weight = p.weight;
+      if (!made.weight) made.weight = packed_weight(pool, made.plan);
+    }
+    if (packed_.size() == kMost) packed_.pop_front();
+    packed_.push_back(std::move(made));
     return packed_.back();
   }
 
+  // What is packed depends on the taps of the phases and on the algorithm, not on how many pixels there are.
+  static bool same_packing(const ConvPlan& a, const ConvPlan& b) {
+    const auto same_phase = [](const Phase& x, const Phase& y) {
+      return x.taps_h == y.taps_h && x.taps_w == y.taps_w && x.first_tap_h == y.first_tap_h &&
+             x.first_tap_w == y.first_tap_w && x.weight_offset == y.weight_offset;
+    };
+    return a.winograd.m == b.winograd.m && a.dot == b.dot && a.packed_size == b.packed_size &&
+           a.geometry.kernel_h == b.geometry.kernel_h && std::ranges::equal(a.phases, b.phases, same_phase);
+  }
+  std::shared_ptr<T[]> packed_weight(const ThreadPool& pool, const ConvPlan& plan) const {
+    View w = weight_;
+    // A turned signal has its kernel turned with it; a 1 x k kernel read as k x 1 is the same memory.
+    if (plan.geometry.kernel_h != geometry_.kernel_h) swap_axes(w);
+    Buffer<T> copy, packed = allocate<T>(plan.packed_size);
+    pack<T>(isa_, pool, plan, dense_weight<T>(w, copy), packed.get());
+    return std::shared_ptr<T[]>(packed.release(), packed.get_deleter());
+  }
+
   // False: a minimal-filtering unit met a value that is not finite.
-  bool run_packed(const Packed& p, const Source& source, const Sink& sink) {
+  bool run_packed(const ThreadPool& pool, const Packed& p, const Source& source, const Sink& sink) const {
     if (p.plan.units == 0) return true;
     const Kernels<T>& k = kernels_of<T>(isa_);
     ConvCall<T> call{&p.plan, source, sink, p.weight.get()};
@@ -199,10 +243,10 @@ class Prepared final : public PreparedConv::State {
       epilogue.sums = sums.get();
       call.sink.epilogue = &epilogue;
     }
-    const std::int64_t scratch = k.conv_scratch(call), tasks = std::min<std::int64_t>(pool_.threads, p.plan.units);
+    const std::int64_t scratch = k.conv_scratch(call), tasks = std::min<std::int64_t>(pool.threads, p.plan.units);
     const Buffer<T> memory = allocate<T>(scratch * tasks);
     std::atomic<bool> finite{true};
-    run_units(pool_, p.plan.units, p.plan.flops() / 2, [&](std::int64_t task, std::int64_t u) {
+    run_units(pool, p.plan.units, p.plan.flops() / 2, [&](std::int64_t task, std::int64_t u) {
       if (!k.conv_unit(call, u, memory.get() + task * scratch)) finite.store(false, std::memory_order_relaxed);
     });
     if (sums && finite.load())
@@ -212,32 +256,47 @@ class Prepared final : public PreparedConv::State {
   }
 
   const InstructionSet& isa_;
-  ThreadPool pool_;
   Geometry geometry_;
   View weight_;
-  Buffer<T> bias_;
   int calls_;
-  std::vector<Packed> packed_;  // one, unless layouts change between calls or a result was not finite
+  std::deque<Packed> packed_;  // references stay while others are added
 };
 
 }  // namespace
 
-PreparedConv::PreparedConv(const InstructionSet& isa, const ThreadPool& pool, const Geometry& geometry, DType dtype,
-                           const View& weight, const View& bias, int calls) {
+PreparedConv::PreparedConv(const InstructionSet& isa, const Geometry& geometry, DType dtype, const View& weight,
+                           int calls, bool filtering) {
   if (dtype == DType::f64)
-    state_ = std::make_unique<Prepared<double>>(isa, pool, geometry, weight, bias, calls);
+    state_ = std::make_unique<Prepared<double>>(isa, geometry, weight, calls);
   else
-    state_ = std::make_unique<Prepared<float>>(isa, pool, geometry, weight, bias, calls);
+    state_ = std::make_unique<Prepared<float>>(isa, geometry, weight, calls);
+  state_->filtering = filtering;
 }
 PreparedConv::PreparedConv(PreparedConv&&) noexcept = default;
 PreparedConv& PreparedConv::operator=(PreparedConv&&) noexcept = default;
 PreparedConv::~PreparedConv() = default;
 
-void PreparedConv::run(const Source& source, const Sink& sink) { state_->run(source, sink); }
+const ConvPlan& PreparedConv::prepare(const ThreadPool& pool, const Source& source, const Sink& sink) {
+  return state_->prepare(pool, source, sink);
+}
+bool PreparedConv::run_once(const ThreadPool& pool, const Source& source, const Sink& sink) {
+  return state_->run(pool, source, sink, state_->filtering);
+}
+void PreparedConv::run(const ThreadPool& pool, const Source& source, const Sink& sink) {
+  if (!run_once(pool, source, sink)) state_->run(pool, source, sink, false);
+}
 
+template <class T>
+void run_conv_as(const InstructionSet& isa, const ThreadPool& pool, const Geometry& geometry, const Source& source,
+                 Sink sink, const View& weight, const View& bias) {
+  const Buffer<T> dense = dense_bias<T>(bias);
+  sink.bias = dense.get();
+  PreparedConv(isa, geometry, kDTypeOf<T>, weight).run(pool, source, sink);
+}
 void run_conv(const InstructionSet& isa, const ThreadPool& pool, const Geometry& geometry, const Source& source,
               const Sink& sink, const View& weight, const View& bias) {
-  PreparedConv(isa, pool, geometry, source.base.dtype, weight, bias).run(source, sink);
+  const auto run = source.base.dtype == DType::f64 ? run_conv_as<double> : run_conv_as<float>;
+  run(isa, pool, geometry, source, sink, weight, bias);
 }
 
 ConvPlan inspect_conv(const InstructionSet& isa, int threads, Geometry g, bool double_precision, bool channels_last) {

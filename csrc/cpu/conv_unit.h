@@ -38,14 +38,15 @@ bool direct_source(const ConvCall<T>& call) {
 LMSER_HD bool same_layout(const View& a, const View& b) {
   return a.dtype == b.dtype && a.sn == b.sn && a.sc == b.sc && a.sh == b.sh && a.sw == b.sw;
 }
-// The output is written where it lies, straight from the tile.
+inline bool repeats(const Sink& s) { return s.upsample_h != 1 || s.upsample_w != 1 || s.scale != 1; }
+// The output is written where it lies, straight from the tile; repeated by minimal filtering alone.
 template <class T>
 bool direct_sink(const ConvCall<T>& call) {
   const Sink& s = call.sink;
   const Geometry& g = call.plan->geometry;
-  if (s.gate || s.upsample_h != 1 || s.upsample_w != 1 || s.scale != 1) return false;
+  if (s.gate || (repeats(s) && !call.plan->winograd.m)) return false;
   if (s.out.dtype != kDType<T> || (s.out.sc != 1 && s.out.c != 1)) return false;
-  if (s.out.h != g.out_h || s.out.w != g.out_w) return false;
+  if (s.out.h != g.out_h * s.upsample_h || s.out.w != g.out_w * s.upsample_w) return false;
   return (!s.add || same_layout(s.add, s.out)) && (!s.drive || same_layout(s.drive, s.out));
 }
 
@@ -107,10 +108,11 @@ void write_tile(const T* tile, int pixels, int tile_stride, int channels, const 
       const T* src = tile + m * tile_stride;
       const std::int64_t at = offset[m];
       for_lanes<T>(channels, [&](std::int64_t i, int k) {
-        Vec<T> v = load<T>(src + i);  // the tile holds whole registers
-        if (drive) store_n<T>(drive + at + i, v, k);
+        const Vec<T> z = load<T>(src + i);  // the tile holds whole registers
+        Vec<T> v = z;
         if (finish.bias) v = v + load_n<T>(finish.bias + i, k);
         if (add) v = v + load_n<T>(add + at + i, k);
+        if (drive) store_n<T>(drive + at + i, z, k);  // may lie where `add` does
         store_n<T>(out + at + i, act<A, T>(v, finish.slope), k);
       });
     }
@@ -144,13 +146,19 @@ void flush_rows(const Sink& s, std::int64_t linear_h, std::int64_t linear_w, std
       for (std::int64_t x = 0; x < linear_w; ++x)
         for (int e = 0; e < s.upsample_w; ++e)
           for (std::int64_t k = 0; k < c; ++k) row[(x * s.upsample_w + e) * c + k] = src[x * c + k] * T(s.scale);
-      if (s.drive) write_row<T>(s.drive, n, h, row);
+      const T* add = s.add ? read_row<T>(s.add, n, h, other) : nullptr;
+      if (s.drive) {
+        if (add && add != other && s.add.data == s.drive.data) {  // one memory: read before it is overwritten
+          std::memcpy(other, add, sizeof(T) * wide * c);
+          add = other;
+        }
+        write_row<T>(s.drive, n, h, row);
+      }
       if (s.bias) {
         const T* bias = static_cast<const T*>(s.bias);
         for (std::int64_t x = 0; x < wide; ++x)
           for (std::int64_t k = 0; k < c; ++k) row[x * c + k] += bias[k];
       }
-      const T* add = s.add ? read_row<T>(s.add, n, h, other) : nullptr;
       const T* gate = s.gate ? read_row<T>(s.gate, n, h, gate_row) : nullptr;
       with_activation(s.activation, [&]<Activation A>() {
         for_lanes<T>(wide * c, [&](std::int64_t i, int k) {
@@ -223,7 +231,7 @@ bool conv_unit(const ConvCall<T>& call, std::int64_t unit, T* scratch) {
   T* drive = nullptr;
   if (direct_out) {
     dst_image = out.out.sn, dst_row = out.out.sh, dst_col = out.out.sw;
-    const std::int64_t first = n0 * dst_image + r0 * dst_row;
+    const std::int64_t first = n0 * dst_image + r0 * out.upsample_h * dst_row;
     dst = static_cast<T*>(out.out.data) + first;
     if (out.add) add = static_cast<const T*>(out.add.data) + first;
     if (out.drive) drive = static_cast<T*>(out.drive.data) + first;
@@ -237,9 +245,21 @@ bool conv_unit(const ConvCall<T>& call, std::int64_t unit, T* scratch) {
     if (p.winograd.m) {
       const WinogradGrid& w = p.winograd;
       const WinogradSlab from{slab, n1 - n0, slab_image, slab_row, slab_col};
-      const WinogradOut to{
-          dst,     add, drive, direct_out ? static_cast<const float*>(out.bias) : nullptr, dst_image,       dst_row,
-          dst_col, r0,  r1,    direct_out ? out.activation : Activation::identity,         float(out.slope)};
+      const WinogradOut to{dst,
+                           add,
+                           drive,
+                           direct_out ? static_cast<const float*>(out.bias) : nullptr,
+                           dst_image,
+                           dst_row,
+                           dst_col,
+                           r0,
+                           r1,
+                           direct_out ? out.activation : Activation::identity,
+                           float(out.slope),
+                           direct_out && repeats(out),
+                           out.upsample_h,
+                           out.upsample_w,
+                           float(out.scale)};
       const std::int64_t t0 = (from_row - w.out0_h) / w.out_step, t1 = div_up(r1 - w.out0_h, w.out_step);
       const auto run = w.m == 4   ? winograd_tiles<4, false>
                        : w.m == 3 ? (g.transposed ? winograd_tiles<3, true> : winograd_tiles<3, false>)
@@ -305,7 +325,8 @@ bool conv_unit(const ConvCall<T>& call, std::int64_t unit, T* scratch) {
                           slab_row,
                           ph.taps_w * g.in_c,
                           call.weight + ph.weight_offset + block.weight_column * depth,
-                          tile};
+                          tile,
+                          width};
       std::int64_t done = 0;
       for (std::int64_t t = 0; t < tiles; ++t) {
         const int m = int(div_up(pixels - done, tiles - t));

@@ -20,19 +20,24 @@ struct ThreadPool {
 void run_conv(const InstructionSet& isa, const ThreadPool& pool, const Geometry& geometry, const Source& source,
               const Sink& sink, const View& weight, const View& bias);
 
-// The same for many calls: its plan, packed weight and bias are kept from the first on. `dtype` is the source's.
-// The memory of `weight` must stay and not change: another plan is made from it where a call's tensors lie
-// differently, or where a minimal-filtering result is not finite. Since all is then computed once more, nothing that
-// is read may share memory with what is written. `sink.bias` is ignored; the batch is the source's. `calls`, how often
-// it will be run, decides whether a packing that costs more pays. One call at a time.
+// The same for many calls: plans and the packed weight are kept from the first on. `dtype` is the source's, the batch
+// too; `geometry.batch` is the most there will be: whether it is worth filtering decides for every part of it, so that
+// parts have the bits of the whole. The memory of `weight` must stay and not change. `calls`, how often it will be run,
+// decides whether a packing that costs more pays; `filtering` false asks for the direct sum.
 class PreparedConv {
  public:
-  PreparedConv(const InstructionSet& isa, const ThreadPool& pool, const Geometry& geometry, DType dtype,
-               const View& weight, const View& bias, int calls = 1);
+  PreparedConv(const InstructionSet& isa, const Geometry& geometry, DType dtype, const View& weight, int calls = 1,
+               bool filtering = true);
   PreparedConv(PreparedConv&&) noexcept;
   PreparedConv& operator=(PreparedConv&&) noexcept;
   ~PreparedConv();
-  void run(const Source& source, const Sink& sink);
+  // Where a minimal-filtering result is not finite all is computed once more by the direct sum, which says which
+  // outputs that really reaches: nothing that is read may share memory with what is written. One call at a time.
+  void run(const ThreadPool& pool, const Source& source, const Sink& sink);
+  // Once, without that; false where a result is not finite, and then without an epilogue. `sink.add` and `sink.drive`
+  // may be one memory. After `prepare` with the same arguments it may be called by several threads at a time.
+  bool run_once(const ThreadPool& pool, const Source& source, const Sink& sink);
+  const ConvPlan& prepare(const ThreadPool& pool, const Source& source, const Sink& sink);
   struct State;
 
  private:

@@ -173,7 +173,8 @@ RowSpan input_rows(const ConvPlan& p, std::int64_t r0, std::int64_t r1) {
 constexpr std::int64_t kStride1Bytes = 1 << 20, kWinogradBytes = 640 * 1024, kWinogradGradBytes = 1 << 20;
 void plan_winograd(ConvPlan& p, std::int64_t value_bytes, int threads) {
   const Geometry& g = p.geometry;
-  const WinogradGrid& w = p.winograd;
+  WinogradGrid& w = p.winograd;
+  w.points_first = w.m == 4 && p.blocks.size() > 1 && g.in_c >= p.padded_out_c;
   for (const Block& b : p.blocks) p.packed_size += w.weights() * w.pitch(g.in_c * b.vectors * p.tile.lanes);
   p.slab_w0 = w.in0_w;
   p.slab_cols = (w.cols - 1) * w.in_step + w.window;
@@ -182,9 +183,10 @@ void plan_winograd(ConvPlan& p, std::int64_t value_bytes, int threads) {
                      tile_bytes = value_bytes * w.points() * (g.in_c + block);
   std::int64_t wanted;
   if (w.m == 4) {
-    // At stride 1 weights are streamed once a unit, and the transformed input once a block of channels: as many tiles
-    // as keep both far below what the third-level cache delivers. Threads share blocks rather than ever fewer tiles.
-    const std::int64_t most = std::clamp<std::int64_t>(kStride1Bytes / tile_bytes, 16, 32);
+    // At stride 1 weights are streamed once a unit, and the transformed input once a block of channels, or once with
+    // all blocks of a point: as many tiles as keep both far below what the third-level cache delivers. Threads share
+    // blocks rather than ever fewer tiles.
+    const std::int64_t most = w.points_first ? 32 : std::clamp<std::int64_t>(kStride1Bytes / tile_bytes, 16, 32);
     wanted = std::min(most, std::max<std::int64_t>(16, ceil_div(all, threads)));
   } else {
     wanted = std::min(std::max<std::int64_t>(8, kWinogradBytes / tile_bytes), ceil_div(all, 2 * threads));
@@ -209,10 +211,11 @@ void plan_winograd(ConvPlan& p, std::int64_t value_bytes, int threads) {
   const std::int64_t pixel_units = p.image_units * p.row_units;
   if (pixel_units > 0 && pixel_units < threads)
     p.block_splits = int(std::min<std::int64_t>(std::int64_t(p.blocks.size()), ceil_div(threads, pixel_units)));
+  w.points_first = w.points_first && p.block_splits == 1;
   p.units = pixel_units * p.block_splits;
 }
 
-ConvPlan plan_conv(const Geometry& g, const TileShape& tile, std::int64_t value_bytes, int threads, bool winograd,
+ConvPlan plan_conv(const Geometry& g, const TileShape& tile, std::int64_t value_bytes, int threads, Filtering filtering,
                    int calls) {
   ConvPlan p;
   p.geometry = g;
@@ -225,8 +228,9 @@ ConvPlan plan_conv(const Geometry& g, const TileShape& tile, std::int64_t value_
   split_blocks(p);
   // Half a register of channels or less, and depth enough to fill registers the other way.
   p.dot = 2 * g.out_c <= tile.lanes && g.in_c * g.kernel_w >= 2 * g.out_c && g.in_c * g.kernel_w >= tile.lanes / 2;
-  if (winograd) p.winograd = winograd_grid(g, value_bytes);
-  if (winograd && !p.winograd.m) p.winograd = winograd_grid_stride1(p, value_bytes, calls);
+  if (filtering != Filtering::never) p.winograd = winograd_grid(g, value_bytes);
+  if (filtering == Filtering::where_faster && !p.winograd.m) p.winograd = winograd_grid_stride1(p, value_bytes, calls);
+  if (filtering == Filtering::where_possible && !p.winograd.m) p.winograd = stride1_tiles(g, value_bytes);
   if (p.winograd.m) {
     p.dot = false;
     plan_winograd(p, value_bytes, threads);

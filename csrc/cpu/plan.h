@@ -110,6 +110,9 @@ struct WinogradGrid {
   std::int64_t out0_h = 0, out0_w = 0;  // output under the first output of tile (0, 0): 0, or -1 to fall outside
   std::int64_t in0_h = 0, in0_w = 0;    // input under the first of its window
   int out_step = 0, in_step = 0, window = 0;
+  // All blocks of channels of one point, then the next point; else all points of one block. The transformed input is
+  // read once, the sums of all blocks wait for their transform.
+  bool points_first = false;
   int weights() const { return (m + 2) * (m + 2); }
   // Values between one point and the next, of `values` each. A tile's points are written and read together, so at
   // stride 1, where nothing asks for them to be dense, they lie an odd number of cache lines apart: powers of two
@@ -148,9 +151,13 @@ struct RowSpan {
 };
 RowSpan input_rows(const ConvPlan& plan, std::int64_t r0, std::int64_t r1);
 
-// `winograd` false asks for the direct algorithm whatever the shape; `calls` share one packing of the weight.
+// Minimal filtering where it is faster; never; or wherever the shape allows it, which a part of a batch asks for so
+// that its results are those of the whole.
+enum class Filtering { where_faster, never, where_possible };
+
+// `calls` share one packing of the weight.
 ConvPlan plan_conv(const Geometry& geometry, const TileShape& tile, std::int64_t value_bytes, int threads,
-                   bool winograd = true, int calls = 1);
+                   Filtering filtering = Filtering::where_faster, int calls = 1);
 
 // Weight gradient of one pair: big (N, in_c, H, W) under kernel taps, small (N, out_c, h, w).
 struct WeightGradPlan {

@@ -167,18 +167,21 @@ void read_value_row(const Source& s, std::int64_t n, std::int64_t h, std::int64_
     }
     return;
   }
-  for (std::int64_t x = 0; x < columns; ++x)
-    for (std::int64_t k = 0; k < c; ++k) dst[x * stride + k] = T(0);
+  // Rows above the first are added to it; the last one of them leaves the cache scaled.
   for (int a = 0; a < s.pool_h; ++a) {
     const T* row = transformed_row<T>(s, n, h * s.pool_h + a, scratch);
-    for (std::int64_t x = 0; x < columns; ++x)
-      for (int b = 0; b < s.pool_w; ++b) {
-        const T* p = row + (x * s.pool_w + b) * c;
-        for (std::int64_t k = 0; k < c; ++k) dst[x * stride + k] += p[k];
-      }
+    const T scale = a + 1 == s.pool_h ? T(s.scale) : T(1);
+    for (std::int64_t x = 0; x < columns; ++x) {
+      const T* const p = row + x * s.pool_w * c;
+      T* const to = dst + x * stride;
+      for_lanes<T>(c, [&](std::int64_t k, int lanes) {
+        Vec<T> sum = load_n<T>(p + k, lanes);
+        for (int b = 1; b < s.pool_w; ++b) sum = sum + load_n<T>(p + b * c + k, lanes);
+        if (a) sum = sum + load_n<T>(to + k, lanes);
+        store_n<T>(to + k, sum * scale, lanes);
+      });
+    }
   }
-  for (std::int64_t x = 0; x < columns; ++x)
-    for (std::int64_t k = 0; k < c; ++k) dst[x * stride + k] *= T(s.scale);
 }
 
 // Rows [row0, row0 + rows) x columns [col0, col0 + cols) of image n, zero outside the source, into a slab with

@@ -48,7 +48,7 @@ template <class T>
 class Solve {
  public:
   Solve(const Network& net, const Tensors& states, const std::vector<View>& biases, const Maybe& evidence,
-        const Maybe& hold, const Maybe& external, const How& how, const Stop& stop)
+        const Maybe& hold, const Maybe& external, const How& how, const Stop& stop, bool filtering)
       : net_(net),
         visible_(net.layers[0]),
         samples_(visible_.n),
@@ -79,14 +79,15 @@ class Solve {
     input_ = movable(own_external_, external_.get());
     std::iota(who_.begin(), who_.end(), 0);
     start(states);
-    sweeper_.emplace(isa_, pool_, net_, biases, false, plan_, ended_);
+    sweeper_.emplace(isa_, pool_, net_, biases, false, plan_, ended_, filtering);
   }
 
-  std::tuple<Tensors, Tensor, Tensor, Tensor, Tensor> run() {
+  // Nothing where a result is not finite and was not made by direct sums.
+  std::optional<std::tuple<Tensors, Tensor, Tensor, Tensor, Tensor>> run() {
     std::int64_t active = samples_;
     double change = std::numeric_limits<double>::infinity();
     while (sweeps_ < stop_.max_steps) {
-      sweep(active);
+      if (!sweep(active)) return std::nullopt;
       if (stop_.per_sample) {
         active = stop_samples(active);
         if (active == 0) break;
@@ -96,6 +97,7 @@ class Solve {
         if (change < stop_.theta) break;
       }
     }
+    if (!every_ && !last_readout()) return std::nullopt;
     return results(change);
   }
 
@@ -110,13 +112,11 @@ class Solve {
     return own.get();
   }
 
-  // Where layers stand: two places for the end of a sweep, one for what comes before it in the sweep.
   void start(const Tensors& states) {
     const int top = net_.top();
     for (auto& e : ends_)
       for (int l = 0; l <= top; ++l)
         e.emplace_back(in_trajectory_ && l > 0 ? Memory<T>() : Memory<T>(net_.layers[l].values()));
-    between_.resize(std::size_t(top) + 1);
     shown_ = Memory<T>(visible_.values());
     for (int l = 0; l <= top; ++l) {
       given_.emplace_back(isa_, pool_, view_of(states[l], "states"));
@@ -141,7 +141,7 @@ class Solve {
     return e;
   }
 
-  void sweep(std::int64_t active) {
+  bool sweep(std::int64_t active) {
     const std::vector<Update>& updates = plan_.sweep(sweeps_);
     if (in_trajectory_)
       trajectory_.with_room(places_.values(sweeps_), places_.values(sweeps_ + 1));
@@ -159,7 +159,7 @@ class Solve {
       Epilogue e;
       T *to, *stays;  // what is computed, and what its readers see
       if (u.layer > 0) {
-        to = stays = in_trajectory_ ? trajectory_.get() + places_.at(sweeps_, i) : u.last ? end : between(u.layer);
+        to = stays = in_trajectory_ ? trajectory_.get() + places_.at(sweeps_, i) : end;
       } else if (apart_) {
         e = put_in(readout, end);
         to = readout, stays = end;
@@ -170,31 +170,24 @@ class Solve {
       }
       e.result = to, e.image = layer.image();
       if (u.last && u.changes) e.previous = ended_[u.layer], e.change = changes_.change.data();
-      Layer now = layer;
-      now.n = active;
-      sweeper_->update(u, active, sink(u.layer, now, to, &e), stays);
-      if (u.layer > 0 && how_.keep && how_.half) {
-        Source source;
-        source.base = layer.view(to, kType);
-        run_transform(isa_, pool_, source, layer.view(rounded_.get() + places_.at(sweeps_, i), DType::bf16), {}, {});
-      }
+      Step<T>& step = sweeper_->add(u, sink(u.layer, to), stays);
+      step.epilogue = e;
+      if (u.layer > 0 && how_.keep && how_.half)
+        step.rounded = layer.view(rounded_.get() + places_.at(sweeps_, i), DType::bf16);
       if (u.last && u.changes) ended_[u.layer] = stays;
     }
+    if (!sweeper_->run(active)) return false;
     trajectory_.forget(), rounded_.forget(), seen_.forget();
     ++sweeps_;
+    return true;
   }
 
-  Sink sink(int layer, const Layer& now, T* to, const Epilogue* epilogue) const {
+  Sink sink(int layer, T* to) const {
     Sink s;
-    s.out = now.view(to, kType);
+    s.out = net_.layers[layer].view(to, kType);
     s.activation = how_.activation, s.slope = how_.slope;
-    if (layer == 0 && input_) s.add = now.view(input_, kType);
-    s.epilogue = epilogue;
+    if (layer == 0 && input_) s.add = visible_.view(input_, kType);
     return s;
-  }
-  T* between(int layer) {
-    if (!between_[layer]) between_[layer] = Memory<T>(net_.layers[layer].values());
-    return between_[layer].get();
   }
 
   // After a sweep in which every sample stops by itself: those that are at rest go behind the active ones.
@@ -243,11 +236,15 @@ class Solve {
   std::tuple<Tensors, Tensor, Tensor, Tensor, Tensor> results(double change) {
     Tensors states;
     for (int l = 0; l <= net_.top(); ++l) {
-      Memory<T> copy(net_.layers[l].values());
-      into_place(ended_[l], net_.layers[l].image(), copy.get());
-      states.push_back(state_tensor(std::move(copy), net_.layers[l], like_));
+      Memory<T>* own = nullptr;  // the state may be handed over as it lies
+      for (auto& e : ends_)
+        if (e[l].get() == ended_[l] && !stop_.per_sample && (every_ || held_.any || l > 0)) own = &e[l];
+      Memory<T> state = own ? std::move(*own) : Memory<T>(net_.layers[l].values());
+      if (!own) into_place(ended_[l], net_.layers[l].image(), state.get());
+      states.push_back(state_tensor(std::move(state), net_.layers[l], like_));
     }
-    if (!every_) into_place(last_readout(), visible_.image(), seen_.with_room(0, visible_.values()));
+    if (!every_)
+      into_place(held_.any ? shown_.get() : ended_[0], visible_.image(), seen_.with_room(0, visible_.values()));
     Tensor readouts = sweeps_tensor(seen_.take(), every_ ? sweeps_ : 1, visible_, like_);
     const std::vector<std::int64_t> values{places_.values(sweeps_)};
     Tensor trajectory = in_trajectory_ ? tensor_of(trajectory_.take(), like_, values, {1})
@@ -268,14 +265,14 @@ class Solve {
     for (std::int64_t i = 0; i < samples_; ++i)
       std::memcpy(static_cast<void*>(to + who_[i] * image), from + i * image, sizeof(T) * image);
   }
-  // What the visible units would take at the end; a wholly held layer was not swept for it.
-  const T* last_readout() {
-    if (held_.all) {
-      Update u{0};
-      u.new_down = true, u.changes = false;
-      sweeper_->update(u, samples_, sink(0, visible_, shown_.get(), nullptr), nullptr);
-    }
-    return held_.any ? shown_.get() : ended_[0];
+  // What the visible units would take at the end, where a wholly held layer was not swept for it.
+  bool last_readout() {
+    if (!held_.all) return true;
+    Update u{0};
+    u.new_down = true, u.changes = false;
+    Step<T>& step = sweeper_->add(u, sink(0, shown_.get()), nullptr);
+    step.epilogue.result = shown_.get(), step.epilogue.image = visible_.image();
+    return sweeper_->run(samples_);
   }
 
   const InstructionSet& isa_ = instruction_set();
@@ -302,8 +299,8 @@ class Solve {
   Memory<T> own_evidence_, own_hold_, own_external_, shown_;
   const T *evidence_ = nullptr, *hold_ = nullptr, *input_ = nullptr;
   std::vector<Dense<T>> given_;
-  std::vector<Memory<T>> ends_[2], between_;
-  std::vector<const T*> ended_;  // the states at the end of the last sweep
+  std::vector<Memory<T>> ends_[2];  // taken in turns; what comes before it in its sweep is there as well
+  std::vector<const T*> ended_;     // the states at the end of the last sweep
   std::optional<Sweeper<T>> sweeper_;
   std::int64_t sweeps_ = 0;
 };
@@ -322,8 +319,12 @@ std::tuple<Tensors, Tensor, Tensor, Tensor, Tensor> settle(
   const DType dtype = dtype_of(states[0], "states[0]");
   STD_TORCH_CHECK(dtype == DType::f32 || dtype == DType::f64, "states must be float32 or float64");
   STD_TORCH_CHECK(!half || dtype == DType::f32, "a bfloat16 trajectory is for float32 states");
-  if (dtype == DType::f64) return Solve<double>(net, states, b, evidence, hold, external, how, stop).run();
-  return Solve<float>(net, states, b, evidence, hold, external, how, stop).run();
+  const auto solve = [&]<class T>(T) {
+    auto found = Solve<T>(net, states, b, evidence, hold, external, how, stop, true).run();
+    // Minimal filtering spreads what is not finite over whole tiles: the direct sum says where it really goes.
+    return found ? *std::move(found) : *Solve<T>(net, states, b, evidence, hold, external, how, stop, false).run();
+  };
+  return dtype == DType::f64 ? solve(double()) : solve(float());
 }
 
 }  // namespace

@@ -39,42 +39,52 @@ std::tuple<Tensors, Tensor, Tensor> settle_adjoint_as(const Network& net, const 
     if (seen_grad.get()) inject.get()[k] += seen_grad.get()[k];
   }
 
-  std::vector<Memory<T>> places[2], between(top + 1);
-  std::vector<const T*> start, ended;
+  std::vector<Memory<T>> places[2];
   for (auto& p : places)
-    for (const Layer& l : net.layers) p.push_back(zeros<T>(l.values()));
-  for (int l = 0; l <= top; ++l) start.push_back(places[1][l].get());
-  ended = start;
-  // Nothing that a held unit takes is passed on: the visible layer is still swept, for its own gradient.
-  Sweeper<T> sweeper(isa, pool, net, {}, true, schedule(top + 1, up_down, false, true), start);
+    for (const Layer& l : net.layers) p.push_back(Memory<T>(l.values()));
+  std::vector<const T*> ended;
+  std::optional<Sweeper<T>> sweeper;
   Changes<T> changes(samples);
   std::int64_t sweeps = 0;
   double change = std::numeric_limits<double>::infinity();
-  while (sweeps < stop.max_steps) {
-    changes.clear();
-    for (const Update& u : sweeper.sweep(sweeps)) {
-      const Layer& layer = net.layers[u.layer];
-      T* const to = u.last ? places[sweeps % 2][u.layer].get()
-                           : (between[u.layer] ? between[u.layer] : between[u.layer] = Memory<T>(layer.values())).get();
-      Epilogue e;
-      e.result = to, e.image = layer.image(), e.channels = layer.c;
-      e.activation = activation, e.slope = slope;
-      e.output = u.layer ? fixed[u.layer].get() : seen.get();
-      e.inject = u.layer ? grads[u.layer].get() : inject.get();
-      if (u.layer == 0 && held.any) e.hold = held.hold.get();
-      if (u.last) e.previous = ended[u.layer], e.change = changes.change.data(), e.largest = changes.largest.data();
-      Sink sink;
-      sink.out = layer.view(to, kType);
-      sink.epilogue = &e;
-      sweeper.update(u, samples, sink, to);
-      if (u.last) ended[u.layer] = to;
+  // False where a result is not finite and the direct sum must say which others that reaches.
+  const auto settled = [&](bool filtering) {
+    ended.clear();
+    for (int l = 0; l <= top; ++l) {
+      std::memset(static_cast<void*>(places[1][l].get()), 0, sizeof(T) * net.layers[l].values());
+      ended.push_back(places[1][l].get());
     }
-    ++sweeps;
-    const double largest = Changes<T>::most(changes.largest, samples);
-    change = Changes<T>::most(changes.change, samples);
-    change = largest > 0 ? change / largest : (largest == 0 ? 0 : largest);
-    if (change < stop.theta || largest == 0) break;
-  }
+    // Nothing that a held unit takes is passed on: the visible layer is still swept, for its own gradient.
+    sweeper.emplace(isa, pool, net, std::vector<View>{}, true, schedule(top + 1, up_down, false, true), ended,
+                    filtering);
+    for (sweeps = 0; sweeps < stop.max_steps;) {
+      changes.clear();
+      for (const Update& u : sweeper->updates(sweeps)) {
+        const Layer& layer = net.layers[u.layer];
+        T* const to = places[sweeps % 2][u.layer].get();
+        Sink sink;
+        sink.out = layer.view(to, kType);
+        Epilogue& e = sweeper->add(u, sink, to).epilogue;
+        e.result = to, e.image = layer.image(), e.channels = layer.c;
+        e.activation = activation, e.slope = slope;
+        e.output = u.layer ? fixed[u.layer].get() : seen.get();
+        e.inject = u.layer ? grads[u.layer].get() : inject.get();
+        if (u.layer == 0 && held.any) e.hold = held.hold.get();
+        if (u.last) {
+          e.previous = ended[u.layer], e.change = changes.change.data(), e.largest = changes.largest.data();
+          ended[u.layer] = to;
+        }
+      }
+      if (!sweeper->run(samples)) return false;
+      ++sweeps;
+      const double largest = Changes<T>::most(changes.largest, samples);
+      change = Changes<T>::most(changes.change, samples);
+      change = largest > 0 ? change / largest : (largest == 0 ? 0 : largest);
+      if (change < stop.theta || largest == 0) break;
+    }
+    return true;
+  };
+  if (!settled(true)) settled(false);
 
   Outputs<T> out(net, like, want, !tied, held.any, has_external);
   for (const bool winograd : {true, false}) {
@@ -95,7 +105,8 @@ std::tuple<Tensors, Tensor, Tensor> settle_adjoint_as(const Network& net, const 
     Memory<T> g(visible.values());
     Sink sink;
     sink.out = visible.view(g.get(), kType);
-    sweeper.directions().down(0, samples, ended[1], sink);
+    const DirectionCall call = sweeper->directions().down(0, ended[1], sink);
+    call.conv->run(pool, call.source, call.sink);
     for (std::int64_t k = 0; k < visible.values(); ++k) {
       const T share = held.hold.get()[k];
       out.evidence[k] = share == T(0) ? T(0) : share * (g.get()[k] + (grads[0].get() ? grads[0].get()[k] : T(0)));

@@ -33,7 +33,7 @@ template <class T>
 class Carrier {
  public:
   Carrier(const InstructionSet& isa, const ThreadPool& pool, const Network& net)
-      : net_(net), directions_(isa, pool, net, kDTypeOf<T>, {}, true) {
+      : net_(net), pool_(pool), directions_(isa, net, kDTypeOf<T>, true) {
     for (const Layer& l : net.layers) drives.emplace_back(l.values());
   }
   std::vector<DriveGradients<T>> drives;
@@ -50,21 +50,24 @@ class Carrier {
       if (!partial_[l]) partial_[l] = Memory<T>(layer.values());
       Sink first = sink;
       first.out = layer.view(partial_[l].get(), kDTypeOf<T>);
-      directions_.up(l, layer.n, below, first);
+      run(directions_.up(l, below, first));
       sink.add = first.out;
     }
     sink.epilogue = epilogue;
     if (above)
-      directions_.down(l, layer.n, above, sink);
+      run(directions_.down(l, above, sink));
     else if (below)
-      directions_.up(l, layer.n, below, sink);
+      run(directions_.up(l, below, sink));
     if (above) weights.up(l, state, above), drives[l + 1].up = nullptr;
     if (below) weights.down(l - 1, below, state), drives[l - 1].down = nullptr;
     return above || below;
   }
 
  private:
+  void run(const DirectionCall& call) const { call.conv->run(pool_, call.source, call.sink); }
+
   const Network& net_;
+  const ThreadPool& pool_;
   Directions directions_;
   std::vector<Memory<T>> partial_ = std::vector<Memory<T>>(net_.layers.size());
 };
@@ -221,7 +224,7 @@ class Backward {
   void start(int l) {
     const Layer& layer = net_.layers[l];
     const bool asked = out_.states[l] || (l == 0 && out_.evidence);
-    const bool drove = want_.weights && (l == 0 || !all_zero(given_[l].get(), layer.values()));
+    const bool drove = want_.weights && (l == 0 || !all_are(T(0), given_[l].get(), layer.values()));
     if (!asked && !drove) return;
     Memory<T> g = zeros<T>(layer.values());
     const T* state = given_[l].get();

@@ -6,6 +6,7 @@
 #include "../tensor.h"
 #include "buffer.h"
 #include "engine.h"
+#include "layout.h"
 #include "output_store.h"
 #include "settle_schedule.h"
 #include "torch_pool.h"
@@ -146,14 +147,27 @@ inline Network network_of(const std::vector<Tensor>& states, const std::vector<T
   return net;
 }
 
+// One direction of an edge over a whole batch, or over images of it.
+struct DirectionCall {
+  PreparedConv* conv;
+  Source source;
+  Sink sink;
+  DirectionCall images(std::int64_t n0, std::int64_t n1) const {
+    DirectionCall part = *this;
+    for_views(part.source, [&](View& v) { v = images_of(v, n0, n1); });
+    for_views(part.sink, [&](View& v) { v = images_of(v, n0, n1); });
+    return part;
+  }
+};
+
 // The directions of all edges with their packed weights. Going up takes means (or sums) over windows, going down
 // repeats values (or shares them out): `adjoint` exchanges the two, and the weights with them.
 class Directions {
  public:
   static constexpr int kCalls = 8;  // a solve makes that many sweeps or more
 
-  Directions(const InstructionSet& isa, const ThreadPool& pool, const Network& net, DType dtype,
-             const std::vector<View>& biases, bool adjoint)
+  // `filtering` false: by direct sums alone.
+  Directions(const InstructionSet& isa, const Network& net, DType dtype, bool adjoint, bool filtering = true)
       : net_(net), dtype_(dtype) {
     for (int e = 0; e < net.top(); ++e) {
       const Edge& edge = net.edges[e];
@@ -161,53 +175,41 @@ class Directions {
       up_scale_.push_back(adjoint ? 1 : 1 / window);
       down_scale_.push_back(adjoint ? 1 / window : 1);
       const View &up = adjoint ? edge.reverse : edge.weight, &down = adjoint ? edge.weight : edge.reverse;
-      const auto bias = [&](int layer) { return biases.empty() ? View{} : biases[layer]; };
-      up_.emplace_back(isa, pool, edge.up, dtype, up, bias(e + 1), kCalls);
-      down_.emplace_back(isa, pool, edge.down, dtype, down, bias(e), kCalls);
-      plain_up_.emplace_back(isa, pool, edge.up, dtype, up, View{}, kCalls);
+      up_.emplace_back(isa, edge.up, dtype, up, kCalls, filtering);
+      down_.emplace_back(isa, edge.down, dtype, down, kCalls, filtering);
     }
   }
-  // What `layer` gets from below; `n` images.
-  void up(int layer, std::int64_t n, const void* below, Sink sink, bool with_bias = true) {
-    Layer from = net_.layers[layer - 1];
-    from.n = n;
-    Source s = source_from_below(layer, from, below);
-    (with_bias ? up_ : plain_up_)[layer - 1].run(s, sink);
-  }
-  void down(int layer, std::int64_t n, const void* above, Sink sink) {
-    Layer from = net_.layers[layer + 1];
-    from.n = n;
-    Source s;
-    s.base = from.view(above, dtype_);
-    const Edge& edge = net_.edges[layer];
-    sink.upsample_h = edge.pool.h, sink.upsample_w = edge.pool.w, sink.scale = down_scale_[layer];
-    down_[layer].run(s, sink);
-  }
-  Source source_from_below(int layer, const Layer& from, const void* below) const {
+  // What `layer` gets from below, and from above.
+  DirectionCall up(int layer, const void* below, Sink sink) {
     const Edge& edge = net_.edges[layer - 1];
     Source s;
-    s.base = from.view(below, dtype_);
+    s.base = net_.layers[layer - 1].view(below, dtype_);
     s.pool_h = edge.pool.h, s.pool_w = edge.pool.w, s.scale = up_scale_[layer - 1];
-    return s;
+    return {&up_[layer - 1], s, sink};
+  }
+  DirectionCall down(int layer, const void* above, Sink sink) {
+    const Edge& edge = net_.edges[layer];
+    Source s;
+    s.base = net_.layers[layer + 1].view(above, dtype_);
+    sink.upsample_h = edge.pool.h, sink.upsample_w = edge.pool.w, sink.scale = down_scale_[layer];
+    return {&down_[layer], s, sink};
   }
 
  private:
   const Network& net_;
   DType dtype_;
-  std::vector<PreparedConv> up_, down_, plain_up_;
+  std::vector<PreparedConv> up_, down_;
   std::vector<double> up_scale_, down_scale_;
 };
 
 template <class T>
-bool all_zero(const T* p, std::int64_t n) {
-  for (std::int64_t i = 0; i < n; ++i)
-    if (!(p[i] == T(0))) return false;
-  return true;
-}
-template <class T>
-bool all_one(const T* p, std::int64_t n) {
-  for (std::int64_t i = 0; i < n; ++i)
-    if (!(p[i] == T(1))) return false;
+bool all_are(T wanted, const T* p, std::int64_t n) {
+  constexpr std::int64_t kPiece = 1024;  // looked at without a branch
+  for (std::int64_t i = 0; i < n; i += kPiece) {
+    bool same = true;
+    for (std::int64_t k = i; k < std::min(i + kPiece, n); ++k) same &= p[k] == wanted;
+    if (!same) return false;
+  }
   return true;
 }
 

@@ -74,4 +74,20 @@ inline Schedule schedule(int layers, bool up_down, bool held, bool read) {
   return s;
 }
 
+// Whether the drives of a layer take turns: whoever writes the one reads the other for the last time. Then they live in
+// one memory, each value overwritten by what replaces it.
+inline bool drives_share(const Schedule& s, int layer) {
+  std::vector<Update> turns;
+  for (const std::vector<Update>* sweep : {&s.first, &s.later, &s.later})
+    for (const Update& u : *sweep)
+      if (u.layer == layer) turns.push_back(u);
+  for (std::size_t i = 0; i + 1 < turns.size(); ++i) {
+    const Update &now = turns[i], &next = turns[i + 1];
+    if (now.new_up && now.new_down && (now.keep_up || now.keep_down)) return false;
+    if (now.keep_up && !next.new_down) return false;
+    if (now.keep_down && !next.new_up) return false;
+  }
+  return true;
+}
+
 }  // namespace lmser

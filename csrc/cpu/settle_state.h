@@ -66,7 +66,7 @@ struct Held {
     };
     evidence = Dense<T>(isa, pool, view(evidence_given, "evidence"));
     hold = Dense<T>(isa, pool, view(hold_given, "hold"));
-    all = all_one(hold.get(), visible.values());
+    all = all_are(T(1), hold.get(), visible.values());
   }
 };
 

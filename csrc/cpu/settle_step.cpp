@@ -72,8 +72,9 @@ std::tuple<Tensor, Tensor> step_as(const Side& below, const Side& above, const L
       std::max<std::int64_t>(1, kGroupBytes / std::max<std::int64_t>(std::int64_t(sizeof(T)) * layer.image(), 1));
   const std::int64_t groups = below && above ? std::max<std::int64_t>(1, layer.n / images) : 1;
   std::optional<PreparedConv> conv, conv_transpose;
-  if (below) conv.emplace(isa, threads, up, kType, below.weight, above ? View{} : bias, int(groups));
-  if (above) conv_transpose.emplace(isa, threads, down, kType, above.weight, bias, int(groups));
+  if (below) conv.emplace(isa, up, kType, below.weight, int(groups));
+  if (above) conv_transpose.emplace(isa, down, kType, above.weight, int(groups));
+  const Buffer<T> dense = dense_bias<T>(bias);
   Memory<T> drive;
   if (below && above) drive = Memory<T>((layer.n / groups + 1) * layer.image());
   for (std::int64_t i = 0; i < groups; ++i) {
@@ -87,23 +88,23 @@ std::tuple<Tensor, Tensor> step_as(const Side& below, const Side& above, const L
     Sink sink;
     sink.out = part.view(h.get() + at, kType);
     sink.activation = activation, sink.slope = slope;
-    sink.epilogue = &e;
+    sink.epilogue = &e, sink.bias = dense.get();
     Source source;
     if (below) {
       source.base = images_of(below.state, n0, n1);
       source.pool_h = pool.h, source.pool_w = pool.w, source.scale = 1.0 / (double(pool.h) * pool.w);
       if (!above) {
-        conv->run(source, sink);
+        conv->run(threads, source, sink);
         continue;
       }
       Sink linear;
       linear.out = sink.add = part.view(drive.get(), kType);
-      conv->run(source, linear);
+      conv->run(threads, source, linear);
     }
     source = {};
     source.base = images_of(above.state, n0, n1);
     sink.upsample_h = upsample.h, sink.upsample_w = upsample.w;
-    conv_transpose->run(source, sink);
+    conv_transpose->run(threads, source, sink);
   }
   const torch::headeronly::IntHeaderOnlyArrayRef none;
   Tensor change = torch::stable::empty(none, first.scalar_type(), std::nullopt, first.device());

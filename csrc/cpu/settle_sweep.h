@@ -1,7 +1,7 @@
-// One sweep after another over a network: which drive is computed, which is remembered.
+// One sweep after another over a network: which drive is computed, and which is remembered.
 #pragma once
 
-#include "settle_network.h"
+#include "settle_stages.h"
 
 namespace lmser {
 
@@ -11,58 +11,75 @@ class Sweeper {
   static constexpr DType kType = kDTypeOf<T>;
 
   // `states`: where each layer stands, dense; hidden layers that are all zero drive nothing until they are updated.
+  // `biases`: one a layer, or none at all.
   Sweeper(const InstructionSet& isa, const ThreadPool& pool, const Network& net, const std::vector<View>& biases,
-          bool adjoint, const Schedule& schedule, std::vector<const T*> states)
-      : net_(net),
+          bool adjoint, const Schedule& schedule, std::vector<const T*> states, bool filtering)
+      : isa_(isa),
+        pool_(pool),
+        net_(net),
         schedule_(schedule),
-        directions_(isa, pool, net, kType, biases, adjoint),
+        directions_(isa, net, kType, adjoint, filtering),
         states_(std::move(states)),
         zero_(net.layers.size(), false),
         up_drive_(net.layers.size()),
         down_drive_(net.layers.size()),
         has_down_(net.layers.size(), false),
         has_up_(net.layers.size(), false) {
-    for (int l = 1; l <= net.top(); ++l) zero_[l] = all_zero(states_[l], net.layers[l].values());
+    for (int l = 0; l <= net.top(); ++l) {
+      biases_.push_back(dense_bias<T>(biases.empty() ? View{} : biases[l]));
+      shares_.push_back(drives_share(schedule, l));
+      if (l > 0) zero_[l] = all_are(T(0), states_[l], net.layers[l].values());
+    }
   }
 
-  // Writes what `u.layer` takes from its neighbours to sink.out, and `kept` (what its readers see, sink.out unless the
-  // epilogue makes another state of it) becomes its state.
-  void update(const Update& u, std::int64_t n, Sink sink, const T* kept) {
+  const std::vector<Update>& updates(std::int64_t t) const { return schedule_.sweep(t); }
+  Directions& directions() { return directions_; }
+
+  // The next step of this sweep: writes what `u.layer` takes from its neighbours to sink.out, and `kept` (what its
+  // readers see, sink.out unless the epilogue makes another state of it) becomes its state.
+  Step<T>& add(const Update& u, Sink sink, const T* kept) {
     const int l = u.layer;
-    Layer layer = net_.layers[l];
-    layer.n = n;
+    const Layer& layer = net_.layers[l];
+    steps_.emplace_back();
+    auto& calls = steps_.back().calls;
+    sink.bias = biases_[l].get();
     const bool up = u.new_up && !zero_[l - 1], down = u.new_down && !zero_[l + 1];  // drives that are not zero
     if (up && down) {
-      T* const drive = drive_of(up_drive_, l);
       Sink linear;
-      linear.out = layer.view(drive, kType);
-      directions_.up(l, n, states_[l - 1], linear, false);
+      linear.out = layer.view(up_drive(l), kType);
+      calls.push_back(directions_.up(l, states_[l - 1], linear));
       sink.add = linear.out;
-      if (u.keep_down) sink.drive = layer.view(drive_of(down_drive_, l), kType);
-      directions_.down(l, n, states_[l + 1], sink);
+      if (u.keep_down) sink.drive = layer.view(down_drive(l), kType);
+      calls.push_back(directions_.down(l, states_[l + 1], sink));
       has_up_[l] = u.keep_up, has_down_[l] = u.keep_down;
     } else if (down || l == 0) {
-      if (l > 0 && !u.new_up && has_up_[l]) sink.add = layer.view(up_drive_[l].get(), kType);
-      if (u.keep_down) sink.drive = layer.view(drive_of(down_drive_, l), kType);
-      directions_.down(l, n, states_[l + 1], sink);
+      if (l > 0 && !u.new_up && has_up_[l]) sink.add = layer.view(up_drive(l), kType);
+      if (u.keep_down) sink.drive = layer.view(down_drive(l), kType);
+      calls.push_back(directions_.down(l, states_[l + 1], sink));
       has_down_[l] = u.keep_down;
-      if (u.new_up) has_up_[l] = false;
+      if (u.new_up || shares_[l]) has_up_[l] = false;
     } else if (up || u.new_up) {
-      if (!u.new_down && has_down_[l]) sink.add = layer.view(down_drive_[l].get(), kType);
-      if (u.keep_up) sink.drive = layer.view(drive_of(up_drive_, l), kType);
-      directions_.up(l, n, states_[l - 1], sink);
+      if (!u.new_down && has_down_[l]) sink.add = layer.view(down_drive(l), kType);
+      if (u.keep_up) sink.drive = layer.view(up_drive(l), kType);
+      calls.push_back(directions_.up(l, states_[l - 1], sink));
       has_up_[l] = u.keep_up;
-      if (u.new_down) has_down_[l] = false;
+      if (u.new_down || shares_[l]) has_down_[l] = false;
     } else {  // a new drive of zeros from above: computed, so that it is there
-      if (has_up_[l]) sink.add = layer.view(up_drive_[l].get(), kType);
-      directions_.down(l, n, states_[l + 1], sink);
+      if (has_up_[l]) sink.add = layer.view(up_drive(l), kType);
+      calls.push_back(directions_.down(l, states_[l + 1], sink));
       has_down_[l] = false;
     }
     if (u.changes) states_[l] = kept, zero_[l] = false;
+    return steps_.back();
   }
 
-  const std::vector<Update>& sweep(std::int64_t t) const { return schedule_.sweep(t); }
-  Directions& directions() { return directions_; }
+  // Makes the steps that were added, for the first `samples`; false where a result is not finite and the direct sum
+  // must say which outputs that really reaches: then nothing computed so far is to be used.
+  bool run(std::int64_t samples) {
+    const bool finite = run_steps<T>(isa_, pool_, steps_, samples);
+    steps_.clear();
+    return finite;
+  }
 
   // Sample `a` takes the place of sample `b` in what is remembered, and the other way round.
   void swap_samples(std::int64_t a, std::int64_t b) {
@@ -75,18 +92,28 @@ class Sweeper {
   }
 
  private:
-  T* drive_of(std::vector<Memory<T>>& drives, int l) {
-    if (!drives[l]) drives[l] = Memory<T>(net_.layers[l].values());
-    return drives[l].get();
+  T* up_drive(int l) {
+    if (!up_drive_[l]) up_drive_[l] = Memory<T>(net_.layers[l].values());
+    return up_drive_[l].get();
+  }
+  T* down_drive(int l) {
+    if (shares_[l]) return up_drive(l);
+    if (!down_drive_[l]) down_drive_[l] = Memory<T>(net_.layers[l].values());
+    return down_drive_[l].get();
   }
 
+  const InstructionSet& isa_;
+  const ThreadPool& pool_;
   const Network& net_;
   Schedule schedule_;
   Directions directions_;
+  std::vector<Buffer<T>> biases_;
   std::vector<const T*> states_;
   std::vector<bool> zero_;
+  std::vector<bool> shares_;  // whether the drives take turns in one memory
   std::vector<Memory<T>> up_drive_, down_drive_;
   std::vector<bool> has_down_, has_up_;
+  std::vector<Step<T>> steps_;
 };
 
 }  // namespace lmser

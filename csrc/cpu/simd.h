@@ -66,8 +66,9 @@ LMSER_HD void store_partial(T* p, Vec<T> v, int n) {
 #endif
 }
 
-// exp, sigmoid and tanh. float: polynomials after Cephes (expf, tanhf), below 2 ulp where the result is
-// normal. double: the C library, lane by lane (float64 is for checking, not for speed).
+// exp, sigmoid and tanh. float: exp by a polynomial after Cephes (expf), it and the sigmoid below 2 ulp where the
+// result is normal; tanh by a rational function. double: the C library, lane by lane (float64 is for checking, not for
+// speed).
 template <class T>
 struct Math;
 
@@ -100,18 +101,28 @@ struct Math<float> {
     return given > 88.3762626647949f ? splat(__builtin_inff()) : p * scale;
   }
   static LMSER_HD V sigmoid(V z) { return 1.0f / (exp(-z) + 1.0f); }
+  // x P(x^2) / Q(x^2), fitted to the least relative error on [-9, 9] (2.1e-8); rounding leaves 4.2 ulp at most.
   static LMSER_HD V tanh(V z) {
-    const V a = z < 0.0f ? -z : z;
-    const V s = z * z;
-    V p = splat(-5.70498872745e-3f);
-    p = p * s + 2.06390887954e-2f;
-    p = p * s + -5.37397155531e-2f;
-    p = p * s + 1.33314422036e-1f;
-    p = p * s + -3.33332819422e-1f;
-    const V small = p * s * z + z;
-    const V big = 1.0f - 2.0f / (exp(a + a) + 1.0f);
-    return a < 0.625f ? small : (z < 0.0f ? -big : big);
+    V x = z > kTanhIsOne ? splat(kTanhIsOne) : z;
+    x = x < -kTanhIsOne ? splat(-kTanhIsOne) : x;
+    const V s = x * x;
+    V p = splat(1.333686181e-8f);
+    p = p * s + 2.059628570e-5f;
+    p = p * s + 3.494811839e-3f;
+    p = p * s + 1.338037228e-1f;
+    p = p * s + 1.0f;
+    V q = splat(7.769289188e-7f);
+    q = q * s + 3.284364469e-4f;
+    q = q * s + 2.587402981e-2f;
+    q = q * s + 4.671368769e-1f;
+    q = q * s + 1.0f;
+    V h = x * p / q;
+    h = h > 1.0f ? splat(1.0f) : h;
+    return h < -1.0f ? splat(-1.0f) : h;
   }
+
+ private:
+  static constexpr float kTanhIsOne = 9.5f;  // the quotient is above 1 there, however it was rounded
 };
 
 template <>

@@ -19,7 +19,8 @@ struct ProductTile {
   std::int64_t row_stride;  // in the slab, between kernel rows
   std::int64_t length;      // values under one kernel row
   const T* weight;          // [kernel row][length][vectors * lanes]
-  T* result;                // [pixel][vectors * lanes]
+  T* result;                // [pixel][vectors * lanes], `result_row` values apart
+  std::int64_t result_row = 0;
 };
 
 // How many values of depth are multiplied between two visits of a pixel's pointer: narrow tiles hold more pixels
@@ -67,7 +68,7 @@ void product_tile(const ProductTile<T>& t) {
 #pragma GCC unroll 32
   for (int m = 0; m < M; ++m)
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) store<T>(t.result + (m * V + v) * L, sum[m][v]);
+    for (int v = 0; v < V; ++v) store<T>(t.result + m * t.result_row + v * L, sum[m][v]);
 }
 
 // Few output channels (C <= lanes / 2): a register of depth instead of one of channels. Accumulators hold partial

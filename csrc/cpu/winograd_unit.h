@@ -16,7 +16,7 @@ LMSER_HD std::int64_t packed_block(const ConvPlan& p, int block) {
   return at;
 }
 
-// Scratch in values: transformed input | sums of one block | offsets of the rows.
+// Scratch in values: transformed input | sums of one block, or of all | offsets of the rows.
 struct WinogradScratch {
   std::int64_t input = 0, sums = 0, offsets = 0;
   WinogradScratch() = default;
@@ -24,7 +24,7 @@ struct WinogradScratch {
     const WinogradGrid& w = p.winograd;
     const std::int64_t tiles = p.unit_images * (p.unit_rows / w.out_step) * w.cols;
     input = w.points() * w.pitch(tiles * p.geometry.in_c);
-    sums = w.points() * w.pitch(tiles * kTileVectors * kLanes<float>);
+    sums = w.points() * w.pitch(tiles * (w.points_first ? p.padded_out_c : kTileVectors * kLanes<float>));
     offsets = 2 * (w.m == 4 ? 1 : w.m * w.m) * tiles;
     for (std::int64_t* x : {&input, &sums, &offsets}) *x = (*x + 63) / 64 * 64;
   }
@@ -36,7 +36,8 @@ struct WinogradSlab {
   std::int64_t images, image, row, col;  // how many, and strides
 };
 
-// Where the outputs of a unit go: rows [r0, r1) of the output, relative to dst.
+// Where the outputs of a unit go: rows [r0, r1) of the output, relative to dst. With `repeat` each, times `scale`, goes
+// to up_h x up_w pixels of dst.
 struct WinogradOut {
   float* dst;
   const float* add;
@@ -45,11 +46,14 @@ struct WinogradOut {
   std::int64_t image, row, col, r0, r1;
   Activation activation;
   float slope;
+  bool repeat = false;
+  int up_h = 1, up_w = 1;
+  float scale = 1;
 };
 
 // One block of channels of all tiles, [row][tile][channel] from `sums`, transformed, finished and stored. `checked`
 // gathers a zero of every output, which is none where an output is not finite.
-template <int M, bool Down, Activation A>
+template <int M, bool Down, Activation A, bool Repeat>
 void winograd_store(const ConvPlan& p, const Block& block, const float* sums, std::int64_t images, std::int64_t t0,
                     std::int64_t t1, const WinogradOut& out, Vec<float>& checked) {
   constexpr int L = kLanes<float>, O = Down ? 2 * M : M;
@@ -59,13 +63,30 @@ void winograd_store(const ConvPlan& p, const Block& block, const float* sums, st
   // Copies, which stores of floats cannot change.
   float *const dst = out.dst, *const drive = out.drive;
   const float* const add = out.add;
-  const float slope = out.slope;
-  const std::int64_t row_step = out.row, col_step = out.col;
+  const float slope = out.slope, scale = out.scale;
+  const int up_h = Repeat ? out.up_h : 1, up_w = Repeat ? out.up_w : 1;
+  const std::int64_t pixel_row = out.row, pixel_col = out.col, row_step = up_h * out.row, col_step = up_w * out.col;
+  const std::int64_t ahead = O * col_step;
+  const auto finish_pixel = [=](Vec<float> z, std::int64_t at, Vec<float> bias, int lanes)
+      __attribute__((always_inline)) {
+    // The next tile's outputs: scattered lines that no hardware foresees.
+    __builtin_prefetch(dst + at + ahead, 1, 2);
+    Vec<float> sum = z + bias;
+    if (add) {
+      __builtin_prefetch(add + at + ahead, 0, 2);
+      sum = sum + load_n<float>(add + at, lanes);
+    }
+    if (drive) store_n<float>(drive + at, z, lanes);  // may lie where `add` does
+    store_n<float>(dst + at, act<A, float>(sum, slope), lanes);
+  };
   const auto finish = [=](Vec<float> z, std::int64_t at, Vec<float> bias, int lanes) __attribute__((always_inline)) {
-    if (drive) store_n<float>(drive + at, z, lanes);
-    z = z + bias;
-    if (add) z = z + load_n<float>(add + at, lanes);
-    store_n<float>(dst + at, act<A, float>(z, slope), lanes);
+    if constexpr (Repeat) {
+      z = z * scale;
+      for (int a = 0; a < up_h; ++a)
+        for (int b = 0; b < up_w; ++b) finish_pixel(z, at + a * pixel_row + b * pixel_col, bias, lanes);
+    } else {
+      finish_pixel(z, at, bias, lanes);
+    }
   };
   for (std::int64_t n = 0; n < images; ++n)
     for (std::int64_t t = t0; t < t1; ++t)
@@ -74,19 +95,7 @@ void winograd_store(const ConvPlan& p, const Block& block, const float* sums, st
         const int i0 = int(h0 < out.r0 ? out.r0 - h0 : 0), i1 = int(out.r1 - h0 < O ? out.r1 - h0 : O);
         const int j0 = int(w0 < 0 ? -w0 : 0), j1 = int(g.out_w - w0 < O ? g.out_w - w0 : O);
         const bool inside = i0 == 0 && i1 == O && j0 == 0 && j1 == O;
-        const std::int64_t corner = n * out.image + (h0 - out.r0) * out.row + w0 * out.col + block.channel;
-        // The next tile's outputs: scattered lines that no hardware foresees.
-        if (inside && x + 1 < w.cols) {
-          constexpr int kLine = 64 / sizeof(float);
-          for (int i = 0; i < O; ++i)
-            for (int j = 0; j < O; ++j)
-              for (std::int64_t c = 0; c < width; c += kLine) {
-                const std::int64_t at = corner + i * row_step + (j + O) * col_step + c;
-                __builtin_prefetch(dst + at, 1);
-                if (add) __builtin_prefetch(add + at, 0);
-                if (drive) __builtin_prefetch(drive + at, 1);
-              }
-        }
+        const std::int64_t corner = n * out.image + (h0 - out.r0) * row_step + w0 * col_step + block.channel;
         for (int v = 0; v < block.vectors; ++v) {
           const int lanes = int(g.out_c - block.channel - v * L < L ? g.out_c - block.channel - v * L : L);
           const Vec<float> bias = out.bias ? load_n<float>(out.bias + block.channel + v * L, lanes) : Vec<float>{};
@@ -136,32 +145,52 @@ bool winograd_tiles(const ConvPlan& p, const float* weight, const WinogradSlab& 
                                                              slab.col, g.in_c, g.in_c, in_pitch, input);
   for (std::int64_t i = 0; i < F::copies(M + 1) * F::copies(M + 1) * tiles; ++i) offsets[i] = i * g.in_c;
   Vec<float> checked{};
-  for (int b = block0; b < block1; ++b) {
-    const Block& block = p.blocks[b];
-    const std::int64_t width = std::int64_t(block.vectors) * L, sum_pitch = w.pitch(tiles * width);
-    for (int d = 0; d < F::distinct; ++d)
-      for (int e = 0; e < F::distinct; ++e) {
-        const std::int64_t before = F::rows_before(d, e), count = F::copies(d) * F::copies(e) * tiles;
-        const std::int64_t pieces = (count + kTilePixels[block.vectors] - 1) / kTilePixels[block.vectors];
-        ProductTile<float> args{input + before * in_pitch,
-                                nullptr,
-                                1,
-                                0,
-                                g.in_c,
-                                weight + packed_block(p, b) + (d * F::distinct + e) * w.pitch(width * g.in_c),
-                                nullptr};
-        std::int64_t done = 0;
-        for (std::int64_t i = 0; i < pieces; ++i) {
-          const int m = int((count - done + pieces - i - 1) / (pieces - i));
-          args.offset = offsets + done;
-          args.result = sums + before * sum_pitch + done * width;
-          product_fn<float>(m, block.vectors)(args);
-          done += m;
-        }
-      }
+  // Rows of one distinct weight times one block of it, to `sum_row` values a row.
+  const auto product = [&](const Block& block, std::int64_t packed, int d, int e, float* to, std::int64_t sum_row) {
+    const std::int64_t width = std::int64_t(block.vectors) * L;
+    const std::int64_t count = F::copies(d) * F::copies(e) * tiles;
+    const std::int64_t pieces = (count + kTilePixels[block.vectors] - 1) / kTilePixels[block.vectors];
+    ProductTile<float> args{input + F::rows_before(d, e) * in_pitch,
+                            nullptr,
+                            1,
+                            0,
+                            g.in_c,
+                            weight + packed + (d * F::distinct + e) * w.pitch(width * g.in_c),
+                            nullptr,
+                            sum_row};
+    std::int64_t done = 0;
+    for (std::int64_t i = 0; i < pieces; ++i) {
+      const int m = int((count - done + pieces - i - 1) / (pieces - i));
+      args.offset = offsets + done;
+      args.result = to + done * sum_row;
+      product_fn<float>(m, block.vectors)(args);
+      done += m;
+    }
+  };
+  const auto store = [&](const Block& block) {
     with_activation(out.activation, [&]<Activation A>() {
-      winograd_store<M, Down, A>(p, block, sums, slab.images, t0, t1, out, checked);
+      if (out.repeat)
+        winograd_store<M, Down, A, true>(p, block, sums, slab.images, t0, t1, out, checked);
+      else
+        winograd_store<M, Down, A, false>(p, block, sums, slab.images, t0, t1, out, checked);
     });
+  };
+  if (w.points_first) {
+    const std::int64_t sum_pitch = w.pitch(tiles * p.padded_out_c);
+    for (int d = 0; d < F::distinct; ++d)
+      for (int e = 0; e < F::distinct; ++e)
+        for (int b = 0; b < int(p.blocks.size()); ++b)
+          product(p.blocks[b], packed_block(p, b), d, e,
+                  sums + F::rows_before(d, e) * sum_pitch + p.blocks[b].weight_column, p.padded_out_c);
+    store({0, int(p.padded_out_c / L), 0});
+  } else {
+    for (int b = block0; b < block1; ++b) {
+      const std::int64_t width = std::int64_t(p.blocks[b].vectors) * L, sum_pitch = w.pitch(tiles * width);
+      for (int d = 0; d < F::distinct; ++d)
+        for (int e = 0; e < F::distinct; ++e)
+          product(p.blocks[b], packed_block(p, b), d, e, sums + F::rows_before(d, e) * sum_pitch, width);
+      store(p.blocks[b]);
+    }
   }
   bool finite = true;
   for (int i = 0; i < L; ++i) finite = finite && checked[i] == 0.0f;

@@ -1,0 +1,159 @@
+// How the steps of a sweep are shared out.
+//
+// Samples do not depend on each other. So where there are enough of them every thread takes its own through all steps,
+// in one parallel region, and takes them in groups: small enough that what a step writes is still in the cache when the
+// next one reads it, large enough that a convolution streams its weight no more often than it would for all of them. A
+// step whose samples are too few for that is shared by all threads.
+#pragma once
+
+#include "settle_network.h"
+
+namespace lmser {
+
+// One update over whole layers.
+template <class T>
+struct Step {
+  std::vector<DirectionCall> calls;  // one, or two of which the second adds what the first has written
+  Epilogue epilogue;                 // of the last
+  View rounded;                      // where its result goes in bfloat16 as well
+};
+
+template <class T>
+Epilogue from_image(Epilogue e, std::int64_t n) {
+  const auto on = [&](const void*& p) { p = p ? static_cast<const T*>(p) + n * e.image : p; };
+  const auto out = [&](void*& p) { p = p ? static_cast<T*>(p) + n * e.image : p; };
+  out(e.result), out(e.state), out(e.total);
+  on(e.evidence), on(e.hold), on(e.previous), on(e.output), on(e.inject), on(e.extra);
+  if (e.change) e.change += n;
+  if (e.largest) e.largest += n;
+  return e;
+}
+
+// Images [n0, n1) of a step.
+template <class T>
+bool run_step(const InstructionSet& isa, const ThreadPool& pool, const Step<T>& step, std::int64_t n0,
+              std::int64_t n1) {
+  Epilogue e = from_image<T>(step.epilogue, n0);
+  for (std::size_t i = 0; i < step.calls.size(); ++i) {
+    DirectionCall call = step.calls[i].images(n0, n1);
+    if (i + 1 == step.calls.size()) call.sink.epilogue = &e;
+    if (!call.conv->run_once(pool, call.source, call.sink)) return false;
+  }
+  if (step.rounded) {
+    Source source;
+    source.base = images_of(step.calls.back().sink.out, n0, n1);
+    run_transform(isa, pool, source, images_of(step.rounded, n0, n1), {}, {});
+  }
+  return true;
+}
+
+// Consecutive steps, and how many images take them at a time; 0: all, by all threads.
+struct Stage {
+  std::size_t first, last;
+  std::int64_t images;
+};
+
+// Bytes of states that the steps of a stage may touch: about a second-level cache.
+inline constexpr std::int64_t kStageBytes = std::int64_t(2) << 20;
+// Fewer tiles a thread than this would stream a filtered weight too often.
+inline constexpr std::int64_t kStageTiles = 16;
+
+struct Stages {
+  std::vector<Stage> list;
+  double work = 0;  // multiply-adds
+};
+
+template <class T>
+Stages stages_of(const ThreadPool& one, const std::vector<Step<T>>& steps, std::int64_t samples, std::int64_t threads) {
+  const std::int64_t share = (samples + threads - 1) / threads;
+  const bool even = 8 * share * threads <= 9 * samples;
+  Stages stages;
+  std::int64_t bytes = 0;  // of an image in the last stage
+  for (std::size_t i = 0; i < steps.size(); ++i) {
+    std::int64_t images = 1, touched = 0;
+    bool apart = even || threads == 1;
+    for (const DirectionCall& whole : steps[i].calls) {
+      const DirectionCall call = whole.images(0, share);
+      const ConvPlan& plan = call.conv->prepare(one, call.source, call.sink);
+      const WinogradGrid& w = plan.winograd;
+      stages.work += double(threads) * plan.flops() / 2;
+      if (w.m) apart = apart && (threads == 1 || share * w.rows * w.cols >= kStageTiles);
+      const bool merged = plan.geometry.batch != share;  // pixels of all images are rows of one
+      images = std::max(
+          images, merged ? plan.unit_rows * share / std::max<std::int64_t>(plan.geometry.out_h, 1) : plan.unit_images);
+      const View &in = call.source.base, &out = call.sink.out;
+      touched += std::int64_t(sizeof(T)) *
+                 (in.c * in.h * in.w + out.c * out.h * out.w * (1 + bool(call.sink.add) + bool(call.sink.drive)));
+    }
+    if (steps[i].epilogue.previous) touched += std::int64_t(sizeof(T)) * steps[i].epilogue.image;
+    if (!apart) images = 0;
+    Stage* const last = stages.list.empty() ? nullptr : &stages.list.back();
+    if (last && last->images && images && std::max(last->images, images) * (bytes + touched) <= kStageBytes) {
+      last->last = i + 1, last->images = std::max(last->images, images), bytes += touched;
+    } else {
+      stages.list.push_back({i, i + 1, images}), bytes = touched;
+    }
+  }
+  return stages;
+}
+
+// All steps for the first `samples`; false as soon as a result is not finite.
+template <class T>
+bool run_steps(const InstructionSet& isa, const ThreadPool& pool, const std::vector<Step<T>>& steps,
+               std::int64_t samples) {
+  const ThreadPool one{1, [](std::int64_t count, const std::function<void(std::int64_t)>& f) {
+                         for (std::int64_t i = 0; i < count; ++i) f(i);
+                       }};
+  std::int64_t threads = std::max(1, pool.threads);
+  Stages stages = stages_of<T>(one, steps, samples, threads);
+  if (threads > 1 && stages.work < kSerialWork) stages = stages_of<T>(one, steps, samples, threads = 1);
+  // Images [n0, n1) of thread t, and group i of it.
+  const auto groups_of = [&](std::int64_t t, std::int64_t images, auto&& f) {
+    const std::int64_t begin = samples * t / threads, count = samples * (t + 1) / threads - begin;
+    const std::int64_t groups = (count + images - 1) / images;
+    for (std::int64_t i = 0; i < groups; ++i)
+      if (!f(begin + count * i / groups, begin + count * (i + 1) / groups)) return false;
+    return true;
+  };
+  std::size_t done = 0;
+  while (done < stages.list.size()) {
+    const Stage& stage = stages.list[done];
+    if (stage.images == 0) {
+      for (std::size_t i = stage.first; i < stage.last; ++i)
+        if (!run_step(isa, pool, steps[i], 0, samples)) return false;
+      ++done;
+      continue;
+    }
+    std::size_t end = done;
+    for (; end < stages.list.size() && stages.list[end].images; ++end)
+      for (std::int64_t t = 0; t < threads; ++t)
+        groups_of(t, stages.list[end].images, [&](std::int64_t n0, std::int64_t n1) {
+          for (std::size_t i = stages.list[end].first; i < stages.list[end].last; ++i)
+            for (const DirectionCall& whole : steps[i].calls) {
+              const DirectionCall call = whole.images(n0, n1);
+              call.conv->prepare(one, call.source, call.sink);
+            }
+          return true;
+        });
+    std::atomic<bool> finite{true};
+    const auto share = [&](std::int64_t t) {
+      for (std::size_t s = done; s < end && finite.load(std::memory_order_relaxed); ++s) {
+        const bool good = groups_of(t, stages.list[s].images, [&](std::int64_t n0, std::int64_t n1) {
+          for (std::size_t i = stages.list[s].first; i < stages.list[s].last; ++i)
+            if (!run_step(isa, one, steps[i], n0, n1)) return false;
+          return true;
+        });
+        if (!good) finite.store(false, std::memory_order_relaxed);
+      }
+    };
+    if (threads == 1)
+      share(0);
+    else
+      pool.run(threads, share);
+    if (!finite.load()) return false;
+    done = end;
+  }
+  return true;
+}
+
+}  // namespace lmser
