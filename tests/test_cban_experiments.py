@@ -158,20 +158,6 @@ def test_the_threshold_of_super_resolution_rises_half_way() -> None:
         CompletionLoss(objective)
 
 
-def test_the_first_half_of_a_run_settles_for_fewer_iterations() -> None:
-    torch.manual_seed(0)
-    model = counting(CBAN((1, 4, 4), pools=(1, 2), init=0.2, max_steps=9, theta=0.0))
-    images, observed = torch.rand(2, 1, 8, 8), torch.rand(2, 1, 8, 8) < 0.6
-    loss = CompletionLoss({"loss": "se", "early_max_steps": 4}, steps=4)
-    taken = []
-    for _ in range(4):
-        loss(model, images, observed)
-        taken.append(int(loss.scalars(model)[ITERATIONS]))
-    assert taken == [4, 4, 9, 9]
-    with pytest.raises(ValueError, match=r"steps: expected a number with objective\.early_max_steps"):
-        CompletionLoss({"loss": "se", "early_max_steps": 4})
-
-
 # What is measured.
 
 

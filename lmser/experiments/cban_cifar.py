@@ -6,7 +6,7 @@ the measured ones.
 What 004 leaves open, and how it is set here: batches of 32; 210 epochs (the learning rate falls by 10 every 20
 epochs from the 150th on; four stretches); the noise has frequency 7, as for MNIST; CD-VAE has CBAN's optimiser and
 epochs. Other choices stand in `lmser.experiments.image_completion`. The quick scale's schedule is that of
-`lmser.experiments.cban_omniglot`, with fewer steps of batches of 4; no other was tried.
+`lmser.experiments.cban_omniglot`, with fewer steps, of batches of 4.
 
 What decides the claims, set before the rows were run, by the means over the seeds, of completed images:
 

@@ -16,6 +16,7 @@ __all__ = ["ITERATIONS", "CompletionLoss", "counting"]
 ITERATIONS = "forward iterations"
 """The name under which `CompletionLoss.scalars` logs how many sweeps a batch took to settle."""
 
+
 _BATCHES = "batches_seen"
 
 
@@ -26,17 +27,15 @@ class CompletionLoss:
     An attractor network is trained by the squared error of its unclamped visible values (004 Sect. 3.2): at every
     iteration (``td = 1.0``, TD(1)) or at the last one (``td = "last"``). `DenoisingVAE` is trained by its bound.
 
-    With ``later_theta`` in the objective a batch settles to that from half of the `steps` on (004 App. D.5); with
-    ``early_max_steps`` it settles in at most so many iterations before that, which is not 004's, and quicker. For either
-    the network has to have been given to `counting`.
+    With ``later_theta`` in the objective a batch settles to that from half of the `steps` on (004 App. D.5), and the
+    network has to have been given to `counting`.
     """
 
     def __init__(self, objective: Mapping[str, Any], steps: int | None = None) -> None:
         self._kind, self._td = objective["loss"], objective.get("td", 1.0)
-        self._later, self._early = objective.get("later_theta"), objective.get("early_max_steps")
-        for name, value in (("later_theta", self._later), ("early_max_steps", self._early)):
-            if value is not None and steps is None:
-                raise ValueError(f"steps: expected a number with objective.{name}, got none")
+        self._later = objective.get("later_theta")
+        if self._later is not None and steps is None:
+            raise ValueError("steps: expected a number with objective.later_theta, got none")
         self._half = 0 if steps is None else steps // 2
         self._iterations: Tensor | None = None
 
@@ -50,21 +49,18 @@ class CompletionLoss:
                 f"model: expected an attractor network or a DenoisingVAE, got {type(model).__name__}"
             )
         given = images if evidence is None else evidence
-        theta, max_steps = self._until(model)
-        settled = model.complete(given, observed, readouts=True, theta=theta, max_steps=max_steps)
+        settled = model.complete(given, observed, readouts=True, theta=self._theta(model))
         self._iterations = settled.steps
         return attractor_loss(model.trajectory(settled), images, kind=self._kind, td=self._td)
 
-    def _until(self, model: AttractorNetwork) -> tuple[float | None, int | None]:
-        """To what and for how long this batch settles; None: as the network itself does."""
-        if self._later is None and self._early is None:
-            return None, None
+    def _theta(self, model: AttractorNetwork) -> float | None:
+        """What this batch settles to; None: the network's own threshold."""
+        if self._later is None:
+            return None
         seen = model.get_buffer(_BATCHES)
-        late = int(seen) >= self._half
+        theta = float(self._later) if int(seen) >= self._half else None
         seen += 1
-        if late:
-            return (None if self._later is None else float(self._later)), None
-        return None, (None if self._early is None else int(self._early))
+        return theta
 
     def scalars(self, _model: nn.Module) -> dict[str, float | Tensor]:
         """What is logged with a step."""

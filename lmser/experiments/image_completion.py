@@ -24,7 +24,7 @@ from lmser.baselines import DenoisingVAE
 from lmser.data import ImageSet, load_cifar10, load_omniglot
 from lmser.experiments import Request
 from lmser.experiments.campaign import Job, Trained, train_rows
-from lmser.experiments.completion_loss import ITERATIONS, CompletionLoss, counting
+from lmser.experiments.completion_loss import ITERATIONS, CompletionLoss
 from lmser.experiments.completion_metrics import ERROR, MEASURES, PerImage
 from lmser.experiments.figures import picture_grid, save_figure
 from lmser.experiments.image_damage import (
@@ -34,7 +34,6 @@ from lmser.experiments.image_damage import (
     on_tanh_range,
 )
 from lmser.experiments.limit_cycles import periods
-from lmser.experiments.networks import build_network
 from lmser.experiments.results import Figure
 from lmser.experiments.rows import RowConfig
 from lmser.models import AttractorNetwork
@@ -153,7 +152,7 @@ def train_completion(
 
 
 def _job(row: RowConfig, data: CompletionData) -> Job:
-    loss = CompletionLoss(row.objective, row.steps(len(data.train)))
+    loss = CompletionLoss(row.objective)
     attractor = row.model["kind"] != DenoisingVAE.__name__
     thetas = [float(theta) for theta in row.evaluation["theta"]] if attractor else [0.0]
     names = [f"{p}{name}{e}" for p in ("", OWN) for name in MEASURES for e in ("", ERROR)]
@@ -169,7 +168,6 @@ def _job(row: RowConfig, data: CompletionData) -> Job:
         pictures=functools.partial(
             _pictures, data=data, theta=thetas[0], max_steps=row.evaluation.get("max_steps", 1)
         ),
-        build=(lambda: counting(build_network(row.model))) if "early_max_steps" in row.objective else None,
         further={
             "transform": functools.partial(damaged_batch, damage=damage_of(row.data)),
             "extra": loss.scalars,
