@@ -89,6 +89,25 @@ def test_masks_of_batches_are_new_and_the_runs_own() -> None:
     assert not bool(whole[:, PIXELS:].any())
 
 
+def test_images_are_moved_and_their_labels_stay() -> None:
+    task = DigitTask(*one_digit(), "cpu", count=2)
+    torch.manual_seed(0)
+    moved, observed = task.transform(0, shift=2)(task.train.repeat(50, 1))
+    assert torch.equal(moved[:, PIXELS:], task.train.repeat(50, 1)[:, PIXELS:])
+    assert torch.equal(observed, task.transform(0)(moved)[1])
+    images = moved[:, :PIXELS].reshape(-1, 28, 28)
+    # The upper half is white: it ends at row 12 to 16, where it begins black has come in, and so from both sides.
+    ends = (images[:, :, 14] > 0).sum(1) + (images[:, :, 14] > 0).int().argmax(1)
+    assert sorted(set(ends.tolist())) == [12, 13, 14, 15, 16]
+    left = (images[:, 8] > 0).int().argmax(1)
+    assert sorted(set(left.tolist())) == [0, 1, 2]
+    assert set((images[:, 8] > 0).sum(1).tolist()) == {26, 27, 28}
+    assert set(images.unique().tolist()) == set(task.train.unique().tolist())
+    for wrong in (-1, 28, 1.0, True):
+        with pytest.raises(ValueError, match="shift: expected a whole number of pixels from 0 to 27, got"):
+            task.transform(0, shift=wrong)
+
+
 def test_the_loss_of_missing_units() -> None:
     torch.manual_seed(0)
     row = dataclasses.replace(tiny_rows("cban-loss")[0], objective={"loss": "delta_e", "units": "missing"})

@@ -1,10 +1,11 @@
 """Digits with label units as the experiments train and measure them (004 Sect. 4.2, App. D.2).
 
 The visible state is `lmser.experiments.labelled_digits`'s. A row's ``[data] missing`` is the share of pixels that
-thresholded Perlin noise of frequency 7 takes away, 0 for none; label units are never observed. Every image of
-a batch gets a new mask, drawn by the run's own generator; every test image has one that no run and no network
-changes. In a test every image settles by itself, to 0.01 in at most 100 iterations, however far its network was
-settled in training.
+thresholded Perlin noise of frequency 7 takes away, 0 for none; label units are never observed. Every image of a batch
+gets a new mask, drawn by the run's own generator; every test image has one that no run and no network changes. A
+row's ``[data] shift``, 0 where there is none, moves every image of a batch by up to so many pixels in both
+directions, black coming in; no test image is moved. In a test every image settles by itself, to 0.01 in at most 100
+iterations, however far its network was settled in training.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmser.data import ImageSet, perlin_masks
 from lmser.experiments.bar_task import MAX_STEPS, OFF, SWEEPS, THETA
 from lmser.experiments.labelled_digits import (
+    HIGHEST,
     PIXELS,
     observed_units,
     read_classes,
@@ -69,10 +72,15 @@ class DigitTask:
         off = self.targets[:, :PIXELS] - self.train[:, :PIXELS].mean(0).cpu()
         return float(off[missing].square().mean())
 
-    def transform(self, share: float) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-        """Batch of visible states -> the batch and new evidence for it, with a share of the pixels missing."""
+    def transform(self, share: float, shift: int = 0) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+        """Batch of visible states -> the batch, moved where `shift` asks for it, and new evidence for it, with a share
+        of the pixels missing. ValueError for a `shift` that is no whole number from 0 to 27."""
+        if not isinstance(shift, int) or isinstance(shift, bool) or not 0 <= shift < _SIDE:
+            raise ValueError(f"shift: expected a whole number of pixels from 0 to {_SIDE - 1}, got {shift!r}")
 
         def damaged(targets: Tensor) -> tuple[Tensor, Tensor]:
+            if shift:
+                targets = _moved(targets, shift)
             if share == 0:
                 observed = torch.zeros_like(targets, dtype=torch.bool)
                 observed[:, :PIXELS] = True
@@ -141,6 +149,19 @@ class DigitTask:
             "target": visible_pictures(self.targets[:count]),
             "observed": seen.reshape(-1, 1, _SIDE + 1, _SIDE),
         }
+
+
+def _moved(targets: Tensor, most: int) -> Tensor:
+    """Visible states with every image moved by -most ... most pixels in both directions, each equally likely; torch's
+    global generator decides."""
+    by = torch.randint(-most, most + 1, (2, len(targets), 1)).to(targets.device)
+    place = torch.arange(_SIDE, device=targets.device)
+    rows, columns = (place + by[0] + most, place + by[1] + most)
+    images = targets[:, :PIXELS].reshape(-1, _SIDE, _SIDE)
+    framed = F.pad(images, (most,) * 4, value=-HIGHEST)
+    which = torch.arange(len(targets), device=targets.device)
+    moved = framed[which[:, None, None], rows[:, :, None], columns[:, None, :]]
+    return torch.cat([moved.flatten(1), targets[:, PIXELS:]], 1)
 
 
 def _settled(network: AttractorNetwork, targets: Tensor, observed: Tensor) -> Settled:
