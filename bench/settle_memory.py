@@ -1,10 +1,12 @@
 """``python -m bench.settle_memory [--json FILE]``: peak memory of a training step of settling, each contender in a
-process of its own, and the implicit gradient beside the one through 50 sweeps."""
+process of its own, and of 50 sweeps: the gradient through them with all states kept, with those between every eighth
+computed again, and the implicit one."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -31,10 +33,11 @@ def _run(contender: str, network: str, sweeps: int | None) -> PeakMemory:
     net = settling.network(network, sweeps)
     if title in ("fused", "implicit"):
         how = "implicit" if title == "implicit" else "bptt"
-        dtype = torch.bfloat16 if rest else None
+        dtype = torch.bfloat16 if rest.startswith("bfloat16") else None
+        every = math.ceil(math.sqrt(net.max_steps)) if rest == "checkpointed" else None
 
         def run(net: Net) -> tuple[list[torch.Tensor], torch.Tensor]:
-            return settling.fused(net, how, dtype)
+            return settling.fused(net, how, dtype, every)
 
         net = net.to(torch.float32, torch.channels_last)
     else:
@@ -45,7 +48,7 @@ def _run(contender: str, network: str, sweeps: int | None) -> PeakMemory:
 
         net = net.to(torch.float32, FORMATS[comma + rest])
     # Code and the libraries' own buffers are in place before anything is counted.
-    settling.call(run, settling.network(network, 1).to(torch.float32, torch.channels_last), True)()
+    settling.call(run, settling.network(network, 4).to(torch.float32, torch.channels_last), True)()
     step = settling.call(run, net, True)
     peak = PeakMemory(torch.device("cpu"))
     step()
@@ -65,19 +68,26 @@ def peak_of(contender: str, network: str, sweeps: int | None = None) -> int:
     return int(json.loads(done.stdout))
 
 
-def implicit_time() -> dict[str, float]:
-    """Seconds of both gradients at `LONG` sweeps, alternating; each is verified against its own float64 result."""
-    found = []
-    for how in ("bptt", "implicit"):
+GRADIENTS = {"bptt": "fused", "checkpointed": "fused, checkpointed", "implicit": "implicit"}
 
-        def run(net: Net, how: str = how) -> tuple[list[torch.Tensor], torch.Tensor]:
-            return settling.fused(net, how)
+
+def long_times() -> dict[str, float]:
+    """Seconds of the three gradients at `LONG` sweeps, alternating; each is verified against its own float64 result."""
+    found = []
+    for name in GRADIENTS:
+        how = "implicit" if name == "implicit" else "bptt"
+        every = math.ceil(math.sqrt(LONG)) if name == "checkpointed" else None
+
+        def run(
+            net: Net, how: str = how, every: int | None = every
+        ) -> tuple[list[torch.Tensor], torch.Tensor]:
+            return settling.fused(net, how, checkpoint_every=every)
 
         net = settling.network("CBAN-CIFAR", LONG)
         wanted = settling.call(run, net.to(torch.float64, torch.channels_last), True)()
         found.append(
             Contender(
-                how, settling.call(run, net.to(torch.float32, torch.channels_last), True), wanted=wanted
+                name, settling.call(run, net.to(torch.float32, torch.channels_last), True), wanted=wanted
             )
         )
     timings = contest(found, [], tolerance=1e-3, repeats=5)
@@ -102,15 +112,20 @@ def main() -> None:
         print(
             network,
             {k: round(v, 1) for k, v in peaks.items()},
-            ", ".join(f"{name} / least other: {peaks[name] / least:.2f}" for name in CONTENDERS[:2]),
+            ", ".join(
+                f"{name} / least other: {peaks[name] / least:.2f}"
+                for name in CONTENDERS
+                if name.startswith("fused")
+            ),
         )
-    peaks = {name: peak_of(name, "CBAN-CIFAR", LONG) / 1e6 for name in ("fused", "implicit")}
-    times = implicit_time()
-    result["implicit"] = {"peak_mb": peaks, "seconds": times, "sweeps": LONG}
-    print(
-        f"{LONG} sweeps: memory {peaks['fused']:.1f} MB through the sweeps, {peaks['implicit']:.1f} MB implicit "
-        f"(1/{peaks['fused'] / peaks['implicit']:.1f}); time {times['implicit'] / times['bptt']:.2f}"
-    )
+    peaks = {name: peak_of(title, "CBAN-CIFAR", LONG) / 1e6 for name, title in GRADIENTS.items()}
+    times = long_times()
+    result["long"] = {"peak_mb": peaks, "seconds": times, "sweeps": LONG}
+    for name in GRADIENTS:
+        print(
+            f"{LONG} sweeps, {name}: {peaks[name]:.1f} MB (1/{peaks['bptt'] / peaks[name]:.1f} of bptt's), "
+            f"{times[name]:.2f} s ({times[name] / times['bptt']:.2f})"
+        )
     if options.json:
         with atomic_write(options.json, "w") as file:
             json.dump(result, file, indent=1)

@@ -60,12 +60,16 @@ def flops(name: str, training: bool) -> float:
 
 
 def fused(
-    net: Net, backward: str = "bptt", trajectory_dtype: torch.dtype | None = None
+    net: Net,
+    backward: str = "bptt",
+    trajectory_dtype: torch.dtype | None = None,
+    checkpoint_every: int | None = None,
 ) -> tuple[list[Tensor], Tensor]:
     """(last states, readouts) by this library."""
     found = settle(
         net.states, net.weights, net.biases, evidence=net.evidence, mask=net.mask, pools=net.pools, theta=net.theta,
         max_steps=net.max_steps, readouts=True, backward=backward, unconverged="ignore", trajectory_dtype=trajectory_dtype,
+        checkpoint_every=checkpoint_every,
     )  # fmt: skip
     assert found.readouts is not None
     return list(found.states), found.readouts

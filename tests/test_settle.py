@@ -189,6 +189,54 @@ def test_trajectory_in_bfloat16(order, variant):
         given.settle("reference", trajectory_dtype=torch.bfloat16)
 
 
+@pytest.mark.parametrize("impl", [pytest.param("native", marks=native), "reference"])
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("order", ["up_down", "odd_even"])
+def test_states_computed_again(order, variant, impl):
+    """The same values and gradients whether states are kept or computed again, in segments of any length."""
+    given = case("three edges, pooled", order=order, max_steps=7, theta=0, **VARIANTS[variant])
+    kept = given.settle(impl, readouts=True)
+    wanted = gradients(kept, given.inputs())
+    for every in (1, 3, 7):
+        again = given.settle(impl, readouts=True, checkpoint_every=every)
+        same([*again.states, again.readouts, again.change], [*kept.states, kept.readouts, kept.change])
+        assert int(again.steps) == 7
+        same(gradients(again, given.inputs()), wanted)
+    last = given.settle(impl, checkpoint_every=3)
+    assert last.readouts is None
+    same(gradients(last, given.inputs()), gradients(given.settle(impl), given.inputs()))
+
+
+@native
+def test_states_computed_again_stop_where_all_do():
+    given = case("fully connected", evidence="some", max_steps=60, theta=1e-4)
+    kept, again = (given.settle("native", readouts=True, checkpoint_every=n) for n in (None, 4))
+    assert 4 < int(kept.steps) == int(again.steps) < 60
+    same([again.readouts, again.change], [kept.readouts, kept.change])
+    same(gradients(again, given.inputs()), gradients(kept, given.inputs()))
+    half = case("fully connected", dtype=torch.bfloat16, evidence="some", max_steps=6, theta=0)
+    a, b = (half.settle("native", readouts=True, checkpoint_every=n) for n in (None, 4))
+    same([h.float() for h in a.states], [h.float() for h in b.states], 0.02)
+
+
+@native
+def test_states_computed_again_are_not_kept():
+    given = case("many samples", dtype=torch.float32, max_steps=16, theta=0)
+    sizes = {}
+    for every in (None, 4):
+        kept = 0
+
+        def note(tensor):
+            nonlocal kept
+            kept += tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            given.settle("native", checkpoint_every=every)
+        sizes[every] = kept
+    assert sizes[4] < sizes[None] / 2
+
+
 @native
 def test_many_sweeps_and_room_for_them():
     given = case("fully connected", evidence="some", theta=0, max_steps=75)
@@ -317,6 +365,8 @@ ERRORS = [
     ({"backward": "both"}, ValueError, "backward must be one of"),
     ({"theta": -1.0}, ValueError, "theta must not be negative"),
     ({"theta": float("nan")}, ValueError, "theta must be finite"),
+    ({"checkpoint_every": 0}, ValueError, "checkpoint_every must be at least 1"),
+    ({"checkpoint_every": 2.5}, TypeError, "checkpoint_every must be an int"),
     ({"max_steps": 0}, ValueError, "max_steps must be at least 1"),
     ({"max_steps": 2.0}, TypeError, "max_steps must be an int"),
     ({"strength": 1.5}, ValueError, "strength must be between 0 and 1"),

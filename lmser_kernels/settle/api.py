@@ -17,6 +17,7 @@ from lmser_kernels.settle.problem import (
     Problem,
     Run,
     check_mask,
+    check_segment,
     check_stop,
     checked,
     choice,
@@ -24,6 +25,7 @@ from lmser_kernels.settle.problem import (
 )
 from lmser_kernels.settle.result import Settled
 from lmser_kernels.settle.schedule import ORDERS
+from lmser_kernels.settle.segments import in_segments
 
 if _library.available:
     from lmser_kernels.settle import ops
@@ -147,6 +149,7 @@ def settle(
     readouts: bool = False,
     per_sample: bool = False,
     trajectory_dtype: torch.dtype | None = None,
+    checkpoint_every: int | None = None,
     adjoint_theta: float = 1e-6,
     adjoint_max_steps: int = 1000,
     unconverged: str = "warn",
@@ -184,6 +187,9 @@ def settle(
             nothing more; `steps` and `change` are then `(N,)`. Not with `backward="bptt"` where a gradient is asked for.
         trajectory_dtype: of the hidden states that "bptt" keeps for its backward; `torch.bfloat16` halves their memory and
             rounds them, and so the gradient, to 8 bits (float32 states and the compiled operator only).
+        checkpoint_every: "bptt" keeps the states of every so many sweeps alone, and makes the sweeps between them once
+            more in its backward: memory for `checkpoint_every + max_steps / checkpoint_every` sweeps, least near
+            `√max_steps`, for about half as much time again. None keeps all.
         adjoint_theta, adjoint_max_steps: when the adjoint of "implicit" stops: its largest change relative to its largest
             value, and its sweeps at most.
         unconverged: what "implicit" does where the forward sweeps or the adjoint's did not converge: "raise" a
@@ -216,18 +222,19 @@ def settle(
             'per_sample: expected backward="implicit" or no gradient, got backward="bptt" with tensors that require one'
         )
     half = _kept_in_half(trajectory_dtype, problem, impl)
+    check_segment(checkpoint_every)
     run = Run(strength, activation, leak, order, theta, max_steps, readouts, per_sample, half)
     adjoint = None if backward == "bptt" else Adjoint(adjoint_theta, adjoint_max_steps, unconverged)
     dtype = problem.states[0].dtype
     if dtype in (torch.bfloat16, torch.float16):
-        found = _settle(impl, problem.to(torch.float32), run, adjoint)
+        found = _settle(impl, problem.to(torch.float32), run, adjoint, checkpoint_every)
         return Settled(
             tuple(h.to(dtype) for h in found.states),
             None if found.readouts is None else found.readouts.to(dtype),
             found.steps,
             found.change,
         )
-    return _settle(impl, problem, run, adjoint)
+    return _settle(impl, problem, run, adjoint, checkpoint_every)
 
 
 def _kept_in_half(dtype: torch.dtype | None, problem: Problem, impl: str) -> bool:
@@ -244,7 +251,12 @@ def _kept_in_half(dtype: torch.dtype | None, problem: Problem, impl: str) -> boo
     return True
 
 
-def _settle(impl: str, problem: Problem, run: Run, adjoint: Adjoint | None) -> Settled:
+def _settle(
+    impl: str, problem: Problem, run: Run, adjoint: Adjoint | None, every: int | None = None
+) -> Settled:
+    kept = adjoint is None and problem.requires_grad()
+    if kept and every is not None and every < run.max_steps:
+        return in_segments(lambda part, how: _settle(impl, part, how, None), problem, run, every)
     if native("settle", impl, problem.states[0]):
         return ops.settle(problem, run, adjoint)
     return reference.solve(problem, run, adjoint)

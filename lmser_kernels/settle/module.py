@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lmser_kernels.arguments import Pair, pair
 from lmser_kernels.layer import Activated
 from lmser_kernels.settle.api import BACKWARDS, ORDERS, UNCONVERGED, settle
-from lmser_kernels.settle.problem import check_stop, choice
+from lmser_kernels.settle.problem import check_segment, check_stop, choice
 from lmser_kernels.settle.result import Settled
 
 
@@ -25,8 +25,9 @@ class Settle(Activated):
     bias:        one per channel of every layer, the visible one included
     pools:       window of each edge on the way up, 1 where None; strides are 1
     symmetric:   False gives the top-down direction free weights of its own, `reverse_weights`
-    order, theta, max_steps, backward, readouts, per_sample, strength, adjoint_theta, adjoint_max_steps,
-    unconverged, impl: as `lmser_kernels.settle` takes them; any of them can be given to `forward` for one call
+    order, theta, max_steps, backward, readouts, per_sample, strength, trajectory_dtype, checkpoint_every,
+    adjoint_theta, adjoint_max_steps, unconverged, impl: as `lmser_kernels.settle` takes them; any of them can be given
+    to `forward` for one call
 
     `state_dict` keys: `weights.0 ...` (`(C_l, C_{l-1}, kh, kw)`, edge l-1 -> l is number l-1), `biases.0 ...` (layer
     l is number l), and `reverse_weights.0 ...`. They start as those of `nn.Conv2d` do, U(±1/√fan_in); the visible bias
@@ -53,6 +54,8 @@ class Settle(Activated):
         backward: str = "bptt",
         readouts: bool = False,
         per_sample: bool = False,
+        trajectory_dtype: torch.dtype | None = None,
+        checkpoint_every: int | None = None,
         adjoint_theta: float = 1e-6,
         adjoint_max_steps: int = 1000,
         unconverged: str = "warn",
@@ -73,6 +76,7 @@ class Settle(Activated):
         choice("unconverged", unconverged, UNCONVERGED)
         check_stop(theta, max_steps)
         check_stop(adjoint_theta, adjoint_max_steps, "adjoint_")
+        check_segment(checkpoint_every)
         self.channels = channels
         self.kernel_size = pair("kernel_size", kernel_size, 1)
         half = (self.kernel_size[0] // 2, self.kernel_size[1] // 2)
@@ -81,6 +85,7 @@ class Settle(Activated):
         self.symmetric = bool(symmetric)
         self.strength, self.order, self.theta, self.max_steps = strength, order, theta, max_steps
         self.backward, self.readouts, self.per_sample = backward, bool(readouts), bool(per_sample)
+        self.trajectory_dtype, self.checkpoint_every = trajectory_dtype, checkpoint_every
         self.adjoint_theta, self.adjoint_max_steps = adjoint_theta, adjoint_max_steps
         self.unconverged = unconverged
 
@@ -120,6 +125,8 @@ class Settle(Activated):
             "backward": self.backward,
             "readouts": self.readouts,
             "per_sample": self.per_sample,
+            "trajectory_dtype": self.trajectory_dtype,
+            "checkpoint_every": self.checkpoint_every,
             "adjoint_theta": self.adjoint_theta,
             "adjoint_max_steps": self.adjoint_max_steps,
             "unconverged": self.unconverged,

@@ -144,7 +144,8 @@ def _differentiate(
     grads = list(grad_states) if grad_states is not None else [None] * saved.counts[0]
     if grad_readouts is None and all(g is None for g in grads):
         return (*([None] * n for n in saved.counts), None, None, None, *rest)
-    found, parts = ctx.saved_tensors[: ctx.count], saved.parts(ctx.saved_tensors[ctx.count :])
+    kept = ctx.saved_tensors  # once: a checkpoint computes them again for it
+    found, parts = kept[: ctx.count], saved.parts(kept[ctx.count :])
     needs = _needs(ctx, saved)
     if not saved.keep:
         flat = _at_fixed_point(saved, parts, found, grads, grad_readouts, needs)

@@ -168,6 +168,16 @@ def check_stop(theta: float, max_steps: int, prefix: str = "") -> None:
         raise ValueError(f"{prefix}max_steps must be at least 1; got {max_steps}")
 
 
+def check_segment(sweeps: int | None) -> None:
+    """`checkpoint_every`: None, or an int of at least one."""
+    if sweeps is None:
+        return
+    if isinstance(sweeps, bool) or not isinstance(sweeps, int):
+        raise TypeError(f"checkpoint_every must be an int or None; got {type(sweeps).__name__}")
+    if sweeps < 1:
+        raise ValueError(f"checkpoint_every must be at least 1; got {sweeps}")
+
+
 def number(name: str, value: float) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number; got {type(value).__name__}")
