@@ -283,6 +283,33 @@ def test_results_do_not_depend_on_the_number_of_threads(shape, order):
 
 
 @native
+@pytest.mark.parametrize("threads", [1, 2])
+def test_many_samples_that_stop_one_by_one(threads):
+    """As many batch sizes as there are samples, each with plans of its own."""
+    generator = torch.Generator().manual_seed(3)
+    weights = [1.5 * torch.randn(30, 20, 1, 1, generator=generator) / 30**0.5]
+    evidence = torch.linspace(0, 4, 400).view(400, 1, 1, 1) * torch.randn(400, 20, 1, 1, generator=generator)
+    mask = torch.arange(20).view(1, 20, 1, 1).expand(400, -1, 1, 1) < 10
+    states = [torch.zeros(400, 20, 1, 1), 0.5 * torch.randn(400, 30, 1, 1, generator=generator)]
+    before = torch.get_num_threads()
+    results = []
+    try:
+        torch.set_num_threads(threads)
+        for impl in ("native", "reference"):
+            results.append(
+                settle(
+                    states, weights, None, evidence=evidence, mask=mask, theta=1e-6, max_steps=400, per_sample=True,
+                    impl=impl,
+                )
+            )  # fmt: skip
+    finally:
+        torch.set_num_threads(before)
+    found, wanted = results
+    assert len(found.steps.unique()) > 64
+    same(found.states, wanted.states, 1e-5)
+
+
+@native
 def test_samples_alone_or_together():
     """A sample of a batch settles as it does by itself, however many take their sweeps at a time."""
     given = case("many samples", dtype=torch.float32, evidence="some", grad=False, max_steps=4, theta=0)

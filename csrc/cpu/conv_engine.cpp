@@ -152,6 +152,7 @@ struct PreparedConv::State {
   virtual ~State() = default;
   virtual const ConvPlan& prepare(const ThreadPool& pool, Source source, Sink sink) = 0;
   virtual bool run(const ThreadPool& pool, Source source, Sink sink, bool filtering) = 0;
+  virtual void forget_plans() = 0;
   bool filtering = true;
 };
 
@@ -171,6 +172,11 @@ class Prepared final : public PreparedConv::State {
     return run_packed(pool, packed_for(pool, normal_form(source, sink), filtered), source, sink);
   }
 
+  void forget_plans() override {
+    constexpr std::size_t kMost = 64, kKept = 8;  // those kept share the packed weight
+    if (packed_.size() > kMost) packed_.erase(packed_.begin(), packed_.end() - kKept);
+  }
+
  private:
   struct Packed {
     Geometry geometry;  // normalised
@@ -179,7 +185,6 @@ class Prepared final : public PreparedConv::State {
     ConvPlan plan;
     std::shared_ptr<T[]> weight;
   };
-  static constexpr std::size_t kMost = 64;  // beyond that many batch sizes the oldest go
 
   Geometry normal_form(Source& source, Sink& sink) const {
     Geometry g = geometry_;
@@ -205,7 +210,6 @@ class Prepared final : public PreparedConv::State {
         if (p.weight && same_packing(p.plan, made.plan)) made.weight = p.weight;
       if (!made.weight) made.weight = packed_weight(pool, made.plan);
     }
-    if (packed_.size() == kMost) packed_.pop_front();
     packed_.push_back(std::move(made));
     return packed_.back();
   }
@@ -279,6 +283,7 @@ PreparedConv::~PreparedConv() = default;
 const ConvPlan& PreparedConv::prepare(const ThreadPool& pool, const Source& source, const Sink& sink) {
   return state_->prepare(pool, source, sink);
 }
+void PreparedConv::forget_plans() { state_->forget_plans(); }
 bool PreparedConv::run_once(const ThreadPool& pool, const Source& source, const Sink& sink) {
   return state_->run(pool, source, sink, state_->filtering);
 }

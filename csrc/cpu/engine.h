@@ -38,6 +38,8 @@ class PreparedConv {
   // may be one memory. After `prepare` with the same arguments it may be called by several threads at a time.
   bool run_once(const ThreadPool& pool, const Source& source, const Sink& sink);
   const ConvPlan& prepare(const ThreadPool& pool, const Source& source, const Sink& sink);
+  // Where there were many batch sizes, the plans of all but the last; what was prepared before may be gone.
+  void forget_plans();
   struct State;
 
  private:

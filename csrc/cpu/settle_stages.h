@@ -104,6 +104,8 @@ bool run_steps(const InstructionSet& isa, const ThreadPool& pool, const std::vec
   const ThreadPool one{1, [](std::int64_t count, const std::function<void(std::int64_t)>& f) {
                          for (std::int64_t i = 0; i < count; ++i) f(i);
                        }};
+  for (const Step<T>& step : steps)
+    for (const DirectionCall& call : step.calls) call.conv->forget_plans();
   std::int64_t threads = std::max(1, pool.threads);
   Stages stages = stages_of<T>(one, steps, samples, threads);
   if (threads > 1 && stages.work < kSerialWork) stages = stages_of<T>(one, steps, samples, threads = 1);
