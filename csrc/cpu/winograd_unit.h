@@ -57,6 +57,7 @@ template <int M, bool Down, Activation A, bool Repeat>
 void winograd_store(const ConvPlan& p, const Block& block, const float* sums, std::int64_t images, std::int64_t t0,
                     std::int64_t t1, const WinogradOut& out, Vec<float>& checked) {
   constexpr int L = kLanes<float>, O = Down ? 2 * M : M;
+  constexpr int kRun = 8;  // registers of channels that are finished together
   const Geometry& g = p.geometry;
   const WinogradGrid& w = p.winograd;
   const std::int64_t width = std::int64_t(block.vectors) * L, pitch = w.pitch(images * (t1 - t0) * w.cols * width);
@@ -65,64 +66,66 @@ void winograd_store(const ConvPlan& p, const Block& block, const float* sums, st
   const float* const add = out.add;
   const float slope = out.slope, scale = out.scale;
   const int up_h = Repeat ? out.up_h : 1, up_w = Repeat ? out.up_w : 1;
-  const std::int64_t pixel_row = out.row, pixel_col = out.col, row_step = up_h * out.row, col_step = up_w * out.col;
-  const std::int64_t ahead = O * col_step;
-  const auto finish_pixel = [=](Vec<float> z, std::int64_t at, Vec<float> bias, int lanes)
-      __attribute__((always_inline)) {
-    // The next tile's outputs: scattered lines that no hardware foresees.
-    __builtin_prefetch(dst + at + ahead, 1, 2);
-    Vec<float> sum = z + bias;
+  const std::int64_t row_step = up_h * out.row, col_step = up_w * out.col, ahead = O * col_step;
+  alignas(64) float linear[O * O * kRun * L], bias[kRun * L];
+  const auto finish = [=](Vec<float> z, Vec<float> with, std::int64_t at, int lanes) __attribute__((always_inline)) {
+    // The next tile's outputs, which no hardware foresees.
+    __builtin_prefetch(dst + at + ahead, 1);
+    Vec<float> sum = z + with;
     if (add) {
-      __builtin_prefetch(add + at + ahead, 0, 2);
+      __builtin_prefetch(add + at + ahead, 0);
       sum = sum + load_n<float>(add + at, lanes);
     }
     if (drive) store_n<float>(drive + at, z, lanes);  // may lie where `add` does
     store_n<float>(dst + at, act<A, float>(sum, slope), lanes);
   };
-  const auto finish = [=](Vec<float> z, std::int64_t at, Vec<float> bias, int lanes) __attribute__((always_inline)) {
-    if constexpr (Repeat) {
-      z = z * scale;
-      for (int a = 0; a < up_h; ++a)
-        for (int b = 0; b < up_w; ++b) finish_pixel(z, at + a * pixel_row + b * pixel_col, bias, lanes);
-    } else {
-      finish_pixel(z, at, bias, lanes);
+  for (int v0 = 0; v0 < block.vectors; v0 += kRun) {
+    const int vectors = block.vectors - v0 < kRun ? block.vectors - v0 : kRun;
+    const std::int64_t c0 = block.channel + v0 * L, left = g.out_c - c0;
+    const int whole = int(left < vectors * L ? left / L : vectors), rest = int(left < vectors * L ? left % L : 0);
+    for (int v = 0; v < kRun; ++v) {
+      const int lanes = v < whole ? L : v == whole ? rest : 0;
+      store<float>(bias + v * L, out.bias && lanes ? load_n<float>(out.bias + c0 + v * L, lanes) : Vec<float>{});
     }
-  };
-  for (std::int64_t n = 0; n < images; ++n)
-    for (std::int64_t t = t0; t < t1; ++t)
-      for (std::int64_t x = 0; x < w.cols; ++x, sums += width) {
-        const std::int64_t h0 = w.out0_h + t * w.out_step, w0 = w.out0_w + x * w.out_step;
-        const int i0 = int(h0 < out.r0 ? out.r0 - h0 : 0), i1 = int(out.r1 - h0 < O ? out.r1 - h0 : O);
-        const int j0 = int(w0 < 0 ? -w0 : 0), j1 = int(g.out_w - w0 < O ? g.out_w - w0 : O);
-        const bool inside = i0 == 0 && i1 == O && j0 == 0 && j1 == O;
-        const std::int64_t corner = n * out.image + (h0 - out.r0) * row_step + w0 * col_step + block.channel;
-        for (int v = 0; v < block.vectors; ++v) {
-          const int lanes = int(g.out_c - block.channel - v * L < L ? g.out_c - block.channel - v * L : L);
-          const Vec<float> bias = out.bias ? load_n<float>(out.bias + block.channel + v * L, lanes) : Vec<float>{};
-          Vec<float> y[O * O];
-          transform_out<M, Down>(sums + v * L, pitch, y);
-          Vec<float> sum[O];
+    const float* tile = sums + v0 * L;
+    for (std::int64_t n = 0; n < images; ++n)
+      for (std::int64_t t = t0; t < t1; ++t)
+        for (std::int64_t x = 0; x < w.cols; ++x, tile += width) {
+          for (int v = 0; v < vectors; ++v) {
+            Vec<float> y[O * O], sum[O];
+            transform_out<M, Down>(tile + v * L, pitch, y);
 #pragma GCC unroll 8
-          for (int i = 0; i < O; ++i) {
-            sum[i] = y[i * O];
+            for (int i = 0; i < O; ++i) {
+              sum[i] = y[i * O];
 #pragma GCC unroll 8
-            for (int j = 1; j < O; ++j) sum[i] = sum[i] + y[i * O + j];
+              for (int j = 1; j < O; ++j) sum[i] = sum[i] + y[i * O + j];
+            }
+#pragma GCC unroll 8
+            for (int i = 1; i < O; ++i) sum[0] = sum[0] + sum[i];
+            checked = checked + sum[0] * 0.0f;
+#pragma GCC unroll 64
+            for (int k = 0; k < O * O; ++k) store<float>(linear + (k * kRun + v) * L, Repeat ? y[k] * scale : y[k]);
           }
-#pragma GCC unroll 8
-          for (int i = 1; i < O; ++i) sum[0] = sum[0] + sum[i];
-          checked = checked + sum[0] * 0.0f;
-          const std::int64_t at = corner + v * L;
-          if (inside && lanes == L) {
-#pragma GCC unroll 8
-            for (int i = 0; i < O; ++i)
-#pragma GCC unroll 8
-              for (int j = 0; j < O; ++j) finish(y[i * O + j], at + i * row_step + j * col_step, bias, L);
-          } else {
-            for (int i = i0; i < i1; ++i)
-              for (int j = j0; j < j1; ++j) finish(y[i * O + j], at + i * row_step + j * col_step, bias, lanes);
-          }
+          // Pixel after pixel as they lie in memory: the lines of one register's channels in all of them, some power
+          // of two apart, would fall into a few sets of the cache.
+          const std::int64_t h0 = w.out0_h + t * w.out_step, w0 = w.out0_w + x * w.out_step;
+          const int i0 = int(h0 < out.r0 ? out.r0 - h0 : 0), i1 = int(out.r1 - h0 < O ? out.r1 - h0 : O);
+          const int j0 = int(w0 < 0 ? -w0 : 0), j1 = int(g.out_w - w0 < O ? g.out_w - w0 : O);
+          const std::int64_t corner = n * out.image + (h0 - out.r0) * row_step + w0 * col_step + c0;
+          for (int i = i0; i < i1; ++i)
+            for (int a = 0; a < up_h; ++a) {
+              std::int64_t at = corner + i * row_step + a * out.row + j0 * col_step;
+              for (int j = j0; j < j1; ++j) {
+                const float* const z = linear + (i * O + j) * kRun * L;
+                for (int b = 0; b < up_w; ++b, at += out.col) {
+                  for (int v = 0; v < whole; ++v)
+                    finish(load<float>(z + v * L), load<float>(bias + v * L), at + v * L, L);
+                  if (rest) finish(load<float>(z + whole * L), load<float>(bias + whole * L), at + whole * L, rest);
+                }
+              }
+            }
         }
-      }
+  }
 }
 
 // Returns false where an output is not finite: such values spread over whole tiles here, so the caller lets the
