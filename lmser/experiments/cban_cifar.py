@@ -6,9 +6,9 @@ the measured ones.
 What 004 leaves open, and how it is set here: batches of 32; 210 epochs (the learning rate falls by 10 every 20
 epochs from the 150th on; four stretches); the noise has frequency 7, as for MNIST; CD-VAE has CBAN's optimiser and
 epochs. Other choices stand in `lmser.experiments.image_completion`. The quick scale's schedule is that of
-`lmser.experiments.cban_omniglot`, with fewer steps, of batches of 4, which settle for at most 20 iterations: with 10, the
-states at rest of the test, 50 to 110 iterations on, were not what had been trained (on the test images, seed 0: CBAN 21.1 dB,
-CBAN-asym 19.9, CBAN-noTD 22.3, CD-VAE 20.6), and with 10 and then 40 CBAN had come to 23.3 dB.
+`lmser.experiments.cban_omniglot` with fewer steps, of batches of 4, which settle for at most 20 iterations: with 10, the
+states at rest of the test, 50 to 110 iterations on, were not what had been trained (on the test images, seed 0:
+CBAN 21.1 dB, CBAN-asym 19.9, CBAN-noTD 22.3, CD-VAE 20.6), and with 10 and then 40 CBAN had come to 23.3 dB.
 
 What decides the claims, set before the rows were run, by the means over the seeds, of completed images:
 
