@@ -40,7 +40,10 @@ class TestOracle:
     @settings(max_examples=50)
     @given(case=cases(True, (torch.float32, torch.float64)))
     def test_reference(self, case: Case):
-        check_against_oracle(case, conv_transpose2d_add_act, "reference")
+        # oneDNN's backward of a 1 x k kernel at stride (1, 2) returns memory that it never wrote where a channels-last
+        # input is one pixel wide (torch 2.13).
+        with torch.backends.mkldnn.flags(enabled=False):
+            check_against_oracle(case, conv_transpose2d_add_act, "reference")
 
     @pytest.mark.slow
     @pytest.mark.native
