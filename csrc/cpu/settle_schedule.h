@@ -83,7 +83,7 @@ inline bool drives_share(const Schedule& s, int layer) {
       if (u.layer == layer) turns.push_back(u);
   for (std::size_t i = 0; i + 1 < turns.size(); ++i) {
     const Update &now = turns[i], &next = turns[i + 1];
-    if (now.new_up && now.new_down && (now.keep_up || now.keep_down)) return false;
+    if (now.keep_up && now.keep_down) return false;
     if (now.keep_up && !next.new_down) return false;
     if (now.keep_down && !next.new_up) return false;
   }

@@ -57,13 +57,13 @@ class Sweeper {
       if (u.keep_down) sink.drive = layer.view(down_drive(l), kType);
       calls.push_back(directions_.down(l, states_[l + 1], sink));
       has_down_[l] = u.keep_down;
-      if (u.new_up || shares_[l]) has_up_[l] = false;
+      if (u.new_up || (shares_[l] && u.keep_down)) has_up_[l] = false;
     } else if (up || u.new_up) {
       if (!u.new_down && has_down_[l]) sink.add = layer.view(down_drive(l), kType);
       if (u.keep_up) sink.drive = layer.view(up_drive(l), kType);
       calls.push_back(directions_.up(l, states_[l - 1], sink));
       has_up_[l] = u.keep_up;
-      if (u.new_down || shares_[l]) has_down_[l] = false;
+      if (u.new_down || (shares_[l] && u.keep_up)) has_down_[l] = false;
     } else {  // a new drive of zeros from above: computed, so that it is there
       if (has_up_[l]) sink.add = layer.view(up_drive(l), kType);
       calls.push_back(directions_.down(l, states_[l + 1], sink));
