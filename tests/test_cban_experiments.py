@@ -21,6 +21,7 @@ from lmser.experiments import Request, image_completion
 from lmser.experiments.completion_loss import ITERATIONS, CompletionLoss, counting
 from lmser.experiments.completion_metrics import PerImage, standard_error
 from lmser.experiments.completion_tables import better, cycles, fixed_point, superior
+from lmser.experiments.figures_bars import measure_bars
 from lmser.experiments.image_completion import SETTLING, CompletionData, prefix_of
 from lmser.experiments.image_damage import damage_of, damaged_batch, on_tanh_range
 from lmser.experiments.limit_cycles import periods
@@ -156,6 +157,21 @@ def test_the_threshold_of_super_resolution_rises_half_way() -> None:
     assert int(other.get_buffer("batches_seen")) == 5
     with pytest.raises(ValueError, match=r"steps: expected a number with objective\.later_theta"):
         CompletionLoss(objective)
+
+
+# What is drawn.
+
+
+def test_bars_are_drawn_of_what_is_finite() -> None:
+    measured = {"CBAN": (21.0, 0.2), "lost": (math.nan, math.nan), "one image": (19.0, math.nan)}
+    drawn = measure_bars("bars", {"PSNR": measured}).decode()
+    xml.etree.ElementTree.fromstring(drawn)
+    assert [label in drawn for label in (*measured, "PSNR")] == [True] * 4
+    colours = ["#0072b2", "#e69f00", "#009e73"]  # of the first, second and third bar
+    assert [colour in drawn for colour in colours] == [True, False, True]
+    for panels in ({}, {"PSNR": {}}):
+        with pytest.raises(ValueError, match="at least one panel and one network"):
+            measure_bars("bars", panels)
 
 
 # What is measured.

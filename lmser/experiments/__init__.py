@@ -205,7 +205,7 @@ EXPERIMENTS = (
         data="Omniglot (images_background.zip)",
         needs="`lmser data get omniglot` says where it is to be had",
         seeds={"quick": (0,), "paper": (0,)},
-        minutes={"quick": 2, "paper": 65000},
+        minutes={"quick": 4, "paper": 65000},
     ),
     Experiment(
         name="cban-cifar",
@@ -214,7 +214,7 @@ EXPERIMENTS = (
         data="CIFAR-10 (its binary or python version, or a subset)",
         needs="`lmser data get cifar10` downloads it or says where it is to be had",
         seeds={"quick": (0,), "paper": (0,)},
-        minutes={"quick": 2, "paper": 135000},
+        minutes={"quick": 4, "paper": 135000},
     ),
     Experiment(
         name="cban-superres",
@@ -223,7 +223,7 @@ EXPERIMENTS = (
         data="T91, Set5, Set14, BSD100 and, where it is there, Urban100 (folders of PNG files)",
         needs="`lmser data get super-resolution` says where they are to be had",
         seeds={"quick": (0,), "paper": (0,)},
-        minutes={"quick": 1, "paper": 87000},
+        minutes={"quick": 3, "paper": 87000},
     ),
     Experiment(
         name="cban-threshold",
@@ -232,7 +232,7 @@ EXPERIMENTS = (
         data="Omniglot (images_background.zip)",
         needs="`lmser data get omniglot` says where it is to be had",
         seeds={"quick": (0,), "paper": (0,)},
-        minutes={"quick": 1, "paper": 23000},
+        minutes={"quick": 2, "paper": 23000},
     ),
     Experiment(
         name="cban-order",
@@ -241,7 +241,7 @@ EXPERIMENTS = (
         data="Omniglot (images_background.zip)",
         needs="`lmser data get omniglot` says where it is to be had",
         seeds={"quick": (0,), "paper": (0,)},
-        minutes={"quick": 1, "paper": 43000},
+        minutes={"quick": 2, "paper": 43000},
     ),
 )
 
