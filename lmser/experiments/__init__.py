@@ -167,7 +167,7 @@ EXPERIMENTS = (
         data="",
         needs="",
         seeds={"quick": (0,), "paper": (0, 1, 2)},
-        minutes={"quick": 2, "paper": 90},
+        minutes={"quick": 2, "paper": 45},
     ),
     Experiment(
         name="cban-mnist",
@@ -176,7 +176,7 @@ EXPERIMENTS = (
         data="MNIST (idx files)",
         needs="`lmser data get mnist` downloads it",
         seeds={"quick": (0,), "paper": (0,)},
-        minutes={"quick": 3, "paper": 120},
+        minutes={"quick": 3, "paper": 70},
     ),
     Experiment(
         name="cban-evidence",
