@@ -223,7 +223,7 @@ EXPERIMENTS = (
         data="T91, Set5, Set14, BSD100 and, where it is there, Urban100 (folders of PNG files)",
         needs="`lmser data get super-resolution` says where they are to be had",
         seeds={"quick": (0,), "paper": (0,)},
-        minutes={"quick": 3, "paper": 87000},
+        minutes={"quick": 2, "paper": 87000},
     ),
     Experiment(
         name="cban-threshold",
