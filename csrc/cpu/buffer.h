@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "engine.h"
+#include "pages.h"
 
 namespace lmser {
 
@@ -38,9 +39,7 @@ class ScratchStore {
       bytes = found.bytes;
       return found.data;
     }
-    void* p = std::aligned_alloc(64, bytes);
-    if (!p) throw std::bad_alloc();
-    return p;
+    return pages(64, bytes);
   }
   void give(void* data, std::size_t bytes) noexcept {
     if (bytes > kKept) return std::free(data);

@@ -5,6 +5,8 @@
 #include <new>
 #include <vector>
 
+#include "pages.h"
+
 namespace lmser::output_store {
 namespace {
 
@@ -42,9 +44,7 @@ Piece take(std::size_t bytes) {
     }
   }
   bytes = (bytes + 4095) / 4096 * 4096;
-  void* const data = std::aligned_alloc(4096, bytes);
-  if (!data) throw std::bad_alloc();
-  return {data, bytes};
+  return {pages(4096, bytes), bytes};
 }
 
 void give(Piece piece) noexcept {
