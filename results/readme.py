@@ -19,6 +19,8 @@ SHOWN = {
     "stl10-reconstruction-paper": ("As printed", "With a warm-up", "near-isometric"),
     "recognition-paper": ("accuracy %, attacks",),
     "classification-paper": ("Accuracy",),
+    "cban-bars-paper": ("As printed", "Calibrated"),
+    "cban-mnist-paper": ("As printed", "Calibrated"),
 }
 
 

@@ -67,7 +67,7 @@ _TITLES = {
     "calibrated": "Calibrated: batches of 400, powers of the losses",
 }
 COLUMNS = (IMAGES, PIXELS, MISSING, FIRST, SECOND, UNSEEN, SWEEPS)
-_DIGITS = dict.fromkeys(COLUMNS, 3) | {IMAGES: 2, FIRST: 2, SECOND: 2, UNSEEN: 2, SWEEPS: 2}
+_DIGITS = dict.fromkeys(COLUMNS, 3) | {FIRST: 2, SECOND: 2, UNSEEN: 2, SWEEPS: 2}
 _SINGLE_SHOT, _SECOND, _INFERRED = 90.0, 1.0, 99.9
 _SHOWN, _UNITS = 16, 24
 
