@@ -1,18 +1,20 @@
-"""``python -m bench.readme``: writes the README's table of measurements from bench/results/cpu.json."""
+"""``python -m bench.readme``: writes the README's tables of measurements from the files in bench/results."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from lmser._atomic import atomic_write
 
 ROOT = Path(__file__).resolve().parent.parent
-BEGIN, END = "<!-- bench -->", "<!-- /bench -->"
+RESULTS = ROOT / "bench" / "results"
 
 
-def table(result: dict) -> str:
-    """The table and the sentence saying where it comes from."""
+def layers() -> str:
+    """Layers and networks against eager PyTorch, and the sentence saying where it comes from."""
+    result = _read("cpu.json")
     lines = [
         "| workload | fused, ms | best eager, ms | ratio | % of FMA peak |",
         "|---|---:|---:|---:|---:|",
@@ -20,25 +22,91 @@ def table(result: dict) -> str:
     for row in result["rows"]:
         lines.append(
             f"| {row['workload']} | {row['fused_ms']:.2f} | {row['best_eager_ms']:.2f} ({row['best_eager']}) "
-            f"| {row['ratio']:.2f} | {100 * row['gflops'] / row['fma_peak_gflops']:.0f} |"
+            f"| {row['ratio']:.2f} | {_peak(row)} |"
         )
     where = (
-        f"float32, {result['threads']} threads of {result['processor']} ({result['isa']}), torch {result['torch']}, commit "
-        f"`{result['commit']}`. Medians of alternating calls, verified against float64 before timing; the peak is the one "
-        "measured in the same run, and arithmetic is counted as the direct sum's, so more than 100 % means that fewer "
-        "products were made. `python -m bench --json bench/results/cpu.json` and `python -m bench.readme` reproduce it."
+        f"float32, {_machine(result)}. Medians of alternating calls, verified against float64 before timing; the peak is "
+        "the one measured in the same run, and arithmetic is counted as the direct sum's, so more than 100 % means that "
+        "fewer products were made. `python -m bench --json bench/results/cpu.json` and `python -m bench.readme` "
+        "reproduce it."
     )
     return "\n".join([*lines, "", where])
 
 
+def settling() -> str:
+    """Settling against the loops people write, its memory, and where that comes from."""
+    result, memory = _read("settle_cpu.json"), _read("settle_memory.json")
+    lines = [
+        "| one solve: 10 sweeps of batch 16, FBAN 20 of 250 | fused, ms | ± % | against 004's loop | against the best other "
+        "| % of FMA peak |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for row in result["rows"]:
+        paper = row["all_ms"]["paper's loop"] / row["fused_ms"]
+        lines.append(
+            f"| {row['workload'].removeprefix('settle ')} | {row['fused_ms']:.1f} | {100 * row['spread']:.0f} "
+            f"| {paper:.2f} | {row['ratio']:.2f} ({row['best_eager']}) | {_peak(row)} |"
+        )
+    where = (
+        "004's loop computes every drive at every update, in eager PyTorch; the others compute each drive once a sweep or "
+        "go through `torch.compile`, in either memory format. Training is the squared error of all readouts and its "
+        f"gradient through all sweeps. {_machine(result)}: `python -m bench --only settle --json "
+        "bench/results/settle_cpu.json`."
+    )
+    lines += [
+        "",
+        where,
+        "",
+        "| peak memory of a training step, MB | fused | bfloat16 trajectory | least other |",
+    ]
+    lines.append("|---|---:|---:|---:|")
+    for network, peaks in memory["peak_mb"].items():
+        least = min(value for name, value in peaks.items() if not name.startswith("fused"))
+        ours = [peaks[name] for name in ("fused", "fused, bfloat16 trajectory")]
+        cells = " | ".join(f"{value:.0f} ({value / least:.2f})" for value in ours)
+        lines.append(f"| {network} | {cells} | {least:.0f} |")
+    long = memory["long"]
+    lines += ["", f"| {long['sweeps']} sweeps of CBAN-CIFAR, a training step | MB | s |", "|---|---:|---:|"]
+    names = {
+        "bptt": "through the sweeps",
+        "checkpointed": "the same, states of every eighth sweep kept (`checkpoint_every=8`)",
+        "implicit": '`backward="implicit"`',
+    }
+    for name, title in names.items():
+        lines.append(f"| {title} | {long['peak_mb'][name]:.0f} | {long['seconds'][name]:.2f} |")
+    lines += ["", "`python -m bench.settle_memory --json bench/results/settle_memory.json`."]
+    return "\n".join(lines)
+
+
+PARTS = {"bench": layers, "bench settle": settling}
+
+
+def _read(name: str) -> Any:
+    return json.loads((RESULTS / name).read_text(encoding="utf-8"))
+
+
+def _peak(row: dict[str, Any]) -> str:
+    return f"{100 * row['gflops'] / row['fma_peak_gflops']:.0f}"
+
+
+def _machine(result: dict[str, Any]) -> str:
+    return (
+        f"{result['threads']} threads of {result['processor']} ({result['isa']}), torch {result['torch']}, commit "
+        f"`{result['commit']}`"
+    )
+
+
 def main() -> None:
-    """Rewrite the part between the markers."""
-    result = json.loads((ROOT / "bench/results/cpu.json").read_text())
+    """Rewrite the parts between the markers."""
     readme = ROOT / "README.md"
-    before, _, rest = readme.read_text().partition(BEGIN)
-    _, _, after = rest.partition(END)
+    text = readme.read_text(encoding="utf-8")
+    for name, part in PARTS.items():
+        begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+        before, _, rest = text.partition(begin)
+        _, _, after = rest.partition(end)
+        text = f"{before}{begin}\n{part()}\n{end}{after}"
     with atomic_write(readme, "w") as file:
-        file.write(f"{before}{BEGIN}\n{table(result)}\n{END}{after}")
+        file.write(text)
 
 
 if __name__ == "__main__":
