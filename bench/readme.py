@@ -20,6 +20,8 @@ def layers() -> str:
         "|---|---:|---:|---:|---:|",
     ]
     for row in result["rows"]:
+        if row["workload"].startswith("settle "):
+            continue
         lines.append(
             f"| {row['workload']} | {row['fused_ms']:.2f} | {row['best_eager_ms']:.2f} ({row['best_eager']}) "
             f"| {row['ratio']:.2f} | {_peak(row)} |"
