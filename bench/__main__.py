@@ -1,4 +1,4 @@
-"""``python -m bench [--only TEXT] [--json FILE] [--threads N]``: every workload, contenders alternating; a table with
+"""``python -m bench [--only TEXT] [--skip TEXT] [--json FILE] [--threads N]``: every workload, contenders alternating; a table with
 the ratio to the best eager contender, the spread, and the fraction of the FMA peak measured in the same run."""
 
 from __future__ import annotations
@@ -61,6 +61,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--only", default="", help="workloads whose name contains this")
+    parser.add_argument("--skip", help="no workloads whose name contains this")
     parser.add_argument("--json", type=Path, help="write results here")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--isa", help="make the kernels use this instruction set (avx512, avx2, baseline)")
@@ -68,9 +69,11 @@ def main() -> None:
     if options.isa:
         _C.choose_isa(options.isa)
     torch.set_num_threads(options.threads)
-    chosen = [w for w in workloads() if options.only in w.name]
+    chosen = [
+        w for w in workloads() if options.only in w.name and not (options.skip and options.skip in w.name)
+    ]
     if not chosen:
-        parser.error(f"no workload contains {options.only!r}")
+        parser.error(f"no workload contains {options.only!r} and not {options.skip!r}")
     rows = []
     print(
         f"{'workload':58} {'fused ms':>9} {'± %':>5} {'eager ms':>9} {'ratio':>6} {'GFLOP/s':>8} {'peak %':>6} {'error':>8}"

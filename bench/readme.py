@@ -20,8 +20,6 @@ def layers() -> str:
         "|---|---:|---:|---:|---:|",
     ]
     for row in result["rows"]:
-        if row["workload"].startswith("settle "):
-            continue
         lines.append(
             f"| {row['workload']} | {row['fused_ms']:.2f} | {row['best_eager_ms']:.2f} ({row['best_eager']}) "
             f"| {row['ratio']:.2f} | {_peak(row)} |"
@@ -29,7 +27,7 @@ def layers() -> str:
     where = (
         f"float32, {_machine(result)}. Medians of alternating calls, verified against float64 before timing; the peak is "
         "the one measured in the same run, and arithmetic is counted as the direct sum's, so more than 100 % means that "
-        "fewer products were made. `python -m bench --json bench/results/cpu.json` and `python -m bench.readme` "
+        "fewer products were made. `python -m bench --skip settle --json bench/results/cpu.json` and `python -m bench.readme` "
         "reproduce it."
     )
     return "\n".join([*lines, "", where])
