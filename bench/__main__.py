@@ -1,5 +1,6 @@
-"""``python -m bench [--only TEXT] [--skip TEXT] [--json FILE] [--threads N]``: every workload, contenders alternating; a table with
-the ratio to the best eager contender, the spread, and the fraction of the FMA peak measured in the same run."""
+"""``python -m bench [--only TEXT] [--skip TEXT] [--json FILE] [--threads N]``: every workload, contenders
+alternating; a table with the ratio to the best eager contender, the spread, and the fraction of the FMA peak measured in
+the same run."""
 
 from __future__ import annotations
 

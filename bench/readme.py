@@ -27,8 +27,8 @@ def layers() -> str:
     where = (
         f"float32, {_machine(result)}. Medians of alternating calls, verified against float64 before timing; the peak is "
         "the one measured in the same run, and arithmetic is counted as the direct sum's, so more than 100 % means that "
-        "fewer products were made. `python -m bench --skip settle --json bench/results/cpu.json` and `python -m bench.readme` "
-        "reproduce it."
+        "fewer products were made. `python -m bench --skip settle --json bench/results/cpu.json` and "
+        "`python -m bench.readme` reproduce it."
     )
     return "\n".join([*lines, "", where])
 
