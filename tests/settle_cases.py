@@ -61,6 +61,16 @@ _SHAPES = {
 SHAPES = [name for name in _SHAPES if name not in ("wide", "many samples")]
 
 
+VARIANTS = {
+    "plain": {},
+    "states given": {"zero": False},
+    "some evidence": {"evidence": "some"},
+    "all evidence": {"evidence": "all"},
+    "blended": {"evidence": "some", "strength": 0.6, "external": True},
+    "free reverse weights": {"reverse": True, "evidence": "some"},
+}
+
+
 def case(
     shape: str,
     *,
