@@ -74,7 +74,7 @@ def main() -> None:
         w for w in workloads() if options.only in w.name and not (options.skip and options.skip in w.name)
     ]
     if not chosen:
-        parser.error(f"no workload contains {options.only!r} and not {options.skip!r}")
+        parser.error(f"no workload is left by --only {options.only!r} and --skip {options.skip!r}")
     rows = []
     print(
         f"{'workload':58} {'fused ms':>9} {'± %':>5} {'eager ms':>9} {'ratio':>6} {'GFLOP/s':>8} {'peak %':>6} {'error':>8}"

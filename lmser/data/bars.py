@@ -84,11 +84,10 @@ def unique_evidence(index: Tensor, generator: torch.Generator, *, uneven: float 
     which no other image is consistent.
 
     The distribution is that of the module's docstring; `uneven` is the probability with which a draw has one share for
-    each row or for each column, either equally often, in the place of one for the image. Some
-    of these leave a bar without any observed pixel (`unseen_bars` counts them), so that it must be inferred from
-    black ones. Errors: TypeError or ValueError
-    naming the argument for an index that is not int64 in 0..19, a generator that is not the CPU's, or an `uneven`
-    that is not between 0 and 1.
+    each row or for each column, either equally often, in the place of one for the image. Some of these leave a bar
+    without any observed pixel (`unseen_bars` counts them), so that it must be inferred from black ones. Errors:
+    TypeError or ValueError naming the argument for an index that is not int64 in 0..19, a generator that is not the
+    CPU's, or an `uneven` that is not between 0 and 1.
     """
     _check_index("unique_evidence", index)
     check_generator("unique_evidence", generator)
