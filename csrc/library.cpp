@@ -14,11 +14,13 @@ STABLE_TORCH_LIBRARY(lmser, m) {
   m.def(
       "conv_transpose2d_add_act(Tensor z, Tensor weight, Tensor? add, Tensor? bias, Tensor? gate, SymInt[] stride, "
       "SymInt[] padding, "
-      "SymInt[] output_size, SymInt[] upsample, str activation, float slope, bool drive) -> (Tensor, Tensor)");
+      "SymInt[] output_size, SymInt[] upsample, str activation, float slope, bool drive, float gate_slope) -> (Tensor, "
+      "Tensor)");
   m.def(
       "conv_transpose2d_add_act_backward(Tensor? grad, Tensor? grad_drive, Tensor h, Tensor z, Tensor weight, Tensor? "
       "gate, SymInt[] stride, "
-      "SymInt[] padding, SymInt[] upsample, str activation, float slope, bool[] needs) -> (Tensor, Tensor, Tensor, "
+      "SymInt[] padding, SymInt[] upsample, str activation, float slope, bool[] needs, float gate_slope) -> "
+      "(Tensor, Tensor, Tensor, "
       "Tensor)");
   m.def("tied_conv2d(Tensor x, Tensor z, Tensor weight, SymInt[] stride, SymInt[] padding) -> (Tensor, Tensor)");
   m.def(
@@ -27,6 +29,16 @@ STABLE_TORCH_LIBRARY(lmser, m) {
       "-> Tensor");
   m.def("add_act(Tensor y, Tensor? u, Tensor? bias, str activation, float slope) -> Tensor");
   m.def("add_act_backward(Tensor grad, Tensor h, str activation, float slope, bool needs_bias) -> (Tensor, Tensor)");
+  m.def(
+      "max_pool2d_act(Tensor x, SymInt[] kernel_size, SymInt[] stride, SymInt[] padding, str activation, float slope) "
+      "-> "
+      "(Tensor, Tensor)");
+  m.def(
+      "max_unpool2d(Tensor z, Tensor places, Tensor? h, SymInt[] output_size, SymInt[] kernel_size, SymInt[] stride, "
+      "SymInt[] padding, str activation, float slope) -> Tensor");
+  m.def(
+      "max_select2d(Tensor x, Tensor places, Tensor? h, SymInt[] kernel_size, SymInt[] stride, SymInt[] padding, str "
+      "activation, float slope) -> Tensor");
   m.def(
       "settle_step(Tensor? below, Tensor? above, Tensor? weight_below, Tensor? weight_above, Tensor? bias, Tensor? "
       "evidence, Tensor? hold, Tensor? previous, SymInt[] padding, SymInt[] padding_above, SymInt[] pool, SymInt[] "

@@ -13,10 +13,20 @@ from torch import Tensor, nn
 from lmser_kernels.add_act.api import add_act
 from lmser_kernels.arguments import Pair, pair
 from lmser_kernels.layer import Activated, Convolution, Weighted
+from lmser_kernels.max_pool.api import max_pool2d_act
+from lmser_kernels.max_pool.reference import windows
 from lmser_kernels.settle.module import Settle
 from lmser_kernels.tied_conv.api import conv2d_add_act, conv_transpose2d_add_act, tied_conv2d
 
-__all__ = ["AddAct", "Conv2dAddAct", "ConvTranspose2dAddAct", "Settle", "TiedConv2d", "TiedLinear"]
+__all__ = [
+    "AddAct",
+    "Conv2dAddAct",
+    "ConvTranspose2dAddAct",
+    "MaxPool2dAct",
+    "Settle",
+    "TiedConv2d",
+    "TiedLinear",
+]
 
 
 class Conv2dAddAct(Convolution):
@@ -143,6 +153,7 @@ class ConvTranspose2dAddAct(Convolution):
         add: Tensor | None = None,
         output_size: Pair | None = None,
         gate: Tensor | None = None,
+        gate_slope: float = 0.0,
     ) -> Tensor:
         if output_size is None and self.output_padding != (0, 0) and z.dim() == 4:
             output_size = tuple(
@@ -162,6 +173,7 @@ class ConvTranspose2dAddAct(Convolution):
             output_size=output_size,
             upsample=self.upsample,
             gate=gate,
+            gate_slope=gate_slope,
             activation=self.activation,
             slope=self.slope,
             impl=self.impl,
@@ -208,6 +220,7 @@ class TiedConv2d(Convolution):
         *,
         bias: Tensor | None = None,
         gate: Tensor | None = None,
+        gate_slope: float = 0.0,
     ) -> Tensor:
         """`f(convᵀ(z) + bias + add)`, of `output_size` (None: the smallest one possible)."""
         return conv_transpose2d_add_act(
@@ -219,6 +232,7 @@ class TiedConv2d(Convolution):
             padding=self.padding,
             output_size=output_size,
             gate=gate,
+            gate_slope=gate_slope,
             activation=self.activation,
             slope=self.slope,
             impl=self.impl,
@@ -317,6 +331,39 @@ class AddAct(Activated):
     def extra_repr(self) -> str:
         channels = "" if self.bias is None else f", channels={self.bias.shape[0]}"
         return self._activation_repr() + channels
+
+
+class MaxPool2dAct(Activated):
+    """`h = f(max_pool(x))`; see `lmser_kernels.max_pool2d_act`. Arguments as `nn.MaxPool2d`'s, then `activation`
+    and `slope`."""
+
+    def __init__(
+        self,
+        kernel_size: Pair,
+        stride: Pair | None = None,
+        padding: Pair = 0,
+        activation: str = "identity",
+        slope: float | None = None,
+        *,
+        impl: str = "auto",
+    ) -> None:
+        super().__init__(activation, slope, impl)
+        self.kernel_size, self.stride, self.padding = windows(kernel_size, stride, padding)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return max_pool2d_act(
+            x,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            activation=self.activation,
+            slope=self.slope,
+            impl=self.impl,
+        )
+
+    def extra_repr(self) -> str:
+        padding = "" if self.padding == (0, 0) else f", padding={self.padding}"
+        return f"{self.kernel_size}, stride={self.stride}{padding}, {self._activation_repr()}"
 
 
 def _pixels(name: str, rows: Tensor) -> Tensor:

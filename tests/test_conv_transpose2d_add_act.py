@@ -107,6 +107,7 @@ class TestDerivatives:
                 add,
                 bias,
                 gate=gate if gated else None,
+                gate_slope=0.2 if gated and activation in ("identity", "relu", "leaky_relu") else 0.0,
                 activation=activation,
                 return_drive=return_drive,
                 impl=impl,

@@ -136,6 +136,17 @@ CALLS = {
     "output_size too small": (down(Z, W, output_size=(6, 5)), ValueError, r"from \(6, 6\) to \(6, 6\)"),
     "output_size a float": (down(Z, W, output_size=6.0), TypeError, "output_size must be an int or a pair"),
     "nothing left": (down(Z, W, padding=3), ValueError, r"padding \(3, 3\) leaves nothing of the output"),
+    "gate_slope below zero": (
+        down(Z, W, gate_slope=-0.1),
+        ValueError,
+        "gate_slope must be finite and not negative",
+    ),
+    "gate_slope of text": (down(Z, W, gate_slope="0.1"), TypeError, "gate_slope must be a number"),
+    "gate_slope with tanh": (
+        down(Z, W, gate_slope=0.1, activation="tanh"),
+        ValueError,
+        "gate_slope must be 0 with activation 'tanh'",
+    ),
     "gate of another shape": (
         down(Z, W, upsample=2, gate=torch.zeros(2, 3, 6, 6)),
         ValueError,

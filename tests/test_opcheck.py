@@ -34,7 +34,7 @@ def conv_transpose(activation, drive, channels_last):
     add, gate = tensor(2, 3, 6, 10), tensor(2, 3, 6, 10, requires_grad=False)
     return (
         *(z, weight, add, tensor(3), gate if drive else None),
-        *((2, 1), (1, 0), (6, 5), (1, 2), activation, 0.0, drive),
+        *((2, 1), (1, 0), (6, 5), (1, 2), activation, 0.0, drive, 0.0 if activation == "tanh" else 0.1),
     )
 
 
@@ -44,7 +44,7 @@ def conv_transpose_backward(activation, drive, channels_last):
     needs = [drive, True, not drive, True]
     return (
         *(grad if drive else None, grad, h, z, weight, gate),
-        *((2, 1), (1, 0), (1, 2), activation, 0.0, needs),
+        *((2, 1), (1, 0), (1, 2), activation, 0.0, needs, 0.0 if activation == "tanh" else 0.1),
     )
 
 
@@ -65,6 +65,30 @@ def add_act(activation, drive, channels_last):
 
 def add_act_backward(activation, drive, channels_last):
     return tensor(2, 3, 4, 5), tensor(2, 3, 4, 5, channels_last=channels_last), activation, 0.0, drive
+
+
+WINDOWS = ((3, 2), (2, 1), (1, 0))
+
+
+def max_pool(activation, drive, channels_last):
+    return tensor(2, 3, 7, 6, channels_last=channels_last), *WINDOWS, activation, 0.0
+
+
+def winners(activation, channels_last):
+    x, *windows, _, _ = max_pool(activation, False, channels_last)
+    with torch.no_grad():
+        h, places = torch.ops.lmser.max_pool2d_act(x, *windows, activation, 0.0)
+    return places, None if activation == "identity" else h.requires_grad_()
+
+
+def max_unpool(activation, drive, channels_last):
+    z = tensor(2, 3, 4, 5, channels_last=channels_last)
+    return z, *winners(activation, channels_last), (7, 6), *WINDOWS, activation, 0.0
+
+
+def max_select(activation, drive, channels_last):
+    x = tensor(2, 3, 7, 6, channels_last=channels_last)
+    return x, *winners(activation, channels_last), *WINDOWS, activation, 0.0
 
 
 def network(channels_last):
@@ -135,6 +159,9 @@ OPERATORS = {
     "add_act": add_act,
     "add_act_backward": add_act_backward,
     "settle_step": settle_step,
+    "max_pool2d_act": max_pool,
+    "max_unpool2d": max_unpool,
+    "max_select2d": max_select,
     "settle": settle,
     "settle_backward": settle_backward,
     "settle_adjoint": settle_adjoint,

@@ -82,7 +82,9 @@ class Case:
 
     def linear_keywords(self) -> dict[str, Any]:
         return {
-            k: v for k, v in self.keywords.items() if k not in ("activation", "slope", "gate", "return_drive")
+            k: v
+            for k, v in self.keywords.items()
+            if k not in ("activation", "slope", "gate", "gate_slope", "return_drive")
         }
 
 
@@ -150,6 +152,8 @@ def cases(draw: st.DrawFn, transposed: bool, dtypes: tuple[torch.dtype, ...] = D
         keywords["slope"] = draw(st.sampled_from([None, 0.05, 0.7]))
     if transposed and draw(st.booleans()):
         keywords["gate"] = laid_out(out, draw(layouts), generator, dtype).detach()
+        if keywords["activation"] in ("identity", "relu", "leaky_relu"):
+            keywords["gate_slope"] = draw(st.sampled_from([0.0, 0.25]))
     grad = laid_out(out, draw(layouts), generator, dtype).detach()
     grad_drive = None
     if draw(st.booleans()):
@@ -222,7 +226,7 @@ def check_against_oracle(case: Case, operation: Any, impl: str, threads: int = 1
     grad, gate = wide(case.grad), keywords.get("gate")
     pre = grad * activations.derivative(wide(h), keywords["activation"], keywords.get("slope"))
     if gate is not None:
-        pre = pre * (gate > 0)
+        pre = pre * torch.where(gate > 0, 1.0, keywords.get("gate_slope", 0.0))
     total = pre if case.grad_drive is None else pre + wide(case.grad_drive)
     size = grad.abs() if case.grad_drive is None else grad.abs() + wide(case.grad_drive).abs()
     x.requires_grad_(), w.requires_grad_()

@@ -165,7 +165,7 @@ void flush_rows(const Sink& s, std::int64_t linear_h, std::int64_t linear_w, std
           Vec<T> v = load_n<T>(row + i, k);
           if (add) v = v + load_n<T>(add + i, k);
           v = act<A, T>(v, T(s.slope));
-          if (gate) v = v * (load_n<T>(gate + i, k) > T(0) ? splat<T>(T(1)) : splat<T>(T(0)));
+          if (gate) v = v * (load_n<T>(gate + i, k) > T(0) ? splat<T>(T(1)) : splat<T>(T(s.gate_slope)));
           store_n<T>(row + i, v, k);
         });
       });

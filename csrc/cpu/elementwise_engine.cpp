@@ -146,6 +146,39 @@ void run_add_act(const InstructionSet& isa, const ThreadPool& pool, View y, View
 
 namespace {
 template <class T>
+void pool_pass(const InstructionSet& isa, const ThreadPool& pool, const PoolCall& call, const View& over,
+               void (*Kernels<T>::*rows)(const PoolCall&, std::int64_t, std::int64_t, std::int64_t, T*)) {
+  const Kernels<T>& k = kernels_of<T>(isa);
+  over_rows<T>(pool, over, k.pool_scratch(call),
+               [&](std::int64_t, std::int64_t n, std::int64_t h0, std::int64_t h1, T* scratch) {
+                 (k.*rows)(call, n, h0, h1, scratch);
+               });
+}
+}  // namespace
+
+void run_max_pool(const InstructionSet& isa, const ThreadPool& pool, const PoolCall& call) {
+  if (call.big.dtype == DType::f64)
+    pool_pass<double>(isa, pool, call, call.small, &Kernels<double>::pool_rows);
+  else
+    pool_pass<float>(isa, pool, call, call.small, &Kernels<float>::pool_rows);
+}
+
+void run_max_unpool(const InstructionSet& isa, const ThreadPool& pool, const PoolCall& call) {
+  if (call.big.dtype == DType::f64)
+    pool_pass<double>(isa, pool, call, call.big, &Kernels<double>::unpool_rows);
+  else
+    pool_pass<float>(isa, pool, call, call.big, &Kernels<float>::unpool_rows);
+}
+
+void run_max_select(const InstructionSet& isa, const ThreadPool& pool, const PoolCall& call) {
+  if (call.big.dtype == DType::f64)
+    pool_pass<double>(isa, pool, call, call.small, &Kernels<double>::select_rows);
+  else
+    pool_pass<float>(isa, pool, call, call.small, &Kernels<float>::select_rows);
+}
+
+namespace {
+template <class T>
 void epilogue(const InstructionSet& isa, const ThreadPool& pool, Epilogue e, const View& result) {
   const std::int64_t rows = result.n * result.h, values = rows * result.w * result.c;
   if (values == 0) return;

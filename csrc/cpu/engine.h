@@ -81,6 +81,11 @@ void run_transform(const InstructionSet& isa, const ThreadPool& pool, Source sou
 void run_add_act(const InstructionSet& isa, const ThreadPool& pool, View y, View u, const View& bias, View out,
                  Activation activation, double slope);
 
+// small and places from big; big from small and places; small from big and places.
+void run_max_pool(const InstructionSet& isa, const ThreadPool& pool, const PoolCall& call);
+void run_max_unpool(const InstructionSet& isa, const ThreadPool& pool, const PoolCall& call);
+void run_max_select(const InstructionSet& isa, const ThreadPool& pool, const PoolCall& call);
+
 // The plan of a convolution as run_conv would make it, after layout normalisation.
 ConvPlan inspect_conv(const InstructionSet& isa, int threads, Geometry geometry, bool double_precision,
                       bool channels_last);

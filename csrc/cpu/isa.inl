@@ -1,5 +1,6 @@
 // The table of one instruction set; included by cpu/isa_*.cpp, which name LMSER_ISA and its register shape.
 #include "conv_unit.h"
+#include "max_pool_unit.h"
 #include "rows_unit.h"
 #include "weight_grad_unit.h"
 
@@ -38,6 +39,10 @@ constexpr Kernels<T> kernels() {
   k.transform_rows = transform_rows<T>;
   k.add_act_scratch = add_act_scratch<T>;
   k.add_act_rows = add_act_rows<T>;
+  k.pool_scratch = pool_scratch<T>;
+  k.pool_rows = pool_rows<T>;
+  k.unpool_rows = unpool_rows<T>;
+  k.select_rows = select_rows<T>;
   k.epilogue_rows = epilogue_rows<T>;
   k.fma_rounds = fma_rounds<T>;
   return k;

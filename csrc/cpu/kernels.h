@@ -21,8 +21,8 @@ struct WeightGradCall {
   T* sum;  // as the plan says, added to
 };
 
-// g = base * f'(output) [* (gate > 0)] over a range of rows, written to `pre`; g + extra to `total`; the sum of
-// g over pixels added to `bias`. Any of the three may be absent.
+// g = base * f'(output) [* (gate > 0 ? 1 : gate_slope)] over a range of rows, written to `pre`; g + extra to `total`;
+// the sum of g over pixels added to `bias`. Any of the three may be absent.
 struct TransformCall {
   Source source;
   View pre, total;
@@ -35,6 +35,16 @@ struct AddActCall {
   View y, u, out;
   const T* bias = nullptr;
   bool bias_by_row = false;
+  Activation activation = Activation::identity;
+  double slope = 0;
+};
+
+// Max pooling: `big` before it, `small` after it; of each value of `small` the place of its winner in its window, row
+// by row, as dense (N, H', W', C).
+struct PoolCall {
+  View big, small, output;  // output: what f' is read from, as `small`
+  std::uint8_t* places = nullptr;
+  int kernel_h = 1, kernel_w = 1, stride_h = 1, stride_w = 1, pad_h = 0, pad_w = 0;
   Activation activation = Activation::identity;
   double slope = 0;
 };
@@ -58,6 +68,11 @@ struct Kernels {
   void (*transform_rows)(const TransformCall&, std::int64_t image, std::int64_t row0, std::int64_t row1, T* scratch);
   std::int64_t (*add_act_scratch)(const AddActCall<T>&);
   void (*add_act_rows)(const AddActCall<T>&, std::int64_t image, std::int64_t row0, std::int64_t row1, T* scratch);
+  // Rows of `small` from `big`, rows of `big` from `small`, and rows of `small` from `big` again (max_pool_unit.h).
+  std::int64_t (*pool_scratch)(const PoolCall&);
+  void (*pool_rows)(const PoolCall&, std::int64_t image, std::int64_t row0, std::int64_t row1, T* scratch);
+  void (*unpool_rows)(const PoolCall&, std::int64_t image, std::int64_t row0, std::int64_t row1, T* scratch);
+  void (*select_rows)(const PoolCall&, std::int64_t image, std::int64_t row0, std::int64_t row1, T* scratch);
   // Rows [row0, row1) of an image of `result`, whole channels; `unit` tells the sums apart.
   void (*epilogue_rows)(const Epilogue&, const View& result, std::int64_t image, std::int64_t row0, std::int64_t row1,
                         std::int64_t unit);

@@ -26,12 +26,12 @@ struct View {
   explicit operator bool() const { return data != nullptr; }
 };
 
-// What is read: value = base [* f'(output)] [* (gate > 0)] [+ extra], then summed over windows of
+// What is read: value = base [* f'(output)] [* (gate > 0 ? 1 : gate_slope)] [+ extra], then summed over windows of
 // pool_h x pool_w and multiplied by scale. Sizes are those of `base`.
 struct Source {
   View base, output, gate, extra;
   Activation activation = Activation::identity;
-  double slope = 0;
+  double slope = 0, gate_slope = 0;
   int pool_h = 1, pool_w = 1;
   double scale = 1;
   bool plain() const { return !output && !gate && !extra && pool_h == 1 && pool_w == 1 && scale == 1; }
@@ -58,13 +58,13 @@ struct Epilogue {
   double slope = 0;
 };
 
-// What is written: out = f(scale * up(linear) + add + bias) [* (gate > 0)], drive = scale * up(linear),
-// where up repeats pixels upsample_h x upsample_w times. Rows and columns of `out` beyond that are zero.
+// What is written: out = f(scale * up(linear) + add + bias) [* (gate > 0 ? 1 : gate_slope)], drive = scale *
+// up(linear), where up repeats pixels upsample_h x upsample_w times. Rows and columns of `out` beyond that are zero.
 struct Sink {
   View out, drive, add, gate;
   const void* bias = nullptr;  // in the compute type, one value per channel
   Activation activation = Activation::identity;
-  double slope = 0;
+  double slope = 0, gate_slope = 0;
   int upsample_h = 1, upsample_w = 1;
   double scale = 1;
   const Epilogue* epilogue = nullptr;

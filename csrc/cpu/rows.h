@@ -127,7 +127,8 @@ struct RowScratch {
   static RowScratch at(T* p, std::int64_t row) { return {p, p + row, p + 2 * row, p + 3 * row, p + 4 * row}; }
 };
 
-// The gradient before the activation, g = base * f'(output) [* (gate > 0)] [+ extra], for row h of image n.
+// The gradient before the activation, g = base * f'(output) [* (gate > 0 ? 1 : gate_slope)] [+ extra], for row h of
+// image n.
 template <class T>
 const T* transformed_row(const Source& s, std::int64_t n, std::int64_t h, const RowScratch<T>& scratch,
                          bool with_extra = true) {
@@ -144,7 +145,7 @@ const T* transformed_row(const Source& s, std::int64_t n, std::int64_t h, const 
     for_lanes<T>(count, [&](std::int64_t i, int k) {
       Vec<T> v = load_n<T>(g + i, k);
       if (out) v = act_pull_back<A, T>(v, load_n<T>(out + i, k), slope);
-      if (gate) v = v * (load_n<T>(gate + i, k) > T(0) ? splat<T>(T(1)) : splat<T>(T(0)));
+      if (gate) v = v * (load_n<T>(gate + i, k) > T(0) ? splat<T>(T(1)) : splat<T>(T(s.gate_slope)));
       if (add) v = v + load_n<T>(add + i, k);
       store_n<T>(dst + i, v, k);
     });

@@ -95,7 +95,8 @@ std::tuple<Tensor, Tensor> conv_transpose2d_add_act(const Tensor& z, const Tenso
                                                     const std::optional<Tensor>& add, const std::optional<Tensor>& bias,
                                                     const std::optional<Tensor>& gate, const Ints& stride,
                                                     const Ints& padding, const Ints& output_size, const Ints& upsample,
-                                                    const std::string& activation, double slope, bool with_drive) {
+                                                    const std::string& activation, double slope, bool with_drive,
+                                                    double gate_slope) {
   const View v = view_of(z, "z"), w = weight_view(weight, z, "z");
   const Pair up = pair_of(upsample, "upsample", 1), size = pair_of(output_size, "output_size", 1);
   const Geometry g =
@@ -105,6 +106,9 @@ std::tuple<Tensor, Tensor> conv_transpose2d_add_act(const Tensor& z, const Tenso
   sink.activation = activation_named(activation), sink.slope = slope;
   sink.upsample_h = up.h, sink.upsample_w = up.w;
   sink.add = same_shape_view(add, "add", z, "z", g.batch, g.in_c, out_h, out_w);
+  STD_TORCH_CHECK(gate_slope >= 0 && (gate_slope == 0 || sink.activation <= Activation::leaky_relu), "gate_slope is ",
+                  gate_slope, " with activation ", activation);
+  sink.gate_slope = gate_slope;
   sink.gate = same_shape_view(gate, "gate", z, "z", g.batch, g.in_c, out_h, out_w);
   const View b = bias_view(bias, z, "z", g.in_c);
   const bool last = channels_last(v);
@@ -153,18 +157,19 @@ Tensor tied_conv2d_weight_grad(const Tensor& x, const Tensor& grad_y, const std:
   return grad;
 }
 
-// What flows back into the linear part: grad * f'(h) [* (gate > 0)] + grad_drive; with an identity and no gate the
-// gradient itself.
+// What flows back into the linear part: grad * f'(h) [* (gate > 0 ? 1 : gate_slope)] + grad_drive; with an identity and
+// no gate the gradient itself.
 struct Incoming {
   Source pre;    // without grad_drive
   Source total;  // with it
 };
 Incoming incoming(const std::optional<Tensor>& grad, const std::optional<Tensor>& grad_drive, const Tensor& h,
-                  const std::optional<Tensor>& gate, const std::string& activation, double slope) {
+                  const std::optional<Tensor>& gate, const std::string& activation, double slope,
+                  double gate_slope = 0) {
   STD_TORCH_CHECK(grad || grad_drive, "grad and grad_drive are both missing");
   const View vh = view_of(h, "h");
   Incoming in;
-  in.pre.activation = activation_named(activation), in.pre.slope = slope;
+  in.pre.activation = activation_named(activation), in.pre.slope = slope, in.pre.gate_slope = gate_slope;
   const View drive = same_shape_view(grad_drive, "grad_drive", h, "h", vh.n, vh.c, vh.h, vh.w);
   if (grad) {
     in.pre.base = same_shape_view(grad, "grad", h, "h", vh.n, vh.c, vh.h, vh.w);
@@ -277,7 +282,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> conv2d_add_act_backward(
 std::tuple<Tensor, Tensor, Tensor, Tensor> conv_transpose2d_add_act_backward(
     const std::optional<Tensor>& grad, const std::optional<Tensor>& grad_drive, const Tensor& h, const Tensor& z,
     const Tensor& weight, const std::optional<Tensor>& gate, const Ints& stride, const Ints& padding,
-    const Ints& upsample, const std::string& activation, double slope, const std::vector<bool>& needed) {
+    const Ints& upsample, const std::string& activation, double slope, const std::vector<bool>& needed,
+    double gate_slope) {
   const View v = view_of(z, "z"), w = weight_view(weight, z, "z"), vh = like_view(h, "h", z, "z");
   const Pair up = pair_of(upsample, "upsample", 1);
   STD_TORCH_CHECK(vh.n == v.n && vh.c == w.c && vh.h % up.h == 0 && vh.w % up.w == 0, "h has shape ", shape_text(h),
@@ -285,7 +291,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> conv_transpose2d_add_act_backward(
   const Geometry g = geometry_from_z(v, z, w, weight, pair_of(stride, "stride", 1), pair_of(padding, "padding", 0),
                                      {int(vh.h / up.h), int(vh.w / up.w)});
   const Needs needs = needs_of(needed);
-  Incoming in = incoming(grad, grad_drive, h, gate, activation, slope);
+  Incoming in = incoming(grad, grad_drive, h, gate, activation, slope, gate_slope);
   in.total.pool_h = up.h, in.total.pool_w = up.w;
   const Gradients out(needs, z, v, w, h, vh);
   backward(transposed(g), in, grad.has_value(), source_of(v), w, needs, out);

@@ -56,3 +56,30 @@ def add_act(
         h: Tensor = ops.add_act(y, u, bias, activation, leak)
         return h
     return reference.add_act(y, u, bias, activation=activation, slope=slope)
+
+
+def pull_back(
+    grad: Tensor, h: Tensor, *, activation: str, slope: float | None = None, impl: str = "auto"
+) -> Tensor:
+    """`grad · f'(z)`, the derivative read off `h = f(z)`: what of `grad` passes back through an activation.
+
+    relu selects, so that nothing flows through a dead unit, NaN and Inf included.
+
+    Args:
+        grad: `(N, C, H, W)`, float32, float64, bfloat16 or float16.
+        h: of exactly `grad`'s shape; the result has its memory format.
+        activation, slope, impl: as in `add_act`.
+
+    Differentiable to any order with respect to both. Raises as `add_act`.
+    """
+    leak = activations.check(activation, slope)
+    grad, h = cast("tuple[Tensor, Tensor]", operands(("grad", "h"), (grad, h), 2))
+    four_dimensional("grad", grad, "(N, C, H, W)")
+    same_shape("h", h, grad.shape, "the shape of grad")
+    if activation == "identity":
+        native("add_act", impl, grad)
+        return grad
+    if native("add_act", impl, grad):
+        passed: Tensor = ops.add_act_backward(grad, h, activation, leak, False)[0]
+        return passed
+    return reference.pull_back(grad, h, activation=activation, slope=slope)

@@ -20,3 +20,8 @@ def add_act(
     if bias is not None:
         total = total + bias.view(1, -1, 1, 1)
     return activations.apply(total, activation, slope)
+
+
+def pull_back(grad: Tensor, h: Tensor, *, activation: str, slope: float | None = None) -> Tensor:
+    """`grad · f'(z)` with `h = f(z)`."""
+    return activations.pull_back(grad, h, activation, slope)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, cast, overload
 
 from torch import Tensor
@@ -18,6 +19,8 @@ if _library.available:
 
 _CONV_NAMES = ("x", "weight", "add", "bias")
 _TRANSPOSE_NAMES = ("z", "weight", "add", "bias", "gate")
+# Activations whose derivative is still told by the sign of an output scaled by a positive factor.
+_SIGN_TELLS = ("identity", "relu", "leaky_relu")
 _TIED_NAMES = ("x", "z", "weight")
 _Conv = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 _Transpose = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
@@ -134,6 +137,7 @@ def conv_transpose2d_add_act(
     output_size: Pair | None = None,
     upsample: Pair = 1,
     gate: Tensor | None = None,
+    gate_slope: float = 0.0,
     activation: str = "identity",
     slope: float | None = None,
     return_drive: Literal[False] = False,
@@ -151,6 +155,7 @@ def conv_transpose2d_add_act(
     output_size: Pair | None = None,
     upsample: Pair = 1,
     gate: Tensor | None = None,
+    gate_slope: float = 0.0,
     activation: str = "identity",
     slope: float | None = None,
     return_drive: Literal[True],
@@ -167,16 +172,18 @@ def conv_transpose2d_add_act(
     output_size: Pair | None = None,
     upsample: Pair = 1,
     gate: Tensor | None = None,
+    gate_slope: float = 0.0,
     activation: str = "identity",
     slope: float | None = None,
     return_drive: bool = False,
     impl: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """`h = f(up(convᵀ(z)) + bias + add) · [gate > 0]`: the top-down neuron update, in one pass.
+    """`h = f(up(convᵀ(z)) + bias + add) · [gate > 0 ? 1 : gate_slope]`: the top-down neuron update, in one pass.
 
     Equal to `f(F.interpolate(F.conv_transpose2d(z, weight, None, stride, padding, op),
-    scale_factor=upsample) + bias + add)`, times `(gate > 0)` where a gate is given, with the `op`
-    (output_padding) that `output_size` asks for.
+    scale_factor=upsample) + bias + add)`, with the `op` (output_padding) that `output_size` asks for, and where a
+    gate is given, times 1 where it is positive and `gate_slope` elsewhere: the derivative of a relu or leaky relu
+    whose output the gate is.
 
     Args:
         z: `(N, C_out, H, W)`, float32, float64, bfloat16 or float16, any strides.
@@ -189,6 +196,8 @@ def conv_transpose2d_add_act(
             the smallest.
         upsample: nearest-neighbour factor, an int or a pair.
         gate: of exactly the output's shape, or None; no gradient flows to it.
+        gate_slope: the factor where the gate is not positive, finite and not negative; not 0 only with an identity,
+            relu or leaky_relu, as the derivative of the others could no longer be read off the output.
         activation: one of identity, relu, leaky_relu, sigmoid, tanh, leaky_sigmoid.
         slope: the leak of leaky_relu (default 0.01) and leaky_sigmoid (default 0.2); None for the others.
         return_drive: True returns `(h, drive)` with `drive = up(convᵀ(z))`, before bias, add, `f` and gate.
@@ -214,6 +223,12 @@ def conv_transpose2d_add_act(
         pair("upsample", upsample, 1),
     )
     z, weight, add, bias, gate = cast(_Transpose, operands(_TRANSPOSE_NAMES, (z, weight, add, bias, gate), 2))
+    if not isinstance(gate_slope, (int, float)) or isinstance(gate_slope, bool):
+        raise TypeError(f"gate_slope must be a number; got {type(gate_slope).__name__}")
+    if not 0 <= gate_slope < math.inf:
+        raise ValueError(f"gate_slope must be finite and not negative; got {gate_slope}")
+    if gate_slope and activation not in _SIGN_TELLS:
+        raise ValueError(f"gate_slope must be 0 with activation {activation!r}; got {gate_slope}")
     size = conv_transpose_size(z, weight, stride, padding, output_size)
     if add is not None or gate is not None:
         shape = (z.shape[0], weight.shape[1], size[0] * upsample[0], size[1] * upsample[1])
@@ -225,7 +240,19 @@ def conv_transpose2d_add_act(
         per_channel(bias, weight.shape[1], "the output (the weight's C_in)")
     if native("conv_transpose2d_add_act", impl, z):
         h, drive = ops.conv_transpose2d_add_act(
-            z, weight, add, bias, gate, stride, padding, size, upsample, activation, leak, return_drive
+            z,
+            weight,
+            add,
+            bias,
+            gate,
+            stride,
+            padding,
+            size,
+            upsample,
+            activation,
+            leak,
+            return_drive,
+            float(gate_slope),
         )
         return (h, drive) if return_drive else h
     return reference.conv_transpose2d_add_act(
@@ -238,6 +265,7 @@ def conv_transpose2d_add_act(
         output_size=size,
         upsample=upsample,
         gate=gate,
+        gate_slope=gate_slope,
         activation=activation,
         slope=slope,
         return_drive=return_drive,

@@ -4,7 +4,7 @@ Importing this module needs the compiled library. With `A = conv ∘ avg_pool` (
 in the input and in the weight, an operator and its backward are
 
     lin = A(x, W)            h = f(lin + add + bias) [· gate]          drive = lin
-    pre = grad · f'(h) [· gate]        glin = pre + grad_drive
+    pre = grad · f'(h) [· gate]        glin = pre + grad_drive      gate: 1 where positive, else gate_slope
     gx = Aᵀ(glin, W)   gW = Aᵀ(x, glin)   gadd = pre   gbias = Σ pre
 
 and the backward of the backward is built of the same operators. With cotangents `c` of those four results,
@@ -72,6 +72,7 @@ def _(
     activation: str,
     slope: float,
     drive: bool,
+    gate_slope: float,
 ) -> tuple[Tensor, Tensor]:
     size = (z.shape[0], weight.shape[1], output_size[0] * upsample[0], output_size[1] * upsample[1])
     return empty_like_layout(z, size), empty_like_layout(z, size) if drive else z.new_empty(0)
@@ -117,6 +118,7 @@ def _(
     activation: str,
     slope: float,
     needs: Sequence[bool],
+    gate_slope: float,
 ) -> tuple[Tensor, ...]:
     return _fake_backward(h, z, weight, needs)
 
@@ -186,19 +188,22 @@ def _conv_backward(ctx: Any, grad: Maybe, grad_drive: Maybe) -> Gradients:
 
 
 def _conv_transpose_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    z, weight, _, _, gate, stride, padding, _, upsample, activation, slope, drive = inputs
+    z, weight, _, _, gate, stride, padding, _, upsample, activation, slope, drive, gate_slope = inputs
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(z, weight, gate, None if activation == "identity" else output[0])
     ctx.settings, ctx.drive = (stride, padding, upsample, activation, slope), drive
+    ctx.gate_slope = gate_slope
 
 
 def _conv_transpose_backward(ctx: Any, grad: Maybe, grad_drive: Maybe) -> Gradients:
     z, weight, gate, h = ctx.saved_tensors
 
     def backward(grad: Maybe, grad_drive: Maybe, h: Tensor, needs: list[bool]) -> tuple[Tensor, ...]:
-        return conv_transpose2d_add_act_backward(grad, grad_drive, h, z, weight, gate, *ctx.settings, needs)
+        return conv_transpose2d_add_act_backward(
+            grad, grad_drive, h, z, weight, gate, *ctx.settings, needs, ctx.gate_slope
+        )
 
-    return *_first_order(ctx, grad, grad_drive, h, gate is not None, backward), *(None,) * 8
+    return *_first_order(ctx, grad, grad_drive, h, gate is not None, backward), *(None,) * 9
 
 
 # second order
@@ -213,6 +218,7 @@ def _second_order(
     x: Tensor,
     weight: Tensor,
     gate: Maybe,
+    gate_slope: float,
     linear: Callable[[Tensor, Tensor, Maybe], Tensor],
     backward: Callable[[Tensor, Tensor, list[bool]], tuple[Tensor, ...]],
 ) -> Gradients:
@@ -240,7 +246,7 @@ def _second_order(
     for_grad = for_h = None
     if total is not None:
         if gate is not None:
-            total = torch.where(gate > 0, total, 0)
+            total = torch.where(gate > 0, total, total * gate_slope if gate_slope else 0)
         if want_grad:
             for_grad = activations.pull_back(total, h, activation, slope)
         if curvature is not None and grad is not None:
@@ -275,15 +281,21 @@ def _conv_backward_backward(ctx: Any, *cotangents: Maybe) -> Gradients:
     def backward(x: Tensor, weight: Tensor, needs: list[bool]) -> tuple[Tensor, ...]:
         return conv2d_add_act_backward(grad, grad_drive, h, x, weight, *ctx.settings, needs)
 
-    gradients = _second_order(ctx, cotangents, grad, grad_drive, h, x, weight, None, linear, backward)
+    gradients = _second_order(ctx, cotangents, grad, grad_drive, h, x, weight, None, 0.0, linear, backward)
     return *gradients, *(None,) * 6
 
 
 def _conv_transpose_backward_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    grad, grad_drive, h, z, weight, gate, stride, padding, upsample, activation, slope, needs = inputs
+    grad, grad_drive, h, z, weight, gate, stride, padding, upsample, activation, slope, needs, gate_slope = (
+        inputs
+    )
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(grad, grad_drive, h, z, weight, gate)
-    ctx.settings, ctx.needs = (stride, padding, upsample, activation, slope), needs
+    ctx.settings, ctx.needs, ctx.gate_slope = (
+        (stride, padding, upsample, activation, slope),
+        needs,
+        gate_slope,
+    )
 
 
 def _conv_transpose_backward_backward(ctx: Any, *cotangents: Maybe) -> Gradients:
@@ -293,15 +305,19 @@ def _conv_transpose_backward_backward(ctx: Any, *cotangents: Maybe) -> Gradients
 
     def linear(z: Tensor, weight: Tensor, add: Maybe) -> Tensor:
         result: Tensor = conv_transpose2d_add_act(
-            z, weight, add, None, None, stride, padding, size, upsample, "identity", 0.0, False
+            z, weight, add, None, None, stride, padding, size, upsample, "identity", 0.0, False, 0.0
         )[0]
         return result
 
     def backward(z: Tensor, weight: Tensor, needs: list[bool]) -> tuple[Tensor, ...]:
-        return conv_transpose2d_add_act_backward(grad, grad_drive, h, z, weight, gate, *ctx.settings, needs)
+        return conv_transpose2d_add_act_backward(
+            grad, grad_drive, h, z, weight, gate, *ctx.settings, needs, ctx.gate_slope
+        )
 
-    gradients = _second_order(ctx, cotangents, grad, grad_drive, h, z, weight, gate, linear, backward)
-    return *gradients, *(None,) * 7
+    gradients = _second_order(
+        ctx, cotangents, grad, grad_drive, h, z, weight, gate, ctx.gate_slope, linear, backward
+    )
+    return *gradients, *(None,) * 8
 
 
 # both directions at once
@@ -314,7 +330,7 @@ def _conv(x: Tensor, weight: Tensor, stride: Ints, padding: Ints) -> Tensor:
 
 def _conv_transpose(z: Tensor, weight: Tensor, stride: Ints, padding: Ints, like: Tensor) -> Tensor:
     result: Tensor = conv_transpose2d_add_act(
-        z, weight, None, None, None, stride, padding, like.shape[2:], (1, 1), "identity", 0.0, False
+        z, weight, None, None, None, stride, padding, like.shape[2:], (1, 1), "identity", 0.0, False, 0.0
     )[0]
     return result
 

@@ -49,11 +49,12 @@ def conv_transpose2d_add_act(
     output_size: Pair | None = None,
     upsample: Pair = 1,
     gate: Tensor | None = None,
+    gate_slope: float = 0.0,
     activation: str = "identity",
     slope: float | None = None,
     return_drive: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """`h = f(up(convᵀ(z)) + bias + add) · [gate > 0]`; with `return_drive`, also `up(convᵀ(z))` by itself.
+    """`h = f(up(convᵀ(z)) + bias + add) · [gate > 0 ? 1 : gate_slope]`; with `return_drive`, also `up(convᵀ(z))` by itself.
 
     `up` repeats each value `upsample` times (nearest neighbour); `output_size` is the size of `convᵀ(z)`,
     before it.
@@ -64,7 +65,8 @@ def conv_transpose2d_add_act(
         drive = F.interpolate(drive, scale_factor=upsample)
     h = activations.apply(_plus(drive, bias, add), activation, slope)
     if gate is not None:
-        h = h * (gate > 0)
+        factor = (gate > 0).to(h.dtype)
+        h = h * (factor + gate_slope * (1 - factor) if gate_slope else factor)
     return (h, drive) if return_drive else h
 
 

@@ -1,0 +1,99 @@
+// max_pool2d_act, and the two linear maps it is for fixed winners: max_unpool2d (their transposes' pass down, and
+// its backward) and max_select2d (the derivative of that).
+#include "../tensor.h"
+#include "torch_pool.h"
+
+namespace lmser {
+namespace {
+
+constexpr std::int64_t kMostPlaces = 255;  // a place is one byte
+
+PoolCall windows(const View& big, const Ints& kernel, const Ints& stride, const Ints& padding,
+                 const std::string& activation, double slope) {
+  const Pair k = pair_of(kernel, "kernel_size", 1), s = pair_of(stride, "stride", 1),
+             p = pair_of(padding, "padding", 0);
+  STD_TORCH_CHECK(std::int64_t(k.h) * k.w <= kMostPlaces, "kernel_size (", k.h, ", ", k.w, ") has ",
+                  std::int64_t(k.h) * k.w, " places; expected at most ", kMostPlaces);
+  STD_TORCH_CHECK(2 * p.h <= k.h && 2 * p.w <= k.w, "padding (", p.h, ", ", p.w,
+                  ") must be at most half of kernel_size (", k.h, ", ", k.w, ")");
+  STD_TORCH_CHECK(big.h + 2 * p.h >= k.h && big.w + 2 * p.w >= k.w, "the window (", k.h, ", ", k.w,
+                  ") is larger than the padded input (", big.h + 2 * p.h, ", ", big.w + 2 * p.w, ")");
+  PoolCall call;
+  call.big = big;
+  call.kernel_h = k.h, call.kernel_w = k.w, call.stride_h = s.h, call.stride_w = s.w, call.pad_h = p.h,
+  call.pad_w = p.w;
+  call.activation = activation_named(activation), call.slope = slope;
+  return call;
+}
+std::int64_t small_h(const PoolCall& c) { return (c.big.h + 2 * c.pad_h - c.kernel_h) / c.stride_h + 1; }
+std::int64_t small_w(const PoolCall& c) { return (c.big.w + 2 * c.pad_w - c.kernel_w) / c.stride_w + 1; }
+
+Tensor empty_places(const Tensor& like, std::int64_t n, std::int64_t h, std::int64_t w, std::int64_t c) {
+  const std::int64_t size[] = {n, h, w, c};
+  return torch::stable::empty(torch::headeronly::IntHeaderOnlyArrayRef(size, 4), ScalarType::Byte, std::nullopt,
+                              like.device());
+}
+std::uint8_t* checked_places(const Tensor& places, const PoolCall& call) {
+  const std::int64_t h = small_h(call), w = small_w(call), c = call.big.c;
+  STD_TORCH_CHECK(places.scalar_type() == ScalarType::Byte && places.is_cpu(), "places must be uint8 on the CPU");
+  STD_TORCH_CHECK(places.dim() == 4 && places.size(0) == call.big.n && places.size(1) == h && places.size(2) == w &&
+                      places.size(3) == c && places.is_contiguous(),
+                  "places has shape ", shape_text(places), "; expected a contiguous (", call.big.n, ", ", h, ", ", w,
+                  ", ", c, ")");
+  return static_cast<std::uint8_t*>(places.data_ptr());
+}
+void put_output(PoolCall& call, const std::optional<Tensor>& h, const Tensor& first, const char* first_name) {
+  if (call.activation == Activation::identity) return;
+  STD_TORCH_CHECK(h.has_value(), "h is missing, which the derivative of the activation is read from");
+  call.output = same_shape_view(h, "h", first, first_name, call.big.n, call.big.c, small_h(call), small_w(call));
+}
+
+std::tuple<Tensor, Tensor> max_pool2d_act(const Tensor& x, const Ints& kernel, const Ints& stride, const Ints& padding,
+                                          const std::string& activation, double slope) {
+  const View v = view_of(x, "x");
+  PoolCall call = windows(v, kernel, stride, padding, activation, slope);
+  Tensor h = empty_4d(x, channels_last(v), v.n, v.c, small_h(call), small_w(call));
+  Tensor places = empty_places(x, v.n, small_h(call), small_w(call), v.c);
+  call.small = view_of(h, "h");
+  call.places = static_cast<std::uint8_t*>(places.data_ptr());
+  run_max_pool(instruction_set(), torch_pool(), call);
+  return {h, places};
+}
+
+Tensor max_unpool2d(const Tensor& z, const Tensor& places, const std::optional<Tensor>& h, const Ints& output_size,
+                    const Ints& kernel, const Ints& stride, const Ints& padding, const std::string& activation,
+                    double slope) {
+  const View v = view_of(z, "z");
+  const Pair size = pair_of(output_size, "output_size", 1);
+  Tensor x = empty_4d(z, channels_last(v), v.n, v.c, size.h, size.w);
+  PoolCall call = windows(view_of(x, "x"), kernel, stride, padding, activation, slope);
+  STD_TORCH_CHECK(v.h == small_h(call) && v.w == small_w(call), "z has shape ", shape_text(z),
+                  ", but pooling output_size (", size.h, ", ", size.w, ") gives (", small_h(call), ", ", small_w(call),
+                  ")");
+  call.small = v;
+  call.places = checked_places(places, call);
+  put_output(call, h, z, "z");
+  run_max_unpool(instruction_set(), torch_pool(), call);
+  return x;
+}
+
+Tensor max_select2d(const Tensor& x, const Tensor& places, const std::optional<Tensor>& h, const Ints& kernel,
+                    const Ints& stride, const Ints& padding, const std::string& activation, double slope) {
+  const View v = view_of(x, "x");
+  PoolCall call = windows(v, kernel, stride, padding, activation, slope);
+  call.places = checked_places(places, call);
+  put_output(call, h, x, "x");
+  Tensor z = empty_4d(x, channels_last(v), v.n, v.c, small_h(call), small_w(call));
+  call.small = view_of(z, "z");
+  run_max_select(instruction_set(), torch_pool(), call);
+  return z;
+}
+
+}  // namespace
+}  // namespace lmser
+
+STABLE_TORCH_LIBRARY_IMPL(lmser, CPU, m) {
+  m.impl("max_pool2d_act", TORCH_BOX(&lmser::max_pool2d_act));
+  m.impl("max_unpool2d", TORCH_BOX(&lmser::max_unpool2d));
+  m.impl("max_select2d", TORCH_BOX(&lmser::max_select2d));
+}

@@ -1,0 +1,1 @@
+"""Max pooling with the activation behind it, and the linear map back through its winners."""
