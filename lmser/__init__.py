@@ -10,6 +10,7 @@ import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lmser.inversion import SemiSupervised, invert
     from lmser.models import (
         CBAN,
         FBAN,
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     )
 
 _HOME = {
+    "SemiSupervised": "lmser.inversion",
+    "invert": "lmser.inversion",
     "AttractorNetwork": "lmser.models",
     "CBAN": "lmser.models",
     "FBAN": "lmser.models",
@@ -39,8 +42,10 @@ __all__ = [
     "CLmser",
     "Lmser",
     "Reflected",
+    "SemiSupervised",
     "__version__",
     "attractor_loss",
+    "invert",
     "reflection_loss",
 ]
 

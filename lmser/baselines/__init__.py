@@ -7,17 +7,25 @@ from lmser.baselines.inpainting_loss import InpaintingLoss
 from lmser.baselines.pconv import PConvUNet
 from lmser.baselines.pennet import PENNet
 from lmser.baselines.picnet import PICNet
+from lmser.baselines.residual import InhibitorConv2d, ResidualBlock
+from lmser.baselines.topologies import TOPOLOGIES, LargeCNN, ResNet, SmallCNN
 from lmser.baselines.unet import UNet
 
 __all__ = [
     "CNN",
     "FCN",
+    "TOPOLOGIES",
     "DenoisingVAE",
     "EagerCLmser",
     "EagerLmser",
+    "InhibitorConv2d",
     "InpaintingLoss",
+    "LargeCNN",
     "PConvUNet",
     "PENNet",
     "PICNet",
+    "ResNet",
+    "ResidualBlock",
+    "SmallCNN",
     "UNet",
 ]

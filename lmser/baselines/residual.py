@@ -1,0 +1,125 @@
+"""The residual block that 003 writes down, and a convolution with inhibitor connections."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from lmser.inversion.gated import Activation, Step, conv_down, conv_step
+from lmser_kernels import conv2d_add_act
+from lmser_kernels.nn import Conv2dAddAct
+
+__all__ = ["InhibitorConv2d", "ResidualBlock"]
+
+
+class InhibitorConv2d(Conv2dAddAct):
+    """A convolution without biases whose units inhibit each other:
+
+        h_c = f(v_c - mean_c' v_c'),    v = conv(avg_pool(x), W)
+
+    Each unit receives, through inhibitor connections, the mean drive of all units of its position: those above the
+    mean share the activity, the others are silent, and no bias is needed as a threshold. It is a convolution with the
+    weight `W - mean over output channels of W`, and runs as one.
+
+    003 names "inhibitor DNN ... which remove biases units via introduction of winner-share-all connections" and leaves
+    the rule to a manuscript that is not public: this subtraction is our reading of it. It is linear in `v`, so that
+    003's Eq. (6) applies as it stands.
+
+    Arguments as `Conv2dAddAct`'s, but for `bias`, which there is none of.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] = 0,
+        activation: str = "identity",
+        slope: float | None = None,
+        *,
+        pool: int | tuple[int, int] = 1,
+        impl: str = "auto",
+    ) -> None:
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding,
+            bias=False, activation=activation, slope=slope, pool=pool, impl=impl,
+        )  # fmt: skip
+
+    def inhibited_weight(self) -> Tensor:
+        """`W - mean_c W_c`, of the shape of `weight`."""
+        return self.weight - self.weight.mean(0, keepdim=True)
+
+    def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
+        return self._up(x, self.inhibited_weight(), add)
+
+    def _up(self, x: Tensor, weight: Tensor, add: Tensor | None = None) -> Tensor:
+        return conv2d_add_act(
+            x,
+            weight,
+            add,
+            stride=self.stride,
+            padding=self.padding,
+            pool=self.pool,
+            activation=self.activation,
+            slope=self.slope,
+            impl=self.impl,
+        )
+
+    def gated(self, x: Tensor, f: Activation | None) -> Step:
+        weight = self.inhibited_weight()
+        own = None if self.activation == "identity" else Activation(self.activation, self.slope)
+        return conv_step(
+            x, f, self._up(x, weight), weight, own,
+            stride=self.stride, padding=self.padding, pool=self.pool, impl=self.impl,
+        )  # fmt: skip
+
+
+class ResidualBlock(nn.Module):
+    """`h = f(C_in x + b_in) + C_out x + b_out` (003 Eq. 3), with an average pool before both.
+
+    in_channels, out_channels: of the block
+    pool:       of the average pool
+    activation, slope: `f`
+    inhibitor:  `C_in` is an `InhibitorConv2d`, and there are no biases
+
+    `C_in` is a 3x3 convolution and `C_out` a 1x1 one, both with stride 1 and the size kept; the sum is formed where
+    `C_out` is written.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        pool: int = 1,
+        activation: str = "relu",
+        slope: float | None = None,
+        inhibitor: bool = False,
+        impl: str = "auto",
+    ) -> None:
+        super().__init__()
+        self.inner: Conv2dAddAct = (InhibitorConv2d if inhibitor else Conv2dAddAct)(
+            in_channels, out_channels, 3, 1, 1, activation=activation, slope=slope, pool=pool, impl=impl
+        )
+        self.outer = Conv2dAddAct(in_channels, out_channels, 1, bias=not inhibitor, pool=pool, impl=impl)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h: Tensor = self.outer(x, self.inner(x))
+        return h
+
+    def gated(self, x: Tensor, f: Activation | None) -> Step:
+        inner = self.inner
+        weight = inner.inhibited_weight() if isinstance(inner, InhibitorConv2d) else inner.weight
+        activation = Activation(inner.activation, inner.slope)
+        r = inner._up(x, weight) if isinstance(inner, InhibitorConv2d) else inner(x)
+        output = self.outer(x, r)
+
+        def pull(g: Tensor) -> Tensor:
+            by_outer = conv_down(g, x, None, self.outer.weight, pool=self.outer.pool, impl=inner.impl)
+            height, width = (x.shape[i] // inner.pool[i - 2] * inner.pool[i - 2] for i in (2, 3))
+            return conv_down(
+                activation.pull(g, r), x, f, weight, by_outer[:, :, :height, :width],
+                padding=inner.padding, pool=inner.pool, impl=inner.impl,
+            )  # fmt: skip
+
+        return Step(output, None, pull)

@@ -1,0 +1,58 @@
+"""Terms of 003's losses: reconstruction, entropy, cross-entropy of what is labelled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["RECONSTRUCTION", "UNLABELLED", "cross_entropy", "entropy", "reconstruction_error"]
+
+UNLABELLED = -1
+"""The label of a sample without one."""
+
+
+def _squared(found: Tensor, x: Tensor) -> Tensor:
+    return (found - x).flatten(1).square().sum(1)
+
+
+def _mean_squared(found: Tensor, x: Tensor) -> Tensor:
+    return (found - x).flatten(1).square().mean(1)
+
+
+def _cosine(found: Tensor, x: Tensor) -> Tensor:
+    return 1 - F.cosine_similarity(found.flatten(1), x.flatten(1))
+
+
+RECONSTRUCTION: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "squared": _squared,
+    "mean_squared": _mean_squared,
+    "cosine": _cosine,
+}
+
+
+def reconstruction_error(found: Tensor, x: Tensor, kind: str = "mean_squared") -> Tensor:
+    """`R(x)` of each sample, `(N,)` (003 Eqs. 8 and 12).
+
+    kind: ``"squared"``: `‖found - x‖²`, as printed; ``"mean_squared"``: that by the number of values, which is what
+          the text says is used; ``"cosine"``: `1 - cos(found, x)`, the variant that it names
+
+    Raises ValueError for shapes that differ, or an unknown kind.
+    """
+    if found.shape != x.shape:
+        raise ValueError(f"found: expected the shape of x, {tuple(x.shape)}, got {tuple(found.shape)}")
+    if kind not in RECONSTRUCTION:
+        raise ValueError(f"kind: expected one of {', '.join(RECONSTRUCTION)}, got {kind!r}")
+    return RECONSTRUCTION[kind](found, x)
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """`E = -Σ_c p_c log p_c` of each sample, `(N,)`, in nats, of `p = softmax(logits)` (003 Eq. 9)."""
+    log_p = F.log_softmax(logits, dim=1)
+    return -(log_p.exp() * log_p).sum(1)
+
+
+def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    """Of each sample, `(N,)`; 0 where `y` is `UNLABELLED`."""
+    return F.cross_entropy(logits, y, ignore_index=UNLABELLED, reduction="none")
