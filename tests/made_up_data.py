@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import struct
+import wave
 import zipfile
 from pathlib import Path
 
@@ -65,3 +66,59 @@ def omniglot(root: Path, part: str = "background", *, characters: int = 3) -> Pa
                 name = f"images_{part}/{alphabet}/{character + 1:04}_{drawing:02}.png"
                 archive.writestr(name, content.getvalue())
     return root
+
+
+def fsdd(root: Path, *, takes: int = 12, longest: int = 900) -> Path:
+    """``root/fsdd/fsdd_subset.npz`` with `takes` recordings of each digit by one speaker; returns `root`.
+
+    Digit d is a tone of d + 1 waves in 200 samples, in noise; take i has ``longest - 50 i`` samples.
+    """
+    generator = np.random.default_rng(0)
+    recordings, labels, indices = [], [], []
+    for digit in range(10):
+        for take in range(takes):
+            time = np.arange(longest - 50 * take)
+            tone = np.sin(2 * np.pi * (digit + 1) * time / 200) + 0.2 * generator.standard_normal(len(time))
+            recordings.append((8000 * tone).astype(np.int16))
+            labels.append(digit)
+            indices.append(take)
+    (root / "fsdd").mkdir(parents=True)
+    np.savez(
+        root / "fsdd" / "fsdd_subset.npz",
+        samples=np.concatenate(recordings),
+        offsets=np.cumsum([0, *map(len, recordings)]),
+        digit=np.array(labels),
+        index=np.array(indices),
+        rate=np.array(1000),
+    )
+    return root
+
+
+def birds10(root: Path, *, samples: int = 3000) -> Path:
+    """``root/birds10/birds10.npz`` with a recording of each of ten species; returns `root`."""
+    generator = np.random.default_rng(1)
+    time = np.arange(samples)
+    tones = np.stack([np.sin(2 * np.pi * (bird + 1) * time / 200) for bird in range(10)])
+    noisy = 8000 * (tones + 0.2 * generator.standard_normal(tones.shape))
+    (root / "birds10").mkdir(parents=True)
+    np.savez(
+        root / "birds10" / "birds10.npz",
+        samples=noisy.astype(np.int16),
+        species=np.array([f"Avis {bird}" for bird in range(10)]),
+        rate=np.array(1000),
+    )
+    return root
+
+
+def wav(path: Path, samples: np.ndarray, *, rate: int = 1000, width: int = 2) -> Path:
+    """A wav file of integer samples ``(n,)`` or ``(n, channels)`` of `width` bytes; returns its path."""
+    columns = samples.reshape(len(samples), -1)
+    values = (columns + 128 if width == 1 else columns).astype("<i8")
+    content = values.view(np.uint8).reshape(*columns.shape, 8)[..., :width].tobytes()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(columns.shape[1])
+        file.setsampwidth(width)
+        file.setframerate(rate)
+        file.writeframes(content)
+    return path

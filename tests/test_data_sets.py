@@ -67,7 +67,7 @@ def test_the_registry_is_consistent() -> None:
     assert list(DATA_SETS) == [
         *("mnist", "fashion-mnist", "stl10", "stl10-like", "cifar10", "cifar10-subset"),
         *("omniglot", "super-resolution"),
-        *("celeba", "celeba-hq", "celeba-like", "places2", "places2-like", "photos"),
+        *("celeba", "celeba-hq", "celeba-like", "places2", "places2-like", "photos", "fsdd", "birds10"),
     ]
     hashes = []
     for key, data_set in DATA_SETS.items():

@@ -1,5 +1,6 @@
 """What the networks of `lmser.models` are measured against."""
 
+from lmser.baselines.audio_cnn import AudioCNN
 from lmser.baselines.classifiers import CNN, FCN
 from lmser.baselines.denoising_vae import DenoisingVAE
 from lmser.baselines.eager import EagerCLmser, EagerLmser
@@ -15,6 +16,7 @@ __all__ = [
     "CNN",
     "FCN",
     "TOPOLOGIES",
+    "AudioCNN",
     "DenoisingVAE",
     "EagerCLmser",
     "EagerLmser",

@@ -1,8 +1,8 @@
 """Data sets: readers that check what they read, and downloads that end with the pinned bytes.
 
 Every reader returns an `ImageSet` (8-bit images, labels, class names, and whether the bytes are known to be
-the original's) or a `Split` of two; that of super-resolution, whose images differ in size, a set of its own. A
-truncated or foreign file is refused with an error that names it; nothing is downloaded unless `download.get`
+the original's) or a `Split` of two; those of super-resolution, whose images differ in size, and of audio, sets of their
+own. A truncated or foreign file is refused with an error that names it; nothing is downloaded unless `download.get`
 is called, nothing is ever written beside the data, and no cache is kept.
 
 ==============  ===========================================================================================
@@ -32,6 +32,9 @@ Places2         `load_photos`, `photo_streams`. 1.8 million photographs of 365 s
 stand-ins       `load_photos`, `photo_streams` as well. 2,000 faces, 128x128 RGB (Labeled Faces in the Wild),
                 and 320 scenes, 256x256 RGB (SUN database), JPEG files. Licence: none stated.
 image folders   `load_folder`. FOLDER/CLASS/*.jpg or *.png of one size; yours.
+audio           `load_audio`. Segments of recordings: the Free Spoken Digit Dataset (3,000 recordings or a subset of
+                them, 8,000 Hz; CC BY-SA 4.0), one recording of each of ten birds (16,000 Hz; licence: none
+                stated), FOLDER/CLASS/*.wav of yours.
 sample photos   `sample_photos`, `photo_crops`. Six photographs inside the scikit-learn and scikit-image
                 wheels. Licence: CC BY 2.0 (china, flower), public domain (astronaut, rocket), CC0 (chelsea,
                 coffee).
@@ -48,6 +51,7 @@ them in words. Decoding JPEG and PNG takes the extra ``experiments``.
 
 from __future__ import annotations
 
+from lmser.data.audio import AudioSegments, AudioSplit, load_audio
 from lmser.data.bars import bar_images, bar_trials
 from lmser.data.cifar10 import load_cifar10
 from lmser.data.folders import load_folder
@@ -65,6 +69,8 @@ from lmser.data.stream import PhotoStream, photo_streams
 from lmser.data.super_resolution import PatchPairs, load_super_resolution
 
 __all__ = [
+    "AudioSegments",
+    "AudioSplit",
     "BadData",
     "ImageSet",
     "MissingData",
@@ -75,6 +81,7 @@ __all__ = [
     "bar_trials",
     "coverage_of",
     "eyes_mask",
+    "load_audio",
     "load_cifar10",
     "load_folder",
     "load_mnist",

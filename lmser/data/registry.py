@@ -323,6 +323,33 @@ _PHOTOS = DataSet(
     by_hand="nothing to get, `pip install 'lmser[experiments]'` brings them",
 )
 
+_FSDD = DataSet(
+    key="fsdd",
+    title="Free Spoken Digit Dataset",
+    contents="3,000 recordings of the ten digits by six speakers, 8,000 Hz mono, wav files, or a subset in one npz file",
+    source="Jakobovski and others, https://github.com/Jakobovski/free-spoken-digit-dataset",
+    licence="CC BY-SA 4.0",
+    folders=("fsdd", "free-spoken-digit-dataset", "."),
+    classes=tuple("0123456789"),
+    by_hand=(
+        "get the folder recordings of https://github.com/Jakobovski/free-spoken-digit-dataset and put it into the "
+        "folder fsdd of the data folder, which makes fsdd/recordings/0_george_0.wav and the rest"
+    ),
+)
+
+_BIRDS10 = DataSet(
+    key="birds10",
+    title="song of ten birds",
+    contents="one recording of 13 s of each of 10 species, 16,000 Hz mono, in one npz file",
+    source="https://github.com/AmyangXYZ/BirdSong_Recognition",
+    licence="none stated",
+    folders=("birds10", "."),
+    by_hand=(
+        "any birds10.npz with samples int16 (species, n), species (names) and rate will do; "
+        "https://github.com/AmyangXYZ/BirdSong_Recognition has such recordings"
+    ),
+)
+
 DATA_SETS = MappingProxyType(
     {
         s.key: s
@@ -341,6 +368,8 @@ DATA_SETS = MappingProxyType(
             _PLACES2,
             _PLACES2_LIKE,
             _PHOTOS,
+            _FSDD,
+            _BIRDS10,
         )
     }
 )
