@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench import settling
+from bench import inversion, settling
 from lmser import CLmser, Lmser
 from lmser.baselines import EagerCLmser, EagerLmser
 from lmser.contest import Contender
@@ -198,6 +198,15 @@ def workloads() -> list[Workload]:
                     repeats=9,
                 )
             )
+    for name in inversion.NETWORKS:
+        found.append(
+            Workload(
+                f"semi-supervised {name} training step, batch {inversion.BATCH}",
+                inversion.flops(name),
+                partial(inversion.contenders, name),
+                repeats=21,
+            )
+        )
     size, below = SIZE, 3
     for width, stride in zip(CHANNELS, STRIDES, strict=True):
         small = (size - 1) // stride + 1

@@ -79,7 +79,7 @@ def _autocast(
             or tensor.dtype == torch.float64
         ):
             cast.append(tensor)
-        elif name == "gate":
+        elif name in ("gate", "input_gate"):
             # Only its sign matters, and a small positive value must not be rounded to zero.
             cast.append((tensor > 0).to(dtype))
         else:

@@ -154,6 +154,9 @@ def cases(draw: st.DrawFn, transposed: bool, dtypes: tuple[torch.dtype, ...] = D
         keywords["gate"] = laid_out(out, draw(layouts), generator, dtype).detach()
         if keywords["activation"] in ("identity", "relu", "leaky_relu"):
             keywords["gate_slope"] = draw(st.sampled_from([0.0, 0.25]))
+    if transposed and draw(st.integers(0, 3)) == 0:
+        keywords["input_gate"] = laid_out(source.shape, draw(layouts), generator, dtype).detach()
+        keywords["input_slope"] = draw(st.sampled_from([0.0, 0.25]))
     grad = laid_out(out, draw(layouts), generator, dtype).detach()
     grad_drive = None
     if draw(st.booleans()):

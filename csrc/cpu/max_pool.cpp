@@ -65,7 +65,9 @@ Tensor max_unpool2d(const Tensor& z, const Tensor& places, const std::optional<T
                     double slope) {
   const View v = view_of(z, "z");
   const Pair size = pair_of(output_size, "output_size", 1);
-  Tensor x = empty_4d(z, channels_last(v), v.n, v.c, size.h, size.w);
+  // Of a map of one pixel the layout cannot be told: the places' own.
+  const bool last = channels_last(v) || (v.h * v.w == 1 && v.n * v.c > 0);
+  Tensor x = empty_4d(z, last, v.n, v.c, size.h, size.w);
   PoolCall call = windows(view_of(x, "x"), kernel, stride, padding, activation, slope);
   STD_TORCH_CHECK(v.h == small_h(call) && v.w == small_w(call), "z has shape ", shape_text(z),
                   ", but pooling output_size (", size.h, ", ", size.w, ") gives (", small_h(call), ", ", small_w(call),

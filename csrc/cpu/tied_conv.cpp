@@ -63,6 +63,15 @@ Source source_of(const View& v) {
   s.base = v;
   return s;
 }
+// z * (gate > 0 ? 1 : slope)
+Source gated_source(const View& v, const Tensor& z, const std::optional<Tensor>& gate, double slope) {
+  Source s = source_of(v);
+  s.gate = like_view(gate, "input_gate", z, "z");
+  s.gate_slope = slope;
+  STD_TORCH_CHECK(!s.gate || (s.gate.n == v.n && s.gate.c == v.c && s.gate.h == v.h && s.gate.w == v.w),
+                  "input_gate has shape ", shape_text(*gate), "; expected that of z, ", shape_text(z));
+  return s;
+}
 Sink sink_of(const View& v) {
   Sink s;
   s.out = v;
@@ -96,7 +105,8 @@ std::tuple<Tensor, Tensor> conv_transpose2d_add_act(const Tensor& z, const Tenso
                                                     const std::optional<Tensor>& gate, const Ints& stride,
                                                     const Ints& padding, const Ints& output_size, const Ints& upsample,
                                                     const std::string& activation, double slope, bool with_drive,
-                                                    double gate_slope) {
+                                                    double gate_slope, const std::optional<Tensor>& input_gate,
+                                                    double input_slope) {
   const View v = view_of(z, "z"), w = weight_view(weight, z, "z");
   const Pair up = pair_of(upsample, "upsample", 1), size = pair_of(output_size, "output_size", 1);
   const Geometry g =
@@ -111,12 +121,14 @@ std::tuple<Tensor, Tensor> conv_transpose2d_add_act(const Tensor& z, const Tenso
   sink.gate_slope = gate_slope;
   sink.gate = same_shape_view(gate, "gate", z, "z", g.batch, g.in_c, out_h, out_w);
   const View b = bias_view(bias, z, "z", g.in_c);
-  const bool last = channels_last(v);
+  // Of a map of one pixel the layout cannot be told; what joins it tells.
+  const View& tells = v.h * v.w > 1 ? v : sink.add ? sink.add : sink.gate ? sink.gate : v;
+  const bool last = channels_last(tells);
   Tensor h = empty_4d(z, last, g.batch, g.in_c, out_h, out_w);
   Tensor drive = with_drive ? empty_4d(z, last, g.batch, g.in_c, out_h, out_w) : empty_1d(z, 0);
   sink.out = view_of(h, "h");
   if (with_drive) sink.drive = view_of(drive, "drive");
-  run_conv(instruction_set(), torch_pool(), transposed(g), source_of(v), sink, w, b);
+  run_conv(instruction_set(), torch_pool(), transposed(g), gated_source(v, z, input_gate, input_slope), sink, w, b);
   return {h, drive};
 }
 
@@ -249,7 +261,11 @@ void backward(const Geometry& geometry, Incoming in, bool have_grad, Source side
     }
     if (down) {  // each repeated pixel passes its gradient on: a sum
       const Geometry up = transposed(g);
-      if (needs.input) run_conv(isa, pool, up, total, sink_of(images_of(grad_input, n0, n1)), w, {});
+      if (needs.input) {
+        Sink sink = sink_of(images_of(grad_input, n0, n1));
+        sink.gate = input.gate, sink.gate_slope = input.gate_slope;
+        run_conv(isa, pool, up, total, sink, w, {});
+      }
       if (needs.weight) run_weight_grad(isa, pool, up, {{total, input}}, grad_weight, later);
     } else {
       if (needs.input) {
@@ -283,7 +299,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> conv_transpose2d_add_act_backward(
     const std::optional<Tensor>& grad, const std::optional<Tensor>& grad_drive, const Tensor& h, const Tensor& z,
     const Tensor& weight, const std::optional<Tensor>& gate, const Ints& stride, const Ints& padding,
     const Ints& upsample, const std::string& activation, double slope, const std::vector<bool>& needed,
-    double gate_slope) {
+    double gate_slope, const std::optional<Tensor>& input_gate, double input_slope) {
   const View v = view_of(z, "z"), w = weight_view(weight, z, "z"), vh = like_view(h, "h", z, "z");
   const Pair up = pair_of(upsample, "upsample", 1);
   STD_TORCH_CHECK(vh.n == v.n && vh.c == w.c && vh.h % up.h == 0 && vh.w % up.w == 0, "h has shape ", shape_text(h),
@@ -294,7 +310,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> conv_transpose2d_add_act_backward(
   Incoming in = incoming(grad, grad_drive, h, gate, activation, slope, gate_slope);
   in.total.pool_h = up.h, in.total.pool_w = up.w;
   const Gradients out(needs, z, v, w, h, vh);
-  backward(transposed(g), in, grad.has_value(), source_of(v), w, needs, out);
+  backward(transposed(g), in, grad.has_value(), gated_source(v, z, input_gate, input_slope), w, needs, out);
   return {out.input, out.weight, out.add, out.bias};
 }
 

@@ -118,7 +118,7 @@ class ResidualBlock(nn.Module):
             by_outer = conv_down(g, x, None, self.outer.weight, pool=self.outer.pool, impl=inner.impl)
             height, width = (x.shape[i] // inner.pool[i - 2] * inner.pool[i - 2] for i in (2, 3))
             return conv_down(
-                activation.pull(g, r), x, f, weight, by_outer[:, :, :height, :width],
+                g, x, f, weight, by_outer[:, :, :height, :width], (activation, r),
                 padding=inner.padding, pool=inner.pool, impl=inner.impl,
             )  # fmt: skip
 

@@ -156,17 +156,26 @@ def conv_down(
     f: Activation | None,
     weight: Tensor,
     add: Tensor | None = None,
+    behind: tuple[Activation, Tensor] | None = None,
     *,
     stride: Any = 1,
     padding: Any = 0,
     pool: tuple[int, int] = (1, 1),
     impl: str = "auto",
 ) -> Tensor:
-    """`(spread(convᵀ(g)) + add) · f'(x)`: down through a convolution whose input `x` came out of `f`.
+    """`(spread(convᵀ(g · e'(h))) + add) · f'(x)`: down through a convolution whose input `x` came out of `f`.
 
     `spread` is the transpose of the average pool before it. `add` is what comes down to `x` by another way, without
-    `f'`, and without the rows and columns that no window of the pool takes in.
+    `f'`, and without the rows and columns that no window of the pool takes in. `behind` is the activation `e` behind
+    the convolution with its output `h`, where its derivative has not been taken care of.
     """
+    opened, leak = None, 0.0
+    if behind is not None:
+        own, h = behind
+        if own.gate_slope is None:
+            g = own.pull(g, h)
+        else:
+            opened, leak = h, own.gate_slope
     spread = weight if pool == (1, 1) else weight / (pool[0] * pool[1])
     size = (x.shape[2] // pool[0], x.shape[3] // pool[1])
     rest = (x.shape[2] - size[0] * pool[0], x.shape[3] - size[1] * pool[1])
@@ -181,10 +190,15 @@ def conv_down(
         upsample=pool,
         gate=None if slope is None else x,
         gate_slope=slope or 0.0,
+        input_gate=opened,
+        input_slope=leak,
         impl=impl,
     )
     if rest != (0, 0):
         u = F.pad(u, (0, rest[1], 0, rest[0]))
+    if g.shape[2] * g.shape[3] == 1 and x.is_contiguous(memory_format=torch.channels_last):
+        # A map of one pixel has no layout to pass on, and all that follows would go on in the slower one.
+        u = u.contiguous(memory_format=torch.channels_last)
     return u if slope is not None else _undo(f, u, x)
 
 

@@ -55,7 +55,11 @@ def _(
     activation: str,
     slope: float,
 ) -> Tensor:
-    return empty_like_layout(z, (z.shape[0], z.shape[1], size[0], size[1]))
+    shape = (z.shape[0], z.shape[1], size[0], size[1])
+    if z.shape[2] * z.shape[3] == 1 and z.numel():
+        # Of a map of one pixel the layout cannot be told: the places' own.
+        return torch.empty(shape, dtype=z.dtype, device=z.device, memory_format=torch.channels_last)
+    return empty_like_layout(z, shape)
 
 
 @torch.library.register_fake("lmser::max_select2d")

@@ -18,12 +18,12 @@ if _library.available:
     from lmser_kernels.tied_conv import ops
 
 _CONV_NAMES = ("x", "weight", "add", "bias")
-_TRANSPOSE_NAMES = ("z", "weight", "add", "bias", "gate")
+_TRANSPOSE_NAMES = ("z", "weight", "add", "bias", "gate", "input_gate")
 # Activations whose derivative is still told by the sign of an output scaled by a positive factor.
 _SIGN_TELLS = ("identity", "relu", "leaky_relu")
 _TIED_NAMES = ("x", "z", "weight")
 _Conv = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
-_Transpose = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
+_Transpose = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 
 
 @overload
@@ -138,6 +138,8 @@ def conv_transpose2d_add_act(
     upsample: Pair = 1,
     gate: Tensor | None = None,
     gate_slope: float = 0.0,
+    input_gate: Tensor | None = None,
+    input_slope: float = 0.0,
     activation: str = "identity",
     slope: float | None = None,
     return_drive: Literal[False] = False,
@@ -156,6 +158,8 @@ def conv_transpose2d_add_act(
     upsample: Pair = 1,
     gate: Tensor | None = None,
     gate_slope: float = 0.0,
+    input_gate: Tensor | None = None,
+    input_slope: float = 0.0,
     activation: str = "identity",
     slope: float | None = None,
     return_drive: Literal[True],
@@ -173,6 +177,8 @@ def conv_transpose2d_add_act(
     upsample: Pair = 1,
     gate: Tensor | None = None,
     gate_slope: float = 0.0,
+    input_gate: Tensor | None = None,
+    input_slope: float = 0.0,
     activation: str = "identity",
     slope: float | None = None,
     return_drive: bool = False,
@@ -198,6 +204,9 @@ def conv_transpose2d_add_act(
         gate: of exactly the output's shape, or None; no gradient flows to it.
         gate_slope: the factor where the gate is not positive, finite and not negative; not 0 only with an identity,
             relu or leaky_relu, as the derivative of the others could no longer be read off the output.
+        input_gate: of exactly the shape of `z`, or None: `z` is multiplied by 1 where it is positive and by
+            `input_slope` elsewhere while it is read; no gradient flows to it.
+        input_slope: as `gate_slope`.
         activation: one of identity, relu, leaky_relu, sigmoid, tanh, leaky_sigmoid.
         slope: the leak of leaky_relu (default 0.01) and leaky_sigmoid (default 0.2); None for the others.
         return_drive: True returns `(h, drive)` with `drive = up(convᵀ(z))`, before bias, add, `f` and gate.
@@ -205,7 +214,7 @@ def conv_transpose2d_add_act(
 
     Returns:
         `h (N, C_in, out_h · upsample_h, out_w · upsample_w)` of `z`'s dtype; the compiled kernel keeps
-        `z`'s memory format.
+        `z`'s memory format, that of `add` or `gate` where `z` is one pixel.
 
     Differentiable to any order; saves its inputs and `h` for backward. Sums accumulate in float32 (float64
     for float64). Under autocast the arguments are cast first, as `F.conv_transpose2d`'s are.
@@ -222,11 +231,13 @@ def conv_transpose2d_add_act(
         pair("padding", padding, 0),
         pair("upsample", upsample, 1),
     )
-    z, weight, add, bias, gate = cast(_Transpose, operands(_TRANSPOSE_NAMES, (z, weight, add, bias, gate), 2))
-    if not isinstance(gate_slope, (int, float)) or isinstance(gate_slope, bool):
-        raise TypeError(f"gate_slope must be a number; got {type(gate_slope).__name__}")
-    if not 0 <= gate_slope < math.inf:
-        raise ValueError(f"gate_slope must be finite and not negative; got {gate_slope}")
+    given = (z, weight, add, bias, gate, input_gate)
+    z, weight, add, bias, gate, input_gate = cast(_Transpose, operands(_TRANSPOSE_NAMES, given, 2))
+    for name, leaks in (("gate_slope", gate_slope), ("input_slope", input_slope)):
+        if not isinstance(leaks, (int, float)) or isinstance(leaks, bool):
+            raise TypeError(f"{name} must be a number; got {type(leaks).__name__}")
+        if not 0 <= leaks < math.inf:
+            raise ValueError(f"{name} must be finite and not negative; got {leaks}")
     if gate_slope and activation not in _SIGN_TELLS:
         raise ValueError(f"gate_slope must be 0 with activation {activation!r}; got {gate_slope}")
     size = conv_transpose_size(z, weight, stride, padding, output_size)
@@ -236,24 +247,15 @@ def conv_transpose2d_add_act(
             same_shape("add", add, shape, "the output's shape")
         if gate is not None:
             same_shape("gate", gate, shape, "the output's shape")
+    if input_gate is not None:
+        same_shape("input_gate", input_gate, z.shape, "the shape of z")
     if bias is not None:
         per_channel(bias, weight.shape[1], "the output (the weight's C_in)")
     if native("conv_transpose2d_add_act", impl, z):
         h, drive = ops.conv_transpose2d_add_act(
-            z,
-            weight,
-            add,
-            bias,
-            gate,
-            stride,
-            padding,
-            size,
-            upsample,
-            activation,
-            leak,
-            return_drive,
-            float(gate_slope),
-        )
+            z, weight, add, bias, gate, stride, padding, size, upsample, activation, leak, return_drive,
+            float(gate_slope), input_gate, float(input_slope),
+        )  # fmt: skip
         return (h, drive) if return_drive else h
     return reference.conv_transpose2d_add_act(
         z,
@@ -266,6 +268,8 @@ def conv_transpose2d_add_act(
         upsample=upsample,
         gate=gate,
         gate_slope=gate_slope,
+        input_gate=input_gate,
+        input_slope=input_slope,
         activation=activation,
         slope=slope,
         return_drive=return_drive,

@@ -15,6 +15,7 @@ and the backward of the backward is built of the same operators. With cotangents
     for x: Aᵀ(glin, c_W)                     for W: Aᵀ(c_x, glin)
 
 where the last two are one more call of the backward operator, with `(c_x, c_W)` in the place of `(x, W)`.
+An `input_gate` is part of A: `A(x, W) = up(convᵀ(x · input_gate, W))`.
 Every piece is differentiable again, so everything is, to any order. Nothing is saved but inputs and `h`,
 and `h` only where `f` is not the identity.
 """
@@ -73,9 +74,15 @@ def _(
     slope: float,
     drive: bool,
     gate_slope: float,
+    input_gate: Maybe,
+    input_slope: float,
 ) -> tuple[Tensor, Tensor]:
     size = (z.shape[0], weight.shape[1], output_size[0] * upsample[0], output_size[1] * upsample[1])
-    return empty_like_layout(z, size), empty_like_layout(z, size) if drive else z.new_empty(0)
+    # Of a map of one pixel the layout cannot be told; what joins it tells.
+    like = z
+    if z.shape[2] * z.shape[3] == 1 and (add is not None or gate is not None):
+        like = gate if add is None else add  # type: ignore[assignment]
+    return empty_like_layout(like, size), empty_like_layout(like, size) if drive else z.new_empty(0)
 
 
 def _fake_backward(h: Tensor, source: Tensor, weight: Tensor, needs: Sequence[bool]) -> tuple[Tensor, ...]:
@@ -119,6 +126,8 @@ def _(
     slope: float,
     needs: Sequence[bool],
     gate_slope: float,
+    input_gate: Maybe,
+    input_slope: float,
 ) -> tuple[Tensor, ...]:
     return _fake_backward(h, z, weight, needs)
 
@@ -188,22 +197,24 @@ def _conv_backward(ctx: Any, grad: Maybe, grad_drive: Maybe) -> Gradients:
 
 
 def _conv_transpose_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    z, weight, _, _, gate, stride, padding, _, upsample, activation, slope, drive, gate_slope = inputs
+    z, weight, _, _, gate, stride, padding, _, upsample, activation, slope, drive, *gates = inputs
+    gate_slope, input_gate, input_slope = gates
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(z, weight, gate, None if activation == "identity" else output[0])
+    ctx.save_for_backward(z, weight, gate, input_gate, None if activation == "identity" else output[0])
     ctx.settings, ctx.drive = (stride, padding, upsample, activation, slope), drive
-    ctx.gate_slope = gate_slope
+    ctx.slopes = (gate_slope, input_slope)
 
 
 def _conv_transpose_backward(ctx: Any, grad: Maybe, grad_drive: Maybe) -> Gradients:
-    z, weight, gate, h = ctx.saved_tensors
+    z, weight, gate, input_gate, h = ctx.saved_tensors
+    gate_slope, input_slope = ctx.slopes
 
     def backward(grad: Maybe, grad_drive: Maybe, h: Tensor, needs: list[bool]) -> tuple[Tensor, ...]:
         return conv_transpose2d_add_act_backward(
-            grad, grad_drive, h, z, weight, gate, *ctx.settings, needs, ctx.gate_slope
+            grad, grad_drive, h, z, weight, gate, *ctx.settings, needs, gate_slope, input_gate, input_slope
         )
 
-    return *_first_order(ctx, grad, grad_drive, h, gate is not None, backward), *(None,) * 9
+    return *_first_order(ctx, grad, grad_drive, h, gate is not None, backward), *(None,) * 11
 
 
 # second order
@@ -286,38 +297,36 @@ def _conv_backward_backward(ctx: Any, *cotangents: Maybe) -> Gradients:
 
 
 def _conv_transpose_backward_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    grad, grad_drive, h, z, weight, gate, stride, padding, upsample, activation, slope, needs, gate_slope = (
-        inputs
-    )
+    grad, grad_drive, h, z, weight, gate, stride, padding, upsample, activation, slope, needs, *gates = inputs
+    gate_slope, input_gate, input_slope = gates
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(grad, grad_drive, h, z, weight, gate)
-    ctx.settings, ctx.needs, ctx.gate_slope = (
-        (stride, padding, upsample, activation, slope),
-        needs,
-        gate_slope,
-    )
+    ctx.save_for_backward(grad, grad_drive, h, z, weight, gate, input_gate)
+    ctx.settings, ctx.needs = (stride, padding, upsample, activation, slope), needs
+    ctx.slopes = (gate_slope, input_slope)
 
 
 def _conv_transpose_backward_backward(ctx: Any, *cotangents: Maybe) -> Gradients:
-    grad, grad_drive, h, z, weight, gate = ctx.saved_tensors
+    grad, grad_drive, h, z, weight, gate, input_gate = ctx.saved_tensors
     stride, padding, upsample, _, _ = ctx.settings
+    gate_slope, input_slope = ctx.slopes
     size = (h.shape[2] // upsample[0], h.shape[3] // upsample[1])
 
     def linear(z: Tensor, weight: Tensor, add: Maybe) -> Tensor:
         result: Tensor = conv_transpose2d_add_act(
-            z, weight, add, None, None, stride, padding, size, upsample, "identity", 0.0, False, 0.0
-        )[0]
+            z, weight, add, None, None, stride, padding, size, upsample, "identity", 0.0, False,
+            0.0, input_gate, input_slope,
+        )[0]  # fmt: skip
         return result
 
     def backward(z: Tensor, weight: Tensor, needs: list[bool]) -> tuple[Tensor, ...]:
         return conv_transpose2d_add_act_backward(
-            grad, grad_drive, h, z, weight, gate, *ctx.settings, needs, ctx.gate_slope
+            grad, grad_drive, h, z, weight, gate, *ctx.settings, needs, gate_slope, input_gate, input_slope
         )
 
     gradients = _second_order(
-        ctx, cotangents, grad, grad_drive, h, z, weight, gate, ctx.gate_slope, linear, backward
+        ctx, cotangents, grad, grad_drive, h, z, weight, gate, gate_slope, linear, backward
     )
-    return *gradients, *(None,) * 8
+    return *gradients, *(None,) * 10
 
 
 # both directions at once
@@ -330,7 +339,21 @@ def _conv(x: Tensor, weight: Tensor, stride: Ints, padding: Ints) -> Tensor:
 
 def _conv_transpose(z: Tensor, weight: Tensor, stride: Ints, padding: Ints, like: Tensor) -> Tensor:
     result: Tensor = conv_transpose2d_add_act(
-        z, weight, None, None, None, stride, padding, like.shape[2:], (1, 1), "identity", 0.0, False, 0.0
+        z,
+        weight,
+        None,
+        None,
+        None,
+        stride,
+        padding,
+        like.shape[2:],
+        (1, 1),
+        "identity",
+        0.0,
+        False,
+        0.0,
+        None,
+        0.0,
     )[0]
     return result
 

@@ -50,6 +50,8 @@ def conv_transpose2d_add_act(
     upsample: Pair = 1,
     gate: Tensor | None = None,
     gate_slope: float = 0.0,
+    input_gate: Tensor | None = None,
+    input_slope: float = 0.0,
     activation: str = "identity",
     slope: float | None = None,
     return_drive: bool = False,
@@ -57,16 +59,17 @@ def conv_transpose2d_add_act(
     """`h = f(up(convᵀ(z)) + bias + add) · [gate > 0 ? 1 : gate_slope]`; with `return_drive`, also `up(convᵀ(z))` by itself.
 
     `up` repeats each value `upsample` times (nearest neighbour); `output_size` is the size of `convᵀ(z)`,
-    before it.
+    before it. With an `input_gate`, `z` is multiplied by 1 where it is positive and `input_slope` elsewhere.
     """
     upsample = pair("upsample", upsample, 1)
+    if input_gate is not None:
+        z = z * _factor(input_gate, input_slope, z)
     drive = _conv_transpose(z, weight, stride, padding, output_size)
     if upsample != (1, 1):
         drive = F.interpolate(drive, scale_factor=upsample)
     h = activations.apply(_plus(drive, bias, add), activation, slope)
     if gate is not None:
-        factor = (gate > 0).to(h.dtype)
-        h = h * (factor + gate_slope * (1 - factor) if gate_slope else factor)
+        h = h * _factor(gate, gate_slope, h)
     return (h, drive) if return_drive else h
 
 
@@ -76,6 +79,11 @@ def tied_conv2d(
     """`(y, u) = (conv(x), convᵀ(z))`, `u` sized like `x`."""
     y = F.conv2d(x, weight, None, stride, padding)
     return y, _conv_transpose(z, weight, stride, padding, (x.shape[2], x.shape[3]))
+
+
+def _factor(gate: Tensor, slope: float, like: Tensor) -> Tensor:
+    is_open = (gate > 0).to(like.dtype)
+    return is_open + slope * (1 - is_open) if slope else is_open
 
 
 def _conv_transpose(
