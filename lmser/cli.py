@@ -158,6 +158,7 @@ def _duration(minutes: float) -> str:
     "--workers", type=click.IntRange(min=0), default=0, help="Processes that decode images, 0: none."
 )
 @click.option("--tensorboard", is_flag=True, help="Write event files beside each run's log.jsonl.")
+@click.option("--rows", default="", help="Only rows with one of these in their path, e.g. SmallCNN,grid/.")
 @_out
 @_resume
 def run(
@@ -170,6 +171,7 @@ def run(
     compiled: bool,
     workers: int,
     tensorboard: bool,
+    rows: str,
     out: Path | None,
     resume: bool,
 ) -> None:
@@ -194,6 +196,12 @@ def run(
         training["compile"] = True
     if workers:
         training["workers"] = options["workers"] = workers
+    chosen = tuple(filter(None, rows.split(",")))
+    if chosen:
+        if not experiment.by_rows:
+            able = ", ".join(e.name for e in EXPERIMENTS if e.by_rows)
+            raise _Refused(f"--rows: {experiment.name} is run as a whole; a part can be run of {able}")
+        options["rows"] = rows
     flags = [name for name, on in (("compile", compiled), ("tensorboard", tensorboard)) if on]
     with (
         _processes(device) as (own, main),
@@ -212,6 +220,7 @@ def run(
                 progress=main,
                 training=training,
                 tensorboard=tensorboard,
+                rows=chosen,
             )
         )
         if not main:

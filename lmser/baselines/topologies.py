@@ -90,7 +90,7 @@ class SmallCNN(_Topology):
         super().__init__(in_channels, num_classes, pooling, activation, slope)
         top = ((size - 4) // 2 - 2) // 2 - 2
         if top < 1:
-            raise ValueError(f"size: expected images of at least 18 pixels, got {size}")
+            raise ValueError(f"size: expected images of at least 20 pixels, got {size}")
         self._conv(32, 5, 0, then=2)
         self._conv(64, 3, 0, pool=2, then=2)
         self._conv(128, 3, 0, pool=2, then=top)

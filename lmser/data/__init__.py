@@ -54,6 +54,7 @@ from __future__ import annotations
 from lmser.data.audio import AudioSegments, AudioSplit, load_audio
 from lmser.data.bars import bar_images, bar_trials
 from lmser.data.cifar10 import load_cifar10
+from lmser.data.few_labels import few_labels
 from lmser.data.folders import load_folder
 from lmser.data.idx import load_mnist
 from lmser.data.image_set import ImageSet, Split
@@ -81,6 +82,7 @@ __all__ = [
     "bar_trials",
     "coverage_of",
     "eyes_mask",
+    "few_labels",
     "load_audio",
     "load_cifar10",
     "load_folder",

@@ -25,6 +25,7 @@ class Request:
     out:      the run directory.  resume: continue it.  progress: say on standard error how far it is.
     training: fields of `lmser.training.TrainConfig` put over those of every row (precision, compile, workers).
     tensorboard: write event files beside each run's log.
+    rows:     only the rows whose path has one of these in it; all where it is empty.
     """
 
     data: Path
@@ -36,6 +37,7 @@ class Request:
     progress: bool = True
     training: Mapping[str, Any] = field(default_factory=dict)
     tensorboard: bool = False
+    rows: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Experiment:
 
     source: what of the papers it reproduces.  data: what it reads, "" for nothing.  needs: how to come by
     that, as one clause.
+    by_rows: whether it can be run by a part of its rows.
     seeds:  the default of each scale.  minutes: about how long those take on two CPU cores.
     """
 
@@ -54,6 +57,7 @@ class Experiment:
     needs: str
     seeds: dict[Scale, tuple[int, ...]]
     minutes: dict[Scale, float]
+    by_rows: bool = False
 
     def module(self) -> ModuleType:
         """The module that runs it."""
@@ -242,6 +246,16 @@ EXPERIMENTS = (
         needs="`lmser data get omniglot` says where it is to be had",
         seeds={"quick": (0,), "paper": (0,)},
         minutes={"quick": 2, "paper": 43000},
+    ),
+    Experiment(
+        name="semisup-mnist",
+        summary="digits learned from 50 labels and all images by twelve networks inverted through their transposes",
+        source="003 Table 2",
+        data="MNIST (idx files)",
+        needs="`lmser data get mnist` downloads it",
+        seeds={"quick": (0,), "paper": (0,)},
+        minutes={"quick": 4, "paper": 4000},
+        by_rows=True,
     ),
 )
 

@@ -34,6 +34,7 @@ class Job:
     pictures: gives what to keep for the figures at the same steps.
     build:    makes the network on the CPU, by default the file's ``[model]``.
     further:  keyword arguments for `train_job` (objectives, extra scalars, a batch transform).
+    by_seed:  those that each seed has its own of (which samples have labels), `data` among them.
     """
 
     data: Any
@@ -44,6 +45,7 @@ class Job:
     build: Callable[[], nn.Module] | None = None
     eval_at: Sequence[int] | None = None
     further: Mapping[str, Any] | None = None
+    by_seed: Callable[[int], Mapping[str, Any]] | None = None
 
     @property
     def samples(self) -> int:
@@ -87,7 +89,6 @@ def train_rows(
                     folder,
                     build=job.build or functools.partial(build_network, row.model),
                     loss=job.loss,
-                    data=job.data,
                     config=row.train_config(seed, job.samples),
                     eval_at=(steps[row],) if job.eval_at is None else job.eval_at,
                     evaluate=job.evaluate,
@@ -97,7 +98,7 @@ def train_rows(
                     device=torch.device(request.device),
                     on_step=bar.job(f"{row.path}, seed {seed}", steps[row]),
                     tensorboard=folder / "tensorboard" if request.tensorboard else None,
-                    **(job.further or {}),
+                    **{"data": job.data, **(job.further or {}), **(job.by_seed(seed) if job.by_seed else {})},
                 )
                 trained[row].append(done)
     return trained

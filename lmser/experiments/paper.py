@@ -1,7 +1,11 @@
 """The numbers the papers print, for tables that stand beside them.
 
-Papers are named as everywhere in this package: "000" is *Revisit Lmser and its further development based on
-convolutional layers*, "001" is *Deep CNN based Lmser and strengths of two built-in dualities*.
+Papers are named as everywhere in this package:
+
+"000"  *Revisit Lmser and its further development based on convolutional layers*
+"001"  *Deep CNN based Lmser and strengths of two built-in dualities*
+"003"  *Semi-Supervised Learning via New Deep Network Inversion*
+"004"  *Convolutional Bipartite Attractor Networks*
 """
 
 from __future__ import annotations

@@ -31,13 +31,13 @@ import hashlib
 import importlib.resources
 import itertools
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from lmser.training import TrainConfig, steps_per_epoch
 
-__all__ = ["RowConfig", "checksum", "load_rows", "parse_row"]
+__all__ = ["RowConfig", "checksum", "chosen_rows", "load_rows", "parse_row"]
 
 _SECTIONS = ("data", "model", "objective", "training", "evaluation")
 _WORDS = {"position": int, "table": str, "group": str, "label": str, "source": str, "differs": str}
@@ -137,6 +137,16 @@ def load_rows(experiment: str, scale: str, training: Mapping[str, Any] | None = 
                 f"{experiment}: {before.path} and {after.path} both have position {after.position}"
             )
     return [_with_training(row, training or {}) for row in rows]
+
+
+def chosen_rows(rows: Sequence[RowConfig], parts: Sequence[str]) -> list[RowConfig]:
+    """Those of `rows` whose path has one of `parts` in it, all without any. ValueError where none is left."""
+    left = [row for row in rows if not parts or any(part in row.path for part in parts)]
+    if not left:
+        raise ValueError(
+            f"rows: none has one of {', '.join(parts)} in its path; there are {', '.join(row.path for row in rows)}"
+        )
+    return left
 
 
 def _with_training(row: RowConfig, training: Mapping[str, Any]) -> RowConfig:

@@ -23,7 +23,16 @@ from lmser._atomic import atomic_write
 from lmser._extras import require
 from lmser.experiments.results import write_json
 from lmser.experiments.run_directory import RunRefused
-from lmser.training import Diverged, Objective, Run, TrainConfig, TrainResult, save_weights, train
+from lmser.training import (
+    Diverged,
+    Objective,
+    Run,
+    TrainConfig,
+    TrainResult,
+    TwoStreamSampler,
+    save_weights,
+    train,
+)
 from lmser.training.distributed import on_main, world_size
 
 __all__ = ["JobResult", "train_job"]
@@ -79,6 +88,7 @@ def train_job(
     objectives: Sequence[Objective] | None = None,
     extra: Callable[[nn.Module], Mapping[str, float | Tensor]] | None = None,
     transform: Callable[..., Tensor | Sequence[Tensor]] | None = None,
+    sampler: TwoStreamSampler | None = None,
     tensorboard: Path | None = None,
 ) -> JobResult:
     """Train, or continue, or only read, the job in `directory`.
@@ -88,7 +98,7 @@ def train_job(
     Args:
         build: makes the network. Called under ``torch.manual_seed(config.seed)``, on the CPU, so that the
             initial weights are the same on every device.
-        loss, data, config, eval_at, objectives, extra, transform, tensorboard: as for `lmser.training.train`.
+        loss, data, config, eval_at, objectives, extra, transform, sampler, tensorboard: as for `lmser.training.train`.
         evaluate: gives exactly `metrics` (names) at every step of `eval_at`.
         pictures: gives the pictures to keep at the same steps.
         identity: further plain values that decide the numbers.
@@ -99,6 +109,8 @@ def train_job(
             except `Diverged`: that is a result, and written as one.
     """
     settings = json.loads(json.dumps({**identity, **config.deciding(), "eval_at": list(eval_at)}))
+    if sampler is not None:
+        settings["sampler"] = sampler.described()
     if world_size() > 1:  # the numbers differ by rounding and by the processes' own noise
         settings["processes"] = world_size()
     finished = on_main(lambda: _read(directory, settings) if (directory / _RESULT).exists() else None)
@@ -120,6 +132,7 @@ def train_job(
             config,
             objectives=objectives,
             transform=transform,
+            sampler=sampler,
             tensorboard=tensorboard,
             run_dir=directory,
             resume=True,

@@ -2,6 +2,7 @@
 
 from lmser.inversion.gated import Activation, Gated, Step, conv_down, conv_step, gated, has_rules
 from lmser.inversion.invert import Inverted, invert, inverted
+from lmser.inversion.learned_weights import LearnedWeights
 from lmser.inversion.losses import UNLABELLED, cross_entropy, entropy, reconstruction_error
 from lmser.inversion.semi_supervised import SemiSupervised, Terms
 
@@ -10,6 +11,7 @@ __all__ = [
     "Activation",
     "Gated",
     "Inverted",
+    "LearnedWeights",
     "SemiSupervised",
     "Step",
     "Terms",

@@ -51,6 +51,7 @@ from lmser.training.result import Run, TrainResult
 from lmser.training.sampler import Sampler, steps_per_epoch
 from lmser.training.schedules import learning_rate
 from lmser.training.signals import Interrupted
+from lmser.training.two_streams import TwoStreamSampler
 from lmser.training.weights import load_weights, save_weights
 
 __all__ = [
@@ -65,6 +66,7 @@ __all__ = [
     "Sampler",
     "TrainConfig",
     "TrainResult",
+    "TwoStreamSampler",
     "learning_rate",
     "load_checkpoint",
     "load_weights",

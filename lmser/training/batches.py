@@ -42,6 +42,12 @@ class Dataset(Protocol):
 Data = Tensor | Sequence[Tensor] | Dataset
 
 
+class StepSampler(Protocol):
+    """Which samples a step sees, as a pure function of the step."""
+
+    def indices(self, step: int, /) -> Tensor: ...
+
+
 class Batches:
     """This process's batches on the device, and how long was waited for them.
 
@@ -49,9 +55,15 @@ class Batches:
     """
 
     def __init__(
-        self, data: Data, config: TrainConfig, device: torch.device, transform: Transform | None
+        self,
+        data: Data,
+        config: TrainConfig,
+        device: torch.device,
+        transform: Transform | None,
+        sampler: StepSampler | None = None,
     ) -> None:
         self._data = _checked(data)
+        self._given = sampler
         self._config, self._device, self._transform = config, device, transform
         self._sampler = self._new_sampler()
         self._read: Iterator[Batch] | None = None
@@ -75,7 +87,9 @@ class Batches:
         batch = tuple(tensor.to(self._device, non_blocking=True) for tensor in found)
         return (batch if self._transform is None else self._transformed(batch)), weight
 
-    def _new_sampler(self) -> Sampler:
+    def _new_sampler(self) -> StepSampler:
+        if self._given is not None:
+            return self._given
         data, config = self._data, self._config
         samples, device = (len(data[0]), data[0].device) if isinstance(data, tuple) else (len(data), _CPU)
         return Sampler(samples, config.batch_size, config.seed, drop_last=config.drop_last, device=device)
@@ -116,7 +130,7 @@ class Batches:
 class _Slices:
     """``(step, indices)`` of this process from a step on: what a reader is asked for."""
 
-    def __init__(self, sampler: Sampler, start: int, steps: int) -> None:
+    def __init__(self, sampler: StepSampler, start: int, steps: int) -> None:
         self._sampler, self._start, self._steps = sampler, start, steps
 
     def __iter__(self) -> Iterator[tuple[int, list[int]]]:

@@ -39,6 +39,7 @@ from lmser.training.result import CHECKPOINT, TrainResult, make_result
 from lmser.training.signals import Interrupted, stop_on_signals
 from lmser.training.step import Step
 from lmser.training.tensorboard import TensorBoard
+from lmser.training.two_streams import TwoStreamSampler
 
 Extra = Callable[[nn.Module], Mapping[str, float | Tensor]]
 
@@ -53,6 +54,7 @@ def train(
     *,
     objectives: Sequence[Objective] | None = None,
     transform: Transform | None = None,
+    sampler: TwoStreamSampler | None = None,
     run_dir: Path | str | None = None,
     resume: bool = False,
     eval_at: Sequence[int] | None = None,
@@ -74,6 +76,8 @@ def train(
     objectives:  in place of `loss_fn` (None then): losses that are minimised in turn in every step
     transform:   ``transform(*batch) -> batch`` on the device, before the loss: bytes to numbers, say. It may
                  draw from the global generators
+    sampler:     in place of the order of `config.seed`, each epoch all samples: batches of labelled and unlabelled
+                 samples, of `config.batch_size`
     run_dir:     where checkpoint and log go, made if needed; None: nothing is written. Without `resume` it
                  must not hold a run already
     resume:      continue from the checkpoint in `run_dir`; start at step 0 if there is none yet. A run that
@@ -107,7 +111,7 @@ def train(
     naming the argument that is wrong, before anything is written.
     """
     session = _Session(
-        model, loss_fn, data, config, objectives, transform, run_dir, resume, eval_at, evaluate, on_step,
+        model, loss_fn, data, config, objectives, transform, sampler, run_dir, resume, eval_at, evaluate, on_step,
         extra, tensorboard, identity,
     )  # fmt: skip
     shown = progress if is_main() else False
@@ -133,6 +137,7 @@ class _Session:
         config: TrainConfig,
         objectives: Sequence[Objective] | None,
         transform: Transform | None,
+        sampler: TwoStreamSampler | None,
         run_dir: Path | str | None,
         resume: bool,
         eval_at: Sequence[int] | None,
@@ -148,7 +153,12 @@ class _Session:
         self.eval_at = checked_eval_at(eval_at, evaluate, config.steps)
         self.parts = resolve(model, loss_fn, objectives, config)
         self.device = self.parts[0].parameters[0].device
-        self.batches = Batches(data, config, self.device, transform)
+        if sampler is not None and sampler.batch_size != config.batch_size:
+            raise ValueError(
+                f"sampler: expected batches of config.batch_size, {config.batch_size}, got {sampler.batch_size}"
+            )
+        self.sampler = sampler
+        self.batches = Batches(data, config, self.device, transform, sampler)
         self.directory = None if run_dir is None else Path(run_dir)
         self.board = None if tensorboard is None else Path(tensorboard)
         if self.board is not None:
@@ -174,6 +184,8 @@ class _Session:
         }
         if several:
             settings["objectives"] = [part.described() for part in self.parts]
+        if self.sampler is not None:
+            settings["sampler"] = self.sampler.described()
         return run_identity(settings, extra, self.model, self.batches.fingerprinted)
 
     # Beginning.
