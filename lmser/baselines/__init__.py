@@ -4,6 +4,7 @@ from lmser.baselines.audio_cnn import AudioCNN
 from lmser.baselines.classifiers import CNN, FCN
 from lmser.baselines.denoising_vae import DenoisingVAE
 from lmser.baselines.eager import EagerCLmser, EagerLmser
+from lmser.baselines.ebgan import EBGAN
 from lmser.baselines.inpainting_loss import InpaintingLoss
 from lmser.baselines.pconv import PConvUNet
 from lmser.baselines.pennet import PENNet
@@ -14,6 +15,7 @@ from lmser.baselines.unet import UNet
 
 __all__ = [
     "CNN",
+    "EBGAN",
     "FCN",
     "TOPOLOGIES",
     "AudioCNN",
