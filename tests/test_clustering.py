@@ -154,3 +154,11 @@ def test_claims_follow_the_numbers() -> None:
         assert [c.confirmed for c in clustering._claims(table("squared", sure, low, accuracy))] == expected
     assert [c.confirmed for c in clustering._claims(table("mean_squared", 0.5, 0.05, 60))] == [True]
     assert [c.confirmed for c in clustering._claims(table("balanced", 0.5, 0.05, 60))] == [True]
+
+
+def test_reconstruction_asks_for_the_length_of_the_output_alone() -> None:
+    """`(df/dx)ᵀ f = ∇ ½‖f‖²`: what the experiment's docstring says of R."""
+    network = build_semi_supervised(tiny_rows()[0]).model.double()
+    x = torch.rand(2, 1, 28, 28, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(network(x).square().sum() / 2, x)
+    torch.testing.assert_close(invert(network, x).detach(), slope)

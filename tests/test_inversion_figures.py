@@ -15,8 +15,6 @@ from lmser.experiments.inversion_figures import (
     ACCURACY,
     ALIKE,
     ERROR,
-    beside_labelled,
-    chosen_labels,
     nearness,
     reconstructions,
 )
@@ -37,7 +35,7 @@ def tiny_rows() -> list[RowConfig]:
     return [
         dataclasses.replace(
             row,
-            data={**row.data, "labels": 20},
+            data={**row.data, "per_class": 1, "labelled": 10},
             model={**row.model, **({"depth": 1, "width": 2} if row.model["kind"] == "ResNet" else {})},
             training={**row.training, "steps": 2, "batch_size": 20, "log_every": 1},
             evaluation={"images": 10},
@@ -45,25 +43,6 @@ def tiny_rows() -> list[RowConfig]:
         for row in load_rows("inversion-figures", "quick")
         if row.label != "max pools"
     ]
-
-
-def test_labels_are_chosen_evenly_and_by_the_seed() -> None:
-    labels = torch.arange(100) % 10
-    found = chosen_labels(labels, 30, 0)
-    assert labels[found].bincount().tolist() == [3] * 10
-    assert len(found.unique()) == 30
-    assert torch.equal(found, chosen_labels(labels, 30, 0))
-    assert not torch.equal(found, chosen_labels(labels, 30, 1))
-    for count in (0, 15, 110):
-        with pytest.raises(ValueError, match=f"labels: expected as many of each of 10 classes.*got {count}"):
-            chosen_labels(labels, count, 0)
-
-
-def test_a_batch_has_all_labelled_images() -> None:
-    known, batch = torch.rand(3, 1, 2, 2), torch.rand(2, 1, 2, 2)
-    images, labels = beside_labelled(known, torch.tensor([4, 5, 6]))(batch)
-    assert torch.equal(images, torch.cat([known, batch]))
-    assert labels.tolist() == [4, 5, 6, -1, -1]
 
 
 def test_nearness() -> None:
@@ -100,7 +79,7 @@ def test_rows(scale: str) -> None:
         assert row.group.endswith(f"({row.objective['alpha']}, {row.objective['beta']})")
         assert row.objective["reconstruction"] == row.table.replace("-", "_")
         assert row.label.startswith(row.model["pooling"])
-        assert row.data == {"name": "mnist", "labels": 50, "labels_seed": 0}
+        assert row.data == {"name": "mnist", "per_class": 5, "labelled": 50}
         build_network(row.model)
 
 

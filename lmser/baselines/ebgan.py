@@ -167,12 +167,16 @@ class EBGAN(nn.Module):
         return real_energy.mean() + F.relu(self.margin - fake_energy).mean()
 
     @staticmethod
-    def objectives() -> tuple[Objective, ...]:
-        """Generator, then discriminator; both with the run's learning rate and betas."""
+    def objectives(generator_lr: float | None = None) -> tuple[Objective, ...]:
+        """Generator, with a learning rate of its own or the run's, then discriminator with the run's."""
         return (
-            Objective("generator", lambda model: model.generator.parameters(), EBGAN.generator_loss),
+            Objective("generator", _generator, EBGAN.generator_loss, lr=generator_lr),
             Objective("discriminator", EBGAN.discriminator, EBGAN.discriminator_loss),
         )
+
+
+def _generator(model: EBGAN) -> Iterator[nn.Parameter]:
+    return model.generator.parameters()
 
 
 def _decoder(code: int) -> nn.Sequential:

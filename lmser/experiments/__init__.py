@@ -265,6 +265,7 @@ EXPERIMENTS = (
         needs="`lmser data get mnist` downloads it",
         seeds={"quick": (0,), "paper": (0,)},
         minutes={"quick": 6, "paper": 3000},
+        by_rows=True,
     ),
     Experiment(
         name="clustering",

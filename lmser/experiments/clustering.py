@@ -9,10 +9,14 @@ SmallCNN with each of its poolings has ten outputs, of which the largest names t
     β R + (1 - β) E        Eq. (10) with α = 0
 
 with R as printed (the sum over pixels), and as its text has it (their mean). Nothing in this loss keeps a network from
-naming all images alike: E alone is lowest where one output always wins, and R takes the values of the outputs, not
-which is the largest. The column "clusters used" shows where that happened. A third table has a term that 003 does not,
+naming all images alike. E alone is lowest where one output always wins. And as
 
-    β R + (1 - β) E - H(mean over the batch of softmax f(x))
+    (df/dx)ᵀ f(x) = ∇ ½‖f(x)‖²,    R(x) = ‖∇ (½‖f(x)‖² - ½‖x‖²)‖²
+
+R asks of the outputs only that their length grow with that of the image: one output is enough for it, and the others
+may be anything. The column "clusters used" shows where that happened. A third table has a term that 003 does not,
+
+    β R + (1 - β) E - w H(mean over the batch of softmax f(x))
 
 whose last part asks for clusters of equal size. Schedule and weights were chosen on training images alone.
 

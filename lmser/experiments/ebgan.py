@@ -111,7 +111,7 @@ def _job(pixels: LabelledImages, row: RowConfig) -> Job:
         pictures=functools.partial(_drawn, count=_SHOWN),
         eval_at=sorted({max(1, round(part * steps)) for part in (0.01, 0.1, 0.4, 1)}),
         further={
-            "objectives": EBGAN.objectives(),
+            "objectives": EBGAN.objectives(row.objective.get("generator_lr")),
             "extra": lambda model: {
                 name.replace(" ", "_"): value for name, value in _energies(model, followed, _FOLLOWED).items()
             },

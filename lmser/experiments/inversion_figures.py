@@ -2,9 +2,9 @@
 
 The networks learn with 50 labels, by the loss of Eq. (10) at the weights (α, β) of the figures, each with mean pools,
 max pools and inhibitor connections. Fig. 1 names none: it is taken at those of Table 2. A batch has all 50 labelled
-images and as many unlabelled ones as the row says; the labelled images are the same for every row and seed. R is the
-sum over pixels as Eq. (8) prints it in one table, and their mean, as the text has it, in the other: the weights (α, β)
-mean a factor of 784 between the two. The schedule was chosen on training images.
+images, which the seed draws, and as many of all. R is the sum over pixels as Eq. (8) prints it in one table, and their
+mean, as the text has it, in the other: the weights (α, β) mean a factor of 784 between the two. The schedule was chosen
+on training images.
 
 003 shows pictures and no errors. Here they are measured on the test images, on [0, 1], beside the correlation of an
 image with its reconstruction, as the mean over images, which a wrong scale does not lower: pictures that are drawn each
@@ -20,12 +20,13 @@ What decides the claims, set before the committed runs, on the mean over the see
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lmser.data import Split, load_mnist
+from lmser.data import Split, few_labels, load_mnist
 from lmser.experiments import Request
 from lmser.experiments.campaign import Job, Trained, row_times, table_row, train_rows
 from lmser.experiments.figures import picture_grid, save_figure
@@ -35,9 +36,10 @@ from lmser.experiments.labelled_images import LabelledImages
 from lmser.experiments.networks import build_network
 from lmser.experiments.provenance import machine
 from lmser.experiments.results import Claim, Figure, Results
-from lmser.experiments.rows import RowConfig, checksum, load_rows
+from lmser.experiments.rows import RowConfig, checksum, chosen_rows, load_rows
 from lmser.experiments.tables import Cell, Row, Table
-from lmser.inversion import UNLABELLED, SemiSupervised, invert
+from lmser.inversion import SemiSupervised, invert
+from lmser.training import TwoStreamSampler
 
 __all__ = ["run"]
 
@@ -60,7 +62,8 @@ def run(request: Request, rows: list[RowConfig] | None = None) -> Results:
 
     Raises MissingData, BadData, RunRefused, Interrupted, each with a message for the user.
     """
-    rows = load_rows(NAME, request.scale, request.training) if rows is None else rows
+    if rows is None:
+        rows = chosen_rows(load_rows(NAME, request.scale, request.training), request.rows)
     sets = Split(*(load_mnist(request.data, False, part) for part in (True, False)))
     pixels = LabelledImages.of(*sets, request.device)
     sums = {part: images.sha256() for part, images in zip(("training", "test"), sets, strict=True)}
@@ -107,42 +110,20 @@ def run(request: Request, rows: list[RowConfig] | None = None) -> Results:
 
 
 def _job(pixels: LabelledImages, row: RowConfig) -> Job:
-    labelled = chosen_labels(pixels.train_labels.cpu(), row.data["labels"], row.data["labels_seed"])
-    rest = torch.ones(len(pixels.train), dtype=torch.bool)
-    rest[labelled] = False
-    labelled = labelled.to(pixels.train.device)
+    def by_seed(seed: int) -> Mapping[str, Any]:
+        left = few_labels(pixels.train_labels, row.data["per_class"], seed)
+        sampler = TwoStreamSampler(left, row.training["batch_size"], row.data["labelled"], seed)
+        return {"data": (pixels.train, left), "sampler": sampler}
+
     return Job(
-        data=pixels.train[rest.to(pixels.train.device)],
+        data=(pixels.train, pixels.train_labels),
         loss=lambda model, x, y: model.loss(x, y),
         evaluate=functools.partial(_measure, pixels=pixels, count=row.evaluation["images"]),
         metrics=COLUMNS,
         pictures=lambda model: reconstructions(model, pixels.test[:_SHOWN]),
         build=functools.partial(build_semi_supervised, row),
-        further={"transform": beside_labelled(pixels.train[labelled], pixels.train_labels[labelled])},
+        by_seed=by_seed,
     )
-
-
-def chosen_labels(labels: Tensor, count: int, seed: int) -> Tensor:
-    """Indices of `count` samples, as many of each class, drawn by `seed`; ValueError where that is not possible."""
-    classes = labels.unique()
-    each, rest = divmod(count, len(classes))
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    found = [order[labels[order] == label][:each] for label in classes]
-    if rest or not each or any(len(part) < each for part in found):
-        raise ValueError(
-            f"labels: expected as many of each of {len(classes)} classes, and no more than there are, got {count}"
-        )
-    return torch.cat(found)
-
-
-def beside_labelled(images: Tensor, labels: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """A batch of unlabelled images -> it behind all the labelled ones, and the labels, -1 for those without."""
-
-    def joined(batch: Tensor) -> tuple[Tensor, Tensor]:
-        none = torch.full((len(batch),), UNLABELLED, device=labels.device)
-        return torch.cat([images, batch]), torch.cat([labels, none])
-
-    return joined
 
 
 @torch.no_grad()
