@@ -58,12 +58,12 @@ def eager_copy(network: nn.Sequential) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def batch(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+def batch(dtype: torch.dtype = torch.float32, samples: int = BATCH) -> tuple[Tensor, Tensor]:
     """Images with sizes and values of MNIST's, half of them labelled."""
     torch.manual_seed(1)
-    x = torch.rand(BATCH, 1, 28, 28).to(dtype)
-    y = torch.randint(10, (BATCH,))
-    y[BATCH // 2 :] = -1
+    x = torch.rand(samples, 1, 28, 28).to(dtype)
+    y = torch.randint(10, (samples,))
+    y[samples // 2 :] = -1
     return x, y
 
 
@@ -86,9 +86,9 @@ def network(name: str) -> nn.Sequential:
     return TOPOLOGIES[name]()
 
 
-def contender(kind: str, name: str) -> Callable[[], list[Tensor]]:
+def contender(kind: str, name: str, samples: int = BATCH) -> Callable[[], list[Tensor]]:
     """A step of `name` by ``"fused"`` or one of `LAYOUTS`."""
-    x, y = batch()
+    x, y = batch(samples=samples)
     if kind == "fused":
         return step(network(name), "gated", x.to(memory_format=torch.channels_last), y)
     layout = LAYOUTS[kind]

@@ -38,7 +38,7 @@ def main() -> None:
     if options.one:
         contender, network = options.one
         # Code and the libraries' own buffers are in place before anything is counted.
-        inversion.contender(contender, "SmallCNNmean")()
+        inversion.contender(contender, network, 2)()
         step = inversion.contender(contender, network)
         peak = PeakMemory(torch.device("cpu"))
         step()

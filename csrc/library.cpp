@@ -15,12 +15,12 @@ STABLE_TORCH_LIBRARY(lmser, m) {
       "conv_transpose2d_add_act(Tensor z, Tensor weight, Tensor? add, Tensor? bias, Tensor? gate, SymInt[] stride, "
       "SymInt[] padding, "
       "SymInt[] output_size, SymInt[] upsample, str activation, float slope, bool drive, float gate_slope, Tensor? "
-      "input_gate, float input_slope) -> (Tensor, Tensor)");
+      "input_gate, float input_slope, bool spread) -> (Tensor, Tensor)");
   m.def(
       "conv_transpose2d_add_act_backward(Tensor? grad, Tensor? grad_drive, Tensor h, Tensor z, Tensor weight, Tensor? "
       "gate, SymInt[] stride, "
       "SymInt[] padding, SymInt[] upsample, str activation, float slope, bool[] needs, float gate_slope, "
-      "Tensor? input_gate, float input_slope) -> "
+      "Tensor? input_gate, float input_slope, bool spread) -> "
       "(Tensor, Tensor, Tensor, "
       "Tensor)");
   m.def("tied_conv2d(Tensor x, Tensor z, Tensor weight, SymInt[] stride, SymInt[] padding) -> (Tensor, Tensor)");

@@ -35,7 +35,7 @@ def conv_transpose(activation, drive, channels_last):
     return (
         *(z, weight, add, tensor(3), gate if drive else None),
         *((2, 1), (1, 0), (6, 5), (1, 2), activation, 0.0, drive, 0.0 if activation == "tanh" else 0.1),
-        *(torch.randn(2, 5, 3, 4) if drive else None, 0.2),
+        *(torch.randn(2, 5, 3, 4) if drive else None, 0.2, not drive),
     )
 
 
@@ -46,7 +46,7 @@ def conv_transpose_backward(activation, drive, channels_last):
     return (
         *(grad if drive else None, grad, h, z, weight, gate),
         *((2, 1), (1, 0), (1, 2), activation, 0.0, needs, 0.0 if activation == "tanh" else 0.1),
-        *(torch.randn(2, 5, 3, 4) if drive else None, 0.2),
+        *(torch.randn(2, 5, 3, 4) if drive else None, 0.2, not drive),
     )
 
 

@@ -132,7 +132,7 @@ def cases(draw: st.DrawFn, transposed: bool, dtypes: tuple[torch.dtype, ...] = D
     keywords: dict[str, Any] = {"stride": edge.stride, "padding": edge.padding}
     if transposed:
         source = laid_out((batch, c_out, *small), draw(layouts), generator, dtype)
-        keywords |= {"output_size": big, "upsample": factor}
+        keywords |= {"output_size": big, "upsample": factor, "spread": draw(st.booleans())}
         out = (batch, c_in, big[0] * factor[0], big[1] * factor[1])
     else:
         # What the pool leaves over is dropped.

@@ -1,5 +1,7 @@
 #include "output_store.h"
 
+#include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <mutex>
 #include <new>
@@ -14,7 +16,26 @@ struct Store {
   std::mutex mutex;
   std::vector<Piece> pieces;  // oldest first
   std::size_t idle = 0;
+  std::atomic<std::size_t> live{0};  // in use by tensors
+  std::size_t most = 0;              // that has ever been in use, or since it was emptied
   Store() { pieces.reserve(256); }
+
+  Piece taken(std::size_t i) {
+    const Piece found = pieces[i];
+    pieces.erase(pieces.begin() + std::ptrdiff_t(i));
+    idle -= found.bytes;
+    return found;
+  }
+  void free_oldest() { std::free(taken(0).data); }
+  // The smallest idle piece of [least, largest] bytes; pieces.size() where there is none.
+  std::size_t best(std::size_t least, std::size_t largest) const {
+    std::size_t found = pieces.size();
+    for (std::size_t i = 0; i < pieces.size(); ++i)
+      if (pieces[i].bytes >= least && pieces[i].bytes <= largest &&
+          (found == pieces.size() || pieces[i].bytes < pieces[found].bytes))
+        found = i;
+    return found;
+  }
 };
 // Never destroyed: tensors may die after every static object has.
 Store& store() {
@@ -30,32 +51,34 @@ Piece take(std::size_t bytes) {
     // Only ever tried: a process forked while another thread held the lock must not wait for it.
     const std::unique_lock<std::mutex> lock(s.mutex, std::try_to_lock);
     if (lock.owns_lock()) {
-      std::size_t best = s.pieces.size();
-      for (std::size_t i = 0; i < s.pieces.size(); ++i)
-        if (s.pieces[i].bytes >= bytes && s.pieces[i].bytes <= bytes + bytes / 8 &&
-            (best == s.pieces.size() || s.pieces[i].bytes < s.pieces[best].bytes))
-          best = i;
-      if (best < s.pieces.size()) {
-        const Piece found = s.pieces[best];
-        s.pieces.erase(s.pieces.begin() + std::ptrdiff_t(best));
-        s.idle -= found.bytes;
-        return found;
+      const std::size_t live = s.live.load(std::memory_order_relaxed);
+      s.most = std::max(s.most, live + bytes);
+      // Pieces of other sizes lie idle while a step goes through its layers. Together with what is in use they may
+      // hold a little more than the most that ever was in use; beyond that a looser fit is taken, or the oldest go.
+      const std::size_t room = s.most + s.most / kSlack;
+      std::size_t found = s.best(bytes, bytes + bytes / 8);
+      if (found == s.pieces.size() && live + s.idle + bytes > room) found = s.best(bytes, 2 * bytes);
+      if (found < s.pieces.size()) {
+        const Piece piece = s.taken(found);
+        s.live.fetch_add(piece.bytes, std::memory_order_relaxed);
+        return piece;
       }
+      while (!s.pieces.empty() && live + s.idle + bytes > room) s.free_oldest();
     }
   }
   bytes = (bytes + 4095) / 4096 * 4096;
-  return {pages(4096, bytes), bytes};
+  void* const data = pages(4096, bytes);
+  s.live.fetch_add(bytes, std::memory_order_relaxed);
+  return {data, bytes};
 }
 
 void give(Piece piece) noexcept {
   Store& s = store();
+  s.live.fetch_sub(piece.bytes, std::memory_order_relaxed);
   const std::unique_lock<std::mutex> lock(s.mutex, std::try_to_lock);
   if (!lock.owns_lock() || piece.bytes > kMostIdle) return std::free(piece.data);
-  while (!s.pieces.empty() && (s.idle + piece.bytes > kMostIdle || s.pieces.size() == s.pieces.capacity())) {
-    std::free(s.pieces.front().data);
-    s.idle -= s.pieces.front().bytes;
-    s.pieces.erase(s.pieces.begin());
-  }
+  while (!s.pieces.empty() && (s.idle + piece.bytes > kMostIdle || s.pieces.size() == s.pieces.capacity()))
+    s.free_oldest();
   s.pieces.push_back(piece);  // within the reserved room: cannot throw
   s.idle += piece.bytes;
 }
@@ -73,6 +96,7 @@ void empty() noexcept {
   for (const Piece& p : s.pieces) std::free(p.data);
   s.pieces.clear();
   s.idle = 0;
+  s.most = s.live.load(std::memory_order_relaxed);
 }
 
 }  // namespace lmser::output_store

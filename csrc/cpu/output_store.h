@@ -3,7 +3,8 @@
 // A training step asks for the same few large tensors again and again. The C library returns such pieces to the
 // system and gets fresh pages for the next, and clearing those costs as much as a cheap layer computes. So results of
 // at least kLeast bytes come from here and return here when their tensor dies, as those of torch's CUDA allocator do;
-// lmser_kernels.empty_cache() gives what is idle back to the system.
+// lmser_kernels.empty_cache() gives what is idle back to the system. What is in use and what is idle together stay
+// within the most that ever was in use and a kSlack-th of it.
 #pragma once
 
 #include <cstddef>
@@ -12,6 +13,8 @@ namespace lmser::output_store {
 
 constexpr std::size_t kLeast = std::size_t(1) << 20;     // smaller results come from torch's allocator
 constexpr std::size_t kMostIdle = std::size_t(1) << 30;  // what is kept at most while nobody uses it
+
+constexpr std::size_t kSlack = 8;
 
 struct Piece {
   void* data;

@@ -106,7 +106,7 @@ std::tuple<Tensor, Tensor> conv_transpose2d_add_act(const Tensor& z, const Tenso
                                                     const Ints& padding, const Ints& output_size, const Ints& upsample,
                                                     const std::string& activation, double slope, bool with_drive,
                                                     double gate_slope, const std::optional<Tensor>& input_gate,
-                                                    double input_slope) {
+                                                    double input_slope, bool spread) {
   const View v = view_of(z, "z"), w = weight_view(weight, z, "z");
   const Pair up = pair_of(upsample, "upsample", 1), size = pair_of(output_size, "output_size", 1);
   const Geometry g =
@@ -115,6 +115,7 @@ std::tuple<Tensor, Tensor> conv_transpose2d_add_act(const Tensor& z, const Tenso
   Sink sink;
   sink.activation = activation_named(activation), sink.slope = slope;
   sink.upsample_h = up.h, sink.upsample_w = up.w;
+  if (spread) sink.scale = 1.0 / (double(up.h) * up.w);
   sink.add = same_shape_view(add, "add", z, "z", g.batch, g.in_c, out_h, out_w);
   STD_TORCH_CHECK(gate_slope >= 0 && (gate_slope == 0 || sink.activation <= Activation::leaky_relu), "gate_slope is ",
                   gate_slope, " with activation ", activation);
@@ -299,7 +300,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> conv_transpose2d_add_act_backward(
     const std::optional<Tensor>& grad, const std::optional<Tensor>& grad_drive, const Tensor& h, const Tensor& z,
     const Tensor& weight, const std::optional<Tensor>& gate, const Ints& stride, const Ints& padding,
     const Ints& upsample, const std::string& activation, double slope, const std::vector<bool>& needed,
-    double gate_slope, const std::optional<Tensor>& input_gate, double input_slope) {
+    double gate_slope, const std::optional<Tensor>& input_gate, double input_slope, bool spread) {
   const View v = view_of(z, "z"), w = weight_view(weight, z, "z"), vh = like_view(h, "h", z, "z");
   const Pair up = pair_of(upsample, "upsample", 1);
   STD_TORCH_CHECK(vh.n == v.n && vh.c == w.c && vh.h % up.h == 0 && vh.w % up.w == 0, "h has shape ", shape_text(h),
@@ -309,6 +310,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> conv_transpose2d_add_act_backward(
   const Needs needs = needs_of(needed);
   Incoming in = incoming(grad, grad_drive, h, gate, activation, slope, gate_slope);
   in.total.pool_h = up.h, in.total.pool_w = up.w;
+  if (spread) in.total.scale = 1.0 / (double(up.h) * up.w);
   const Gradients out(needs, z, v, w, h, vh);
   backward(transposed(g), in, grad.has_value(), gated_source(v, z, input_gate, input_slope), w, needs, out);
   return {out.input, out.weight, out.add, out.bias};

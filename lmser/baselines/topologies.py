@@ -3,9 +3,9 @@
 The paper gives no sizes. SmallCNN is the network of the authors' own program for inversion, LargeCNN that of their
 program for its theory ("A Spline Theory of Deep Networks") without batch normalisation, which 003 excludes (App. A.2).
 The names of the residual ones are read as depth-width: "Resnet2-32" has 2 blocks of Eq. (3) at each of three
-resolutions, of 32, 64 and 128 channels. All end in a global pool and a linear layer, and start from Glorot's uniform
-weights and zero biases, as the authors' programs do. The activation is relu, which they and Eq. (2)'s "activation
-states" leave open. Networks with inhibitor connections have mean pools and no biases.
+resolutions, of 32, 64 and 128 channels. As in the authors' program for inversion all end in a global mean pool,
+whichever pools are before it, and a linear layer, and start from Glorot's uniform weights and zero biases. The
+activation is relu, as there; 003 does not say. Networks with inhibitor connections have mean pools and no biases.
 """
 
 from __future__ import annotations
@@ -53,7 +53,6 @@ class _Topology(nn.Sequential):
         self._channels = channels
 
     def _head(self, pool: int) -> None:
-        pool = 1 if self.pooling == "max" else pool
         bias = self.pooling != "inhibitor"
         self.append(Conv2dAddAct(self._channels, self.num_classes, 1, bias=bias, pool=pool))
         self.append(nn.Flatten())
@@ -65,7 +64,7 @@ class _Topology(nn.Sequential):
 
 
 class SmallCNN(_Topology):
-    """conv 5x5 (32) - pool 2 - conv 3x3 (64) - pool 2 - conv 3x3 (128) - global pool - linear, none of them padded.
+    """conv 5x5 (32) - pool 2 - conv 3x3 (64) - pool 2 - conv 3x3 (128) - global mean - linear, none of them padded.
 
     in_channels, num_classes: of the images and of the logits
     pooling:     ``"mean"``, ``"max"`` or ``"inhibitor"``
@@ -93,7 +92,7 @@ class SmallCNN(_Topology):
             raise ValueError(f"size: expected images of at least 20 pixels, got {size}")
         self._conv(32, 5, 0, then=2)
         self._conv(64, 3, 0, pool=2, then=2)
-        self._conv(128, 3, 0, pool=2, then=top)
+        self._conv(128, 3, 0, pool=2)
         self._head(top)
 
 
@@ -125,13 +124,13 @@ class LargeCNN(_Topology):
         self._conv(192, 3, 2)
         self._conv(192, 3, 0, then=2)
         self._conv(192, 3, 0, pool=2)
-        self._conv(192, 1, 0, then=top)
+        self._conv(192, 1, 0)
         self._head(top)
 
 
 class ResNet(_Topology):
     """conv 3x3 (width) - `depth` blocks of `width` channels - pool 2 - `depth` of twice, pool 2, of four times as many
-    - global pool - linear. The blocks are `ResidualBlock`s (003 Eq. 3).
+    - global mean - linear. The blocks are `ResidualBlock`s (003 Eq. 3).
 
     Other arguments as `SmallCNN`'s. Source: 003 Table 2, Resnet2-32 and Resnet3-16 with their variants.
     """
@@ -158,10 +157,7 @@ class ResNet(_Topology):
         for group in range(3):
             for block in range(depth):
                 self._block(width << group, pool=2 if group and not block else 1)
-        top = size // 4
-        if pooling == "max":
-            self.append(MaxPool2dAct(top))
-        self._head(top)
+        self._head(size // 4)
 
     def _block(self, channels: int, pool: int) -> None:
         if self.pooling == "max" and pool > 1:

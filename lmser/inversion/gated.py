@@ -176,18 +176,18 @@ def conv_down(
             g = own.pull(g, h)
         else:
             opened, leak = h, own.gate_slope
-    spread = weight if pool == (1, 1) else weight / (pool[0] * pool[1])
     size = (x.shape[2] // pool[0], x.shape[3] // pool[1])
     rest = (x.shape[2] - size[0] * pool[0], x.shape[3] - size[1] * pool[1])
     slope = None if f is None or rest != (0, 0) else f.gate_slope
     u = conv_transpose2d_add_act(
         g,
-        spread,
+        weight,
         add,
         stride=stride,
         padding=padding,
         output_size=size,
         upsample=pool,
+        spread=True,
         gate=None if slope is None else x,
         gate_slope=slope or 0.0,
         input_gate=opened,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["RECONSTRUCTION", "UNLABELLED", "cross_entropy", "entropy", "reconstruction_error"]
+__all__ = ["RECONSTRUCTION", "UNLABELLED", "cross_entropy", "entropy", "mean_error", "reconstruction_error"]
 
 UNLABELLED = -1
 """The label of a sample without one."""
@@ -47,12 +47,19 @@ def reconstruction_error(found: Tensor, x: Tensor, kind: str = "mean_squared") -
     return RECONSTRUCTION[kind](found, x)
 
 
-def entropy(logits: Tensor) -> Tensor:
-    """`E = -Σ_c p_c log p_c` of each sample, `(N,)`, in nats, of `p = softmax(logits)` (003 Eq. 9)."""
-    log_p = F.log_softmax(logits, dim=1)
+def mean_error(found: Tensor, x: Tensor, kind: str = "mean_squared") -> Tensor:
+    """The mean of `reconstruction_error` over the samples, 0-d; arguments and errors are its."""
+    if kind == "mean_squared" and found.shape == x.shape:
+        return F.mse_loss(found, x)  # in one pass
+    return reconstruction_error(found, x, kind).mean()
+
+
+def entropy(log_p: Tensor) -> Tensor:
+    """`E = -Σ_c p_c log p_c` of each sample, `(N,)`, in nats, from `log p = log_softmax(logits)` (003 Eq. 9)."""
     return -(log_p.exp() * log_p).sum(1)
 
 
-def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    """Of each sample, `(N,)`; 0 where `y` is `UNLABELLED`."""
-    return F.cross_entropy(logits, y, ignore_index=UNLABELLED, reduction="none")
+def cross_entropy(log_p: Tensor, y: Tensor) -> Tensor:
+    """`-log p_y` of each sample, `(N,)`, from `log p = log_softmax(logits)`; any finite value where `y` is
+    `UNLABELLED`."""
+    return -log_p.gather(1, y.clamp(min=0).unsqueeze(1)).squeeze(1)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmser.inversion.invert import METHODS, Inverted, invert, inverted
@@ -14,7 +15,7 @@ from lmser.inversion.losses import (
     UNLABELLED,
     cross_entropy,
     entropy,
-    reconstruction_error,
+    mean_error,
 )
 
 __all__ = ["SemiSupervised", "Terms"]
@@ -149,17 +150,18 @@ class SemiSupervised(nn.Module):
         logits = found.output
         if logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()
-        known = y != UNLABELLED
-        unknown = torch.ones_like(known) if self.gammas is not None else ~known
+        log_p = F.log_softmax(logits, dim=1)
+        known = (y != UNLABELLED).to(log_p.dtype)
+        unknown = torch.ones_like(known) if self.gammas is not None else 1 - known
         errors = tuple(
-            reconstruction_error(r, z, self.reconstruction).mean()
+            mean_error(r, z, self.reconstruction)
             for r, z in zip(found.reconstructions, found.states, strict=True)
         )
         if reconstruct and len(errors) != 1 + len(self._layers):
             raise ValueError("layers: expected none whose input is the model's own")
         return Terms(
-            cross_entropy=cross_entropy(logits, y).sum() / known.sum().clamp(min=1),
-            entropy=(entropy(logits) * unknown).sum() / unknown.sum().clamp(min=1),
+            cross_entropy=cross_entropy(log_p, y).dot(known) / known.sum().clamp(min=1),
+            entropy=entropy(log_p).dot(unknown) / unknown.sum().clamp(min=1),
             reconstruction=errors or (logits.new_zeros(()),) * (1 + len(self._layers)),
             logits=logits,
         )

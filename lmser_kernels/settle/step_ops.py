@@ -83,7 +83,7 @@ def _backward(ctx: Any, grad: Maybe, _: Any) -> tuple[Any, ...]:
     if above is not None and (wants[1] or wants[3]):
         g_above, g_weight_above, *_ = conv_transpose2d_add_act_backward(
             d, None, h, above, weight_above, None, (1, 1), padding_above, upsample, "identity", 0.0,
-            [wants[1], wants[3], False, False], 0.0, None, 0.0,
+            [wants[1], wants[3], False, False], 0.0, None, 0.0, False,
         )  # fmt: skip
     g_evidence = None
     if wants[5] and hold is not None:

@@ -136,6 +136,7 @@ def conv_transpose2d_add_act(
     padding: Pair = 0,
     output_size: Pair | None = None,
     upsample: Pair = 1,
+    spread: bool = False,
     gate: Tensor | None = None,
     gate_slope: float = 0.0,
     input_gate: Tensor | None = None,
@@ -156,6 +157,7 @@ def conv_transpose2d_add_act(
     padding: Pair = 0,
     output_size: Pair | None = None,
     upsample: Pair = 1,
+    spread: bool = False,
     gate: Tensor | None = None,
     gate_slope: float = 0.0,
     input_gate: Tensor | None = None,
@@ -175,6 +177,7 @@ def conv_transpose2d_add_act(
     padding: Pair = 0,
     output_size: Pair | None = None,
     upsample: Pair = 1,
+    spread: bool = False,
     gate: Tensor | None = None,
     gate_slope: float = 0.0,
     input_gate: Tensor | None = None,
@@ -201,6 +204,7 @@ def conv_transpose2d_add_act(
             convolution maps to `z`'s, `(H - 1) stride - 2 padding + k <= out < the same + stride`; None is
             the smallest.
         upsample: nearest-neighbour factor, an int or a pair.
+        spread: True divides what is repeated by the number of its copies: the transpose of an average pool.
         gate: of exactly the output's shape, or None; no gradient flows to it.
         gate_slope: the factor where the gate is not positive, finite and not negative; not 0 only with an identity,
             relu or leaky_relu, as the derivative of the others could no longer be read off the output.
@@ -254,7 +258,7 @@ def conv_transpose2d_add_act(
     if native("conv_transpose2d_add_act", impl, z):
         h, drive = ops.conv_transpose2d_add_act(
             z, weight, add, bias, gate, stride, padding, size, upsample, activation, leak, return_drive,
-            float(gate_slope), input_gate, float(input_slope),
+            float(gate_slope), input_gate, float(input_slope), bool(spread),
         )  # fmt: skip
         return (h, drive) if return_drive else h
     return reference.conv_transpose2d_add_act(
@@ -266,6 +270,7 @@ def conv_transpose2d_add_act(
         padding=padding,
         output_size=size,
         upsample=upsample,
+        spread=spread,
         gate=gate,
         gate_slope=gate_slope,
         input_gate=input_gate,

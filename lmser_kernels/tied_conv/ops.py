@@ -76,6 +76,7 @@ def _(
     gate_slope: float,
     input_gate: Maybe,
     input_slope: float,
+    spread: bool,
 ) -> tuple[Tensor, Tensor]:
     size = (z.shape[0], weight.shape[1], output_size[0] * upsample[0], output_size[1] * upsample[1])
     # Of a map of one pixel the layout cannot be told; what joins it tells.
@@ -128,6 +129,7 @@ def _(
     gate_slope: float,
     input_gate: Maybe,
     input_slope: float,
+    spread: bool,
 ) -> tuple[Tensor, ...]:
     return _fake_backward(h, z, weight, needs)
 
@@ -198,7 +200,7 @@ def _conv_backward(ctx: Any, grad: Maybe, grad_drive: Maybe) -> Gradients:
 
 def _conv_transpose_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     z, weight, _, _, gate, stride, padding, _, upsample, activation, slope, drive, *gates = inputs
-    gate_slope, input_gate, input_slope = gates
+    gate_slope, input_gate, input_slope, ctx.spread = gates
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(z, weight, gate, input_gate, None if activation == "identity" else output[0])
     ctx.settings, ctx.drive = (stride, padding, upsample, activation, slope), drive
@@ -211,10 +213,21 @@ def _conv_transpose_backward(ctx: Any, grad: Maybe, grad_drive: Maybe) -> Gradie
 
     def backward(grad: Maybe, grad_drive: Maybe, h: Tensor, needs: list[bool]) -> tuple[Tensor, ...]:
         return conv_transpose2d_add_act_backward(
-            grad, grad_drive, h, z, weight, gate, *ctx.settings, needs, gate_slope, input_gate, input_slope
+            grad,
+            grad_drive,
+            h,
+            z,
+            weight,
+            gate,
+            *ctx.settings,
+            needs,
+            gate_slope,
+            input_gate,
+            input_slope,
+            ctx.spread,
         )
 
-    return *_first_order(ctx, grad, grad_drive, h, gate is not None, backward), *(None,) * 11
+    return *_first_order(ctx, grad, grad_drive, h, gate is not None, backward), *(None,) * 12
 
 
 # second order
@@ -298,7 +311,7 @@ def _conv_backward_backward(ctx: Any, *cotangents: Maybe) -> Gradients:
 
 def _conv_transpose_backward_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     grad, grad_drive, h, z, weight, gate, stride, padding, upsample, activation, slope, needs, *gates = inputs
-    gate_slope, input_gate, input_slope = gates
+    gate_slope, input_gate, input_slope, ctx.spread = gates
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(grad, grad_drive, h, z, weight, gate, input_gate)
     ctx.settings, ctx.needs = (stride, padding, upsample, activation, slope), needs
@@ -314,19 +327,30 @@ def _conv_transpose_backward_backward(ctx: Any, *cotangents: Maybe) -> Gradients
     def linear(z: Tensor, weight: Tensor, add: Maybe) -> Tensor:
         result: Tensor = conv_transpose2d_add_act(
             z, weight, add, None, None, stride, padding, size, upsample, "identity", 0.0, False,
-            0.0, input_gate, input_slope,
+            0.0, input_gate, input_slope, ctx.spread,
         )[0]  # fmt: skip
         return result
 
     def backward(z: Tensor, weight: Tensor, needs: list[bool]) -> tuple[Tensor, ...]:
         return conv_transpose2d_add_act_backward(
-            grad, grad_drive, h, z, weight, gate, *ctx.settings, needs, gate_slope, input_gate, input_slope
+            grad,
+            grad_drive,
+            h,
+            z,
+            weight,
+            gate,
+            *ctx.settings,
+            needs,
+            gate_slope,
+            input_gate,
+            input_slope,
+            ctx.spread,
         )
 
     gradients = _second_order(
         ctx, cotangents, grad, grad_drive, h, z, weight, gate, gate_slope, linear, backward
     )
-    return *gradients, *(None,) * 10
+    return *gradients, *(None,) * 11
 
 
 # both directions at once

@@ -48,6 +48,7 @@ def conv_transpose2d_add_act(
     padding: Pair = 0,
     output_size: Pair | None = None,
     upsample: Pair = 1,
+    spread: bool = False,
     gate: Tensor | None = None,
     gate_slope: float = 0.0,
     input_gate: Tensor | None = None,
@@ -58,7 +59,8 @@ def conv_transpose2d_add_act(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """`h = f(up(convᵀ(z)) + bias + add) · [gate > 0 ? 1 : gate_slope]`; with `return_drive`, also `up(convᵀ(z))` by itself.
 
-    `up` repeats each value `upsample` times (nearest neighbour); `output_size` is the size of `convᵀ(z)`,
+    `up` repeats each value `upsample` times (nearest neighbour), with `spread` each divided by how many that
+    makes; `output_size` is the size of `convᵀ(z)`,
     before it. With an `input_gate`, `z` is multiplied by 1 where it is positive and `input_slope` elsewhere.
     """
     upsample = pair("upsample", upsample, 1)
@@ -67,6 +69,8 @@ def conv_transpose2d_add_act(
     drive = _conv_transpose(z, weight, stride, padding, output_size)
     if upsample != (1, 1):
         drive = F.interpolate(drive, scale_factor=upsample)
+    if spread:
+        drive = drive / (upsample[0] * upsample[1])
     h = activations.apply(_plus(drive, bias, add), activation, slope)
     if gate is not None:
         h = h * _factor(gate, gate_slope, h)
