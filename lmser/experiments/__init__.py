@@ -285,6 +285,15 @@ EXPERIMENTS = (
         seeds={"quick": (0,), "paper": (0, 1, 2)},
         minutes={"quick": 5, "paper": 240},
     ),
+    Experiment(
+        name="semisup-audio",
+        summary="a classifier of raw audio regularised by the reconstruction of its input, ten weightings",
+        source="003 Sect. 3.2, Fig. 2",
+        data="recordings of spoken digits (fsdd) and of birds (birds10), which stand in for Bird10",
+        needs="`lmser data get fsdd` and `lmser data get birds10` say where they are to be had",
+        seeds={"quick": (0,), "paper": (0, 1, 2)},
+        minutes={"quick": 4, "paper": 45},
+    ),
 )
 
 
