@@ -62,7 +62,9 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--only", default="", help="workloads whose name contains this")
-    parser.add_argument("--skip", help="no workloads whose name contains this")
+    parser.add_argument(
+        "--skip", help="no workloads whose name contains this, or one of these with commas between"
+    )
     parser.add_argument("--json", type=Path, help="write results here")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--isa", help="make the kernels use this instruction set (avx512, avx2, baseline)")
@@ -71,7 +73,10 @@ def main() -> None:
         _C.choose_isa(options.isa)
     torch.set_num_threads(options.threads)
     chosen = [
-        w for w in workloads() if options.only in w.name and not (options.skip and options.skip in w.name)
+        w
+        for w in workloads()
+        if options.only in w.name
+        and not any(part in w.name for part in (options.skip or "").split(",") if part)
     ]
     if not chosen:
         parser.error(f"no workload is left by --only {options.only!r} and --skip {options.skip!r}")

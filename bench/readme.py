@@ -27,7 +27,8 @@ def layers() -> str:
     where = (
         f"float32, {_machine(result)}. Medians of alternating calls, verified against float64 before timing; the peak is "
         "the one measured in the same run, and arithmetic is counted as the direct sum's, so more than 100 % means that "
-        "fewer products were made. `python -m bench --skip settle --json bench/results/cpu.json` and "
+        "fewer products were made. `python -m bench --skip settle,semi-supervised --json bench/results/cpu.json` "
+        "and
         "`python -m bench.readme` reproduce it."
     )
     return "\n".join([*lines, "", where])
@@ -78,7 +79,32 @@ def settling() -> str:
     return "\n".join(lines)
 
 
-PARTS = {"bench": layers, "bench settle": settling}
+def inversion() -> str:
+    """Learning with few labels against eager PyTorch, its memory, and where that comes from."""
+    result, memory = _read("inversion_cpu.json"), _read("inversion_memory.json")
+    lines = [
+        "| a training step of loss (10) of 003, batch 64 | fused, ms | ± % | best eager, ms | ratio | % of FMA peak | peak "
+        "memory, MB | of eager's least |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in result["rows"]:
+        name = row["workload"].removeprefix("semi-supervised ").partition(" ")[0]
+        peaks = memory["peak_mb"][name]
+        least = min(value for kind, value in peaks.items() if kind != "fused")
+        lines.append(
+            f"| {name} | {row['fused_ms']:.1f} | {100 * row['spread']:.0f} | {row['best_eager_ms']:.1f} "
+            f"({row['best_eager']}) | {row['ratio']:.2f} | {_peak(row)} | {peaks['fused']:.0f} "
+            f"| {peaks['fused'] / least:.2f} |"
+        )
+    where = (
+        "Eager PyTorch differentiates a gradient (`create_graph=True`) of the same network of `torch.nn`'s layers. "
+        f"{_machine(result)}: `python -m bench --only semi-supervised --json bench/results/inversion_cpu.json`, "
+        "`python -m bench.inversion_memory --json bench/results/inversion_memory.json`."
+    )
+    return "\n".join([*lines, "", where])
+
+
+PARTS = {"bench": layers, "bench settle": settling, "bench inversion": inversion}
 
 
 def _read(name: str) -> Any:

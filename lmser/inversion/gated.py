@@ -82,6 +82,19 @@ class Gated(Protocol):
         ...
 
 
+def laid_out_as(u: Tensor, x: Tensor) -> Tensor:
+    """`u`, channels-last where `x` is: a map of one pixel or a flattened one has no layout to pass on, and all that
+    follows would go on in the slower one."""
+    if u.dim() == 4 and not u.is_contiguous(memory_format=torch.channels_last) and is_channels_last(x):
+        return u.contiguous(memory_format=torch.channels_last)
+    return u
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Whether `x` is that, and not plainly contiguous as well."""
+    return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+
+
 def _of(name: str, slope: float | None) -> Activation | None:
     return None if name == "identity" else Activation(name, slope)
 
@@ -196,9 +209,7 @@ def conv_down(
     )
     if rest != (0, 0):
         u = F.pad(u, (0, rest[1], 0, rest[0]))
-    if g.shape[2] * g.shape[3] == 1 and x.is_contiguous(memory_format=torch.channels_last):
-        # A map of one pixel has no layout to pass on, and all that follows would go on in the slower one.
-        u = u.contiguous(memory_format=torch.channels_last)
+    u = laid_out_as(u, x)
     return u if slope is not None else _undo(f, u, x)
 
 
@@ -289,7 +300,7 @@ def _spread(output: Tensor, x: Tensor, f: Activation | None, height: int, width:
 
 
 def _flatten(layer: nn.Flatten, x: Tensor, f: Activation | None) -> Step:
-    return Step(layer(x), f, lambda g: g.view(x.shape))
+    return Step(layer(x), f, lambda g: laid_out_as(g.view(x.shape), x))
 
 
 def _dropout(layer: nn.Dropout | nn.Dropout2d, x: Tensor, f: Activation | None) -> Step:

@@ -87,6 +87,24 @@ def _children(model: nn.Module, layers: Sequence[nn.Module]) -> list[int] | None
 
 
 def _gated(model: nn.Module, x: Tensor, layers: Sequence[nn.Module]) -> Inverted:
+    # The kernels' own layout within; the reconstruction comes back in that of x.
+    found = _sent_back(model, _channels_last(x), layers)
+    first = found.reconstructions[0]
+    if x.is_contiguous():
+        first = first.contiguous()
+    return Inverted(found.output, (x, *found.states[1:]), (first, *found.reconstructions[1:]))
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    if x.dim() != 4 or x.numel() == 0:
+        return x
+    if x.shape[1] == 1:
+        # Of one channel every layout is the same memory; the stride of the channels says which is meant.
+        return x.reshape(x.shape[0], x.shape[2], x.shape[3], 1).permute(0, 3, 1, 2)
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def _sent_back(model: nn.Module, x: Tensor, layers: Sequence[nn.Module]) -> Inverted:
     if not layers:
         step = gated(model, x)
         top = step.output if step.f is None else step.f.pull(step.output, step.output)
