@@ -28,8 +28,7 @@ def layers() -> str:
         f"float32, {_machine(result)}. Medians of alternating calls, verified against float64 before timing; the peak is "
         "the one measured in the same run, and arithmetic is counted as the direct sum's, so more than 100 % means that "
         "fewer products were made. `python -m bench --skip settle,semi-supervised --json bench/results/cpu.json` "
-        "and
-        "`python -m bench.readme` reproduce it."
+        "and `python -m bench.readme` reproduce it."
     )
     return "\n".join([*lines, "", where])
 
