@@ -8,7 +8,7 @@ parameters will be needed". Both are here; what neither paper settles had to be 
     detail                              from      here
     losses with a margin                ZML16     its Eqs. (1) and (2)
     pulling-away term, weight 0.1       ZML16     its Eq. (4), on what the encoder returns
-    energy                              003       `R` as a mean over pixels, images on [0, 1]
+    energy                              003       `R` as a mean over pixels, images on [0, 1], or by the cosine
     encoder                             chosen    `SmallCNN` with as many outputs as the code has units
     decoder of the autoencoder          chosen    the encoder's layers transposed, with weights of their own
     generator                           chosen    three transposed convolutions: 7x7, 14x14, 28x28 positions
@@ -33,6 +33,7 @@ from lmser_kernels.nn import ConvTranspose2dAddAct
 __all__ = ["EBGAN", "ENERGIES", "Generator", "pulling_away"]
 
 ENERGIES = ("inverse", "autoencoder")
+MEASURES = ("mean_squared", "cosine")
 SIDE = 28
 
 
@@ -76,6 +77,8 @@ class EBGAN(nn.Module):
         D(x) = ‖g(f(x)) - x‖² / 784          with ``energy="autoencoder"``
 
     energy:       what `D` is (see above); `g` is a network of its own, with as many weights as `f`
+    measure:      of the error: ``"mean_squared"`` as above, or ``"cosine"``, `1 - cos(reconstruction, x)`, which 003
+                  names too: a faint image is no cheaper by it
     code:         outputs of `f`, a `SmallCNN`
     pooling:      of `f`: ``"mean"``, ``"max"`` or ``"inhibitor"``; the autoencoder has ``"mean"``
     noise, width: of the `Generator`
@@ -90,6 +93,7 @@ class EBGAN(nn.Module):
         self,
         energy: str = "inverse",
         *,
+        measure: str = "mean_squared",
         code: int = 64,
         pooling: str = "mean",
         noise: int = 64,
@@ -101,6 +105,8 @@ class EBGAN(nn.Module):
         super().__init__()
         if energy not in ENERGIES:
             raise ValueError(f"energy: expected one of {', '.join(ENERGIES)}, got {energy!r}")
+        if measure not in MEASURES:
+            raise ValueError(f"measure: expected one of {', '.join(MEASURES)}, got {measure!r}")
         if method not in METHODS:
             raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
         if energy == "autoencoder" and pooling != "mean":
@@ -111,7 +117,8 @@ class EBGAN(nn.Module):
         for name, value, low in (("margin", margin, "above"), ("pulling", pulling, "of at least")):
             if not 0 <= value < float("inf") or (name == "margin" and value == 0):
                 raise ValueError(f"{name}: expected a finite number {low} 0, got {value!r}")
-        self.noise, self.margin, self.pulling, self.method = noise, margin, pulling, method
+        self.measure, self.method = measure, method
+        self.noise, self.margin, self.pulling = noise, margin, pulling
         self.generator = Generator(noise, width)
         self.encoder = SmallCNN(1, code, pooling=pooling, size=SIDE)
         self.decoder = _decoder(code) if energy == "autoencoder" else None
@@ -144,7 +151,7 @@ class EBGAN(nn.Module):
 
     def energy(self, x: Tensor) -> Tensor:
         """`D(x)` of images `(N, 1, 28, 28)`, ``(N,)``, differentiable in the parameters and in `x`."""
-        return reconstruction_error(self.reconstruct(x)[0], x)
+        return reconstruction_error(self.reconstruct(x)[0], x, self.measure)
 
     def generator_loss(self, x: Tensor, *, shared: dict[str, Tensor] | None = None) -> Tensor:
         """`D(G(z)) + w PT` for as many new images as `x` has, a 0-d tensor. Leaves them in `shared`."""
@@ -152,7 +159,7 @@ class EBGAN(nn.Module):
         if shared is not None:
             shared["fake"] = fake.detach()
         reconstruction, codes = self.reconstruct(fake)
-        loss = reconstruction_error(reconstruction, fake).mean()
+        loss = reconstruction_error(reconstruction, fake, self.measure).mean()
         return loss + self.pulling * pulling_away(codes) if self.pulling else loss
 
     def discriminator_loss(self, x: Tensor, *, shared: dict[str, Tensor] | None = None) -> Tensor:
