@@ -7,8 +7,8 @@ method to reconstruct X and compute the energy; hence D(X) = R(X) and only one-h
 transpose, and the autoencoder of the same encoder with a decoder of its own, all against generators of one topology and
 with one schedule. R is a mean square per pixel in one group. By it faint images are cheap: a network need not answer
 them, and R is then their own mean square, which is below that of most digits. The other group has the cosine in its
-place, which 003 names as another choice of R and which knows no faintness. Schedule and margins were chosen on training
-images, with samples in view.
+place, which 003 names as another choice of R and which knows no faintness. Schedule and margins were chosen in short
+trials on training images with samples of R of mean pools in view, none of the autoencoder with the cosine.
 
 Samples are judged by a CNN trained apart on the same training images: the Inception score with its predictions, how
 many classes it meets, and the Fréchet distance between its logits for samples and for test images. Its own test images
