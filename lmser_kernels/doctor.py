@@ -17,7 +17,16 @@ import torch
 
 from lmser_kernels import _library, dispatch
 
-OPERATIONS = ("conv2d_add_act", "conv_transpose2d_add_act", "tied_conv2d", "add_act", "settle_step", "settle")
+OPERATIONS = (
+    "conv2d_add_act",
+    "conv_transpose2d_add_act",
+    "tied_conv2d",
+    "add_act",
+    "max_pool2d_act",
+    "max_unpool2d",
+    "settle_step",
+    "settle",
+)
 
 
 def examine(seconds: float = 0.2) -> dict[str, Any]:

@@ -12,8 +12,10 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lmser_kernels import _library, dispatch
-from lmser_kernels.add_act.api import add_act
+from lmser_kernels.add_act.api import add_act, pull_back
 from lmser_kernels.arguments import pair
+from lmser_kernels.max_pool.api import max_pool2d_act, max_unpool2d
+from lmser_kernels.max_pool.reference import windows
 from lmser_kernels.settle.api import settle
 from lmser_kernels.settle.problem import Problem, checked
 from lmser_kernels.tied_conv.api import conv2d_add_act, conv_transpose2d_add_act, tied_conv2d
@@ -22,9 +24,13 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
     "add_act": add_act,
     "conv2d_add_act": conv2d_add_act,
     "conv_transpose2d_add_act": conv_transpose2d_add_act,
+    "max_pool2d_act": max_pool2d_act,
+    "max_unpool2d": max_unpool2d,
+    "pull_back": pull_back,
     "settle": settle,
     "tied_conv2d": tied_conv2d,
 }
+_KERNEL_OF = {"pull_back": "add_act"}  # the derivative that add_act's backward computes
 _MEASURE_SECONDS = 0.02
 _SAID_ABOVE = ("kernel", "reason", "flops", "bytes")
 
@@ -113,7 +119,7 @@ def explain(operation: str | Callable[..., Any], *args: Any, **kwargs: Any) -> E
     first = next(iter(given.values()))
     if not isinstance(first, Tensor):
         function(*args, **kwargs)  # raises, naming the argument
-    native = dispatch.native(name, given["impl"], first)
+    native = dispatch.native(_KERNEL_OF.get(name, name), given["impl"], first)
 
     # The public function itself checks the arguments and gives sizes and dtype, on tensors without memory.
     with FakeTensorMode() as mode, torch.no_grad():
@@ -128,7 +134,7 @@ def explain(operation: str | Callable[..., Any], *args: Any, **kwargs: Any) -> E
         operation=name,
         implementation="native" if native else "reference",
         kernel=_kernel(name, plans) if native else "eager PyTorch",
-        reason=_reason(name, given["impl"], first, plans),
+        reason=_reason(_KERNEL_OF.get(name, name), given["impl"], first, plans),
         output_shapes=tuple(tuple(output.shape) for output in outputs),
         dtype=outputs[0].dtype,
         threads=threads,
@@ -222,6 +228,11 @@ def _flops(name: str, given: dict[str, Any], outputs: tuple[Tensor, ...]) -> flo
     if name == "add_act":
         terms = sum(given[key] is not None for key in ("u", "bias"))
         return float(outputs[0].numel() * (terms + 1))
+    if name == "max_pool2d_act":  # comparisons
+        kernel, _, _ = windows(given["kernel_size"], given["stride"], given["padding"])
+        return float(outputs[0].numel() * kernel[0] * kernel[1])
+    if name in ("max_unpool2d", "pull_back"):
+        return float(next(iter(given.values())).numel())
     per_pixel = 2.0 * given["weight"].numel()
     if name == "conv_transpose2d_add_act":
         z = given["z"]
@@ -234,7 +245,7 @@ def _plans(
     name: str, given: dict[str, Any], outputs: tuple[Tensor, ...], threads: int
 ) -> dict[str, Mapping[str, Any]]:
     """The compiled library's plan of each convolution in the call; an elementwise pass has none."""
-    if name == "add_act":
+    if "weight" not in given:
         return {}
     out, weight = outputs[0], given["weight"]
     stride, padding = pair("stride", given["stride"], 1), pair("padding", given["padding"], 0)

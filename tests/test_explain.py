@@ -11,6 +11,9 @@ from lmser_kernels import (
     conv2d_add_act,
     conv_transpose2d_add_act,
     explain,
+    max_pool2d_act,
+    max_unpool2d,
+    pull_back,
     settle,
     tied_conv2d,
 )
@@ -129,3 +132,19 @@ def test_settle_counts_one_sweep():
         assert list(found.plans) == ["conv 0 - 1", "convᵀ 0 - 1", "conv 1 - 2", "convᵀ 1 - 2"]
     with pytest.raises(ValueError, match="pools: expected 2"):
         explain("settle", states, weights, None, pools=(1,))
+
+
+@pytest.mark.native
+def test_passes_without_a_convolution():
+    x = torch.rand(2, 3, 8, 6)
+    h, places = max_pool2d_act(x, 2, return_places=True)
+    pooled = explain("max_pool2d_act", x, 2, activation="relu")
+    assert (pooled.flops, pooled.output_shapes) == (4.0 * h.numel(), ((2, 3, 4, 3),))
+    unpooled = explain(max_unpool2d, h, places, 2, output_size=(8, 6))
+    assert unpooled.bytes == 4 * (x.numel() + h.numel()) + places.numel()
+    passed = explain(pull_back, x, x, activation="tanh")
+    for found in (pooled, unpooled, passed):
+        assert (found.implementation, found.plans) == ("native", {})
+        assert "one fused pass" in found.kernel
+    with pytest.raises(ValueError, match="larger than the padded input"):
+        explain("max_pool2d_act", x, 9)
