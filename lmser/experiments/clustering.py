@@ -157,7 +157,7 @@ def _measure(model: nn.Module, pixels: LabelledImages) -> dict[str, float]:
     return {
         **_agreement(pixels.test_labels, logits.argmax(1)),
         REBUILT: off / pixels.test.numel(),
-        UNSURE: float(entropy(logits.double()).mean()),
+        UNSURE: float(entropy(logits.double().log_softmax(1)).mean()),
     }
 
 
