@@ -37,7 +37,7 @@ def tiny_rows() -> list[RowConfig]:
     return [
         dataclasses.replace(row, training={**row.training, "steps": 2, "batch_size": 10, "log_every": 1})
         if row.model
-        else dataclasses.replace(row, evaluation={"images": 50, "starts": 1})
+        else dataclasses.replace(row, evaluation={"images": 20, "fitted": 50, "starts": 1})
         for row in load_rows("clustering", "quick")
         if row.model.get("pooling", "mean") == "mean"
     ]
@@ -69,7 +69,7 @@ class OneOutput(nn.Module):
 def test_a_collapsed_network_is_seen(data: Path) -> None:
     pixels = LabelledImages.of(load_mnist(data, False, True), load_mnist(data, False, False), "cpu")
     model = SemiSupervised(OneOutput(), 0.0, 0.5)
-    members = clustering._members(model, pixels)
+    members = clustering._members(model, pixels.test)
     assert torch.equal(members[3], pixels.test[:12])
     assert bool(members[[0, 1, 2, 4]].isnan().all())
     found = clustering._agreement(pixels.test_labels, torch.full((20,), 3))
@@ -83,7 +83,7 @@ def test_k_means(data: Path) -> None:
         train=(pixels.train_labels / 10).reshape(-1, 1, 1, 1).expand(-1, 1, 28, 28),
         test=(pixels.test_labels / 10).reshape(-1, 1, 1, 1).expand(-1, 1, 28, 28),
     )
-    found = clustering._k_means(telling, 0, images=60, starts=3)
+    found = clustering._k_means(telling, 0, images=20, fitted=60, starts=3)
     assert found[clustering.ACCURACY] == pytest.approx(100)
     assert found[clustering.NMI] == pytest.approx(1)
     assert found[clustering.REBUILT] == pytest.approx(0, abs=1e-9)

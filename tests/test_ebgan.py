@@ -216,7 +216,7 @@ def test_runs_and_continues_to_the_same_bits(
     for row in samples.rows[2:]:
         assert all(len(cell.ours) == 1 and all(map(math.isfinite, cell.ours)) for cell in row.cells)
     assert len(judges.rows) == 1
-    assert len(results.claims) == 6
+    assert len(results.claims) == 4
     assert len(results.figures) == 2 * (len(samples.rows) - 2)
     for figure in results.figures:
         xml.etree.ElementTree.parse(tmp_path / "whole" / figure.file)

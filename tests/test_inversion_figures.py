@@ -79,7 +79,8 @@ def test_rows(scale: str) -> None:
         assert row.group.endswith(f"({row.objective['alpha']}, {row.objective['beta']})")
         assert row.objective["reconstruction"] == row.table.replace("-", "_")
         assert row.label.startswith(row.model["pooling"])
-        assert row.data == {"name": "mnist", "per_class": 5, "labelled": 50}
+        assert row.data["per_class"] == 5
+        assert row.data["labelled"] == row.training["batch_size"] // 2
         build_network(row.model)
 
 

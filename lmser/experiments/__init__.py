@@ -264,7 +264,7 @@ EXPERIMENTS = (
         data="MNIST (idx files)",
         needs="`lmser data get mnist` downloads it",
         seeds={"quick": (0,), "paper": (0,)},
-        minutes={"quick": 8, "paper": 3000},
+        minutes={"quick": 4, "paper": 3000},
         by_rows=True,
     ),
     Experiment(
@@ -274,7 +274,7 @@ EXPERIMENTS = (
         data="MNIST (idx files)",
         needs="`lmser data get mnist` downloads it",
         seeds={"quick": (0,), "paper": (0, 1, 2)},
-        minutes={"quick": 6, "paper": 240},
+        minutes={"quick": 3, "paper": 240},
     ),
     Experiment(
         name="ebgan",
@@ -283,7 +283,7 @@ EXPERIMENTS = (
         data="MNIST (idx files)",
         needs="`lmser data get mnist` downloads it",
         seeds={"quick": (0,), "paper": (0, 1, 2)},
-        minutes={"quick": 6, "paper": 500},
+        minutes={"quick": 4, "paper": 500},
     ),
     Experiment(
         name="semisup-audio",

@@ -99,8 +99,8 @@ def run(request: Request, rows: list[RowConfig] | None = None) -> Results:
         experiment=NAME,
         title="Digits clustered without labels",
         summary=(
-            f"The {len(pixels.test):,} test images by the largest of ten outputs. Accuracy in percent under the best "
-            "matching of clusters and classes; NMI: normalised mutual information of clusters and classes; a cluster is "
+            f"{rows[0].evaluation['images']:,} test images by the largest of ten outputs. Accuracy in percent under the "
+            "best matching of clusters and classes; NMI: normalised mutual information of clusters and classes; a cluster is "
             "used where it has 1 % of the images. 003 names this and reports no numbers."
         ),
         scale=request.scale,
@@ -122,12 +122,13 @@ def run(request: Request, rows: list[RowConfig] | None = None) -> Results:
 
 
 def _job(pixels: LabelledImages, row: RowConfig) -> Job:
+    images, labels = (part[: row.evaluation["images"]] for part in (pixels.test, pixels.test_labels))
     return Job(
         data=pixels.train,
         loss=functools.partial(_loss, balance=float(row.objective.get("balance", 0.0))),
-        evaluate=functools.partial(_measure, pixels=pixels),
+        evaluate=functools.partial(_measure, images=images, labels=labels),
         metrics=COLUMNS,
-        pictures=functools.partial(_members, pixels=pixels),
+        pictures=functools.partial(_members, images=images),
         build=functools.partial(build_semi_supervised, row, ("balance",)),
     )
 
@@ -146,17 +147,17 @@ def _loss(model: nn.Module, images: Tensor, balance: float) -> Tensor:
 
 
 @torch.no_grad()
-def _measure(model: nn.Module, pixels: LabelledImages) -> dict[str, float]:
+def _measure(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, float]:
     assert isinstance(model, SemiSupervised)
-    logits = predicted(model, pixels.test)
+    logits = predicted(model, images)
     device = next(model.parameters()).device
     off = 0.0
-    for part in pixels.test.split(_CHUNK):
-        images = part.to(device)
-        off += float((model.reconstruct(images) - images).double().square().sum())
+    for part in images.split(_CHUNK):
+        x = part.to(device)
+        off += float((model.reconstruct(x) - x).double().square().sum())
     return {
-        **_agreement(pixels.test_labels, logits.argmax(1)),
-        REBUILT: off / pixels.test.numel(),
+        **_agreement(labels, logits.argmax(1)),
+        REBUILT: off / images.numel(),
         UNSURE: float(entropy(logits.double().log_softmax(1)).mean()),
     }
 
@@ -169,25 +170,28 @@ def _agreement(labels: Tensor, clusters: Tensor) -> dict[str, float]:
     }
 
 
-def _k_means(pixels: LabelledImages, seed: int, *, images: int, starts: int) -> Mapping[str, float]:
-    """k-means fitted to the first `images` training images, the best of `starts`; R is the distance to the centre."""
+def _k_means(
+    pixels: LabelledImages, seed: int, *, images: int, fitted: int, starts: int
+) -> Mapping[str, float]:
+    """k-means fitted to the first `fitted` training images, the best of `starts`, of the first `images` test images; R
+    is the distance to the centre."""
     fit = require("sklearn.cluster").KMeans(_CLUSTERS, n_init=starts, random_state=seed)
-    fit.fit(pixels.train[:images].flatten(1).cpu().numpy())
-    test = pixels.test.flatten(1)
+    fit.fit(pixels.train[:fitted].flatten(1).cpu().numpy())
+    test = pixels.test[:images].flatten(1)
     clusters = torch.from_numpy(fit.predict(test.numpy())).long()
     centres = torch.from_numpy(fit.cluster_centers_)[clusters]
     return {
-        **_agreement(pixels.test_labels, clusters),
+        **_agreement(pixels.test_labels[:images], clusters),
         REBUILT: float((test - centres).double().square().mean()),
     }
 
 
-def _members(model: nn.Module, pixels: LabelledImages) -> Tensor:
-    """The first test images of each cluster, ``(clusters, shown, 1, 28, 28)``; NaN where there are no more."""
-    clusters = predicted(model, pixels.test).argmax(1)
-    found = torch.full((_CLUSTERS, _SHOWN, *pixels.test.shape[1:]), math.nan)
+def _members(model: nn.Module, images: Tensor) -> Tensor:
+    """The first images of each cluster, ``(clusters, shown, 1, 28, 28)``; NaN where there are no more."""
+    clusters = predicted(model, images).argmax(1)
+    found = torch.full((_CLUSTERS, _SHOWN, *images.shape[1:]), math.nan)
     for cluster in range(_CLUSTERS):
-        members = pixels.test[clusters == cluster][:_SHOWN]
+        members = images[clusters == cluster][:_SHOWN]
         found[cluster, : len(members)] = members
     return found
 

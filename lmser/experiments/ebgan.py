@@ -106,11 +106,11 @@ def _job(pixels: LabelledImages, row: RowConfig) -> Job:
             pictures=lambda _: torch.empty(0),
         )
     steps = row.steps(len(pixels.train))
-    followed = pixels.test[:_FOLLOWED]
+    count, followed = row.evaluation["images"], pixels.test[:_FOLLOWED]
     return Job(
         data=pixels.train,
         loss=None,
-        evaluate=lambda model: _energies(model, pixels.test, row.evaluation["images"]),
+        evaluate=lambda model: _energies(model, pixels.test[:count], count),
         metrics=(REAL, FAKE),
         pictures=functools.partial(_drawn, count=_SHOWN),
         eval_at=sorted({max(1, round(part * steps)) for part in (0.01, 0.1, 0.4, 1)}),
@@ -193,7 +193,8 @@ def _samples(request: Request, trained: Trained, pixels: LabelledImages) -> Tabl
         tuple(lines),
         header="energy",
         notes=(
-            f"score: exp(E KL(p(y|x) ‖ p(y))) of the classifier's predictions for {count:,} samples, 1 to 10. classes: "
+            f"score: exp(E KL(p(y|x) ‖ p(y))) of the classifier's predictions for {count:,} samples (and all test images), "
+            "1 to 10. classes: "
             "exp of the entropy of the classes it names. Fréchet distance: between its logits for samples and for "
             "test images; that of test images is to as many training images.",
             "It judges what tells digits apart, and was never shown what is no digit: high scores are no proof of "

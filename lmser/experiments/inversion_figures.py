@@ -88,7 +88,7 @@ def run(request: Request, rows: list[RowConfig] | None = None) -> Results:
         title="Digits sent back through networks",
         summary=(
             f"(df/dx)ᵀ f(x) of {rows[0].evaluation['images']:,} test images on [0, 1], of networks trained with 50 labels "
-            "and the loss of 003's Eq. (10). 003 shows pictures and gives no errors. Accuracy in percent, of all test "
+            "and the loss of 003's Eq. (10). 003 shows pictures and gives no errors. Accuracy in percent, of the same "
             "images."
         ),
         scale=request.scale,
@@ -135,11 +135,11 @@ def reconstructions(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def _measure(model: nn.Module, pixels: LabelledImages, count: int) -> dict[str, float]:
-    found = predicted(model, pixels.test).argmax(1)
-    images = pixels.test[:count]
+    images, labels = pixels.test[:count], pixels.test_labels[:count]
+    right = (predicted(model, images).argmax(1) == labels).float().mean()
     return {
         **nearness(reconstructions(model, images), images),
-        ACCURACY: 100 * float((found == pixels.test_labels).float().mean()),
+        ACCURACY: 100 * float(right),
     }
 
 
