@@ -100,8 +100,8 @@ def run(request: Request, rows: list[RowConfig] | None = None) -> Results:
         title="Digits clustered without labels",
         summary=(
             f"{rows[0].evaluation['images']:,} test images by the largest of ten outputs. Accuracy in percent under the "
-            "best matching of clusters and classes; NMI: normalised mutual information of clusters and classes; a cluster is "
-            "used where it has 1 % of the images. 003 names this and reports no numbers."
+            "best matching of clusters and classes; NMI: normalised mutual information of the two; a cluster is used "
+            "where it has 1 % of the images. 003 names this and reports no numbers."
         ),
         scale=request.scale,
         seeds=request.seeds,
