@@ -117,8 +117,10 @@ class ResidualBlock(nn.Module):
         def pull(g: Tensor) -> Tensor:
             by_outer = conv_down(g, x, None, self.outer.weight, pool=self.outer.pool, impl=inner.impl)
             height, width = (x.shape[i] // inner.pool[i - 2] * inner.pool[i - 2] for i in (2, 3))
+            if (height, width) != tuple(x.shape[2:]):  # what no window takes in
+                by_outer = by_outer[:, :, :height, :width]
             return conv_down(
-                g, x, f, weight, by_outer[:, :, :height, :width], (activation, r),
+                g, x, f, weight, by_outer, (activation, r),
                 padding=inner.padding, pool=inner.pool, impl=inner.impl,
             )  # fmt: skip
 
