@@ -90,3 +90,13 @@ def test_results_can_be_saved_shared_and_changed_in_place(tmp_path):
     assert torch.equal(out.clone().share_memory_(), x)
     out += 1
     assert torch.equal(out, x + 1)
+
+
+def test_pieces_of_other_sizes_do_not_pile_up():
+    """Going through layers of many sizes again and again holds little more than the most that is in use at a time."""
+    shapes = [(4, 32, 64, 60 + 3 * i) for i in range(12)]  # each too far from the last for its piece
+    largest = 4 * 32 * 64 * (60 + 3 * 11) * 4
+    for _ in range(3):
+        for shape in shapes:
+            add_act(torch.randn(shape))
+            assert idle() <= largest + largest // 8

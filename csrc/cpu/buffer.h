@@ -17,7 +17,9 @@
 namespace lmser {
 
 // Scratch is returned to a small store of the calling thread and taken from there by its next call: fresh pages
-// cost more to clear than a small layer costs to compute. Beyond kKept bytes it goes back to the system.
+// cost more to clear than a small layer costs to compute. Layers of other sizes leave pieces of other sizes: what is in
+// use and what is kept together hold little more than the most that ever was in use, and beyond kKept bytes it goes
+// back to the system.
 class ScratchStore {
  public:
   static constexpr std::size_t kKept = std::size_t(64) << 20;
@@ -27,27 +29,25 @@ class ScratchStore {
   }
   // At least `bytes`; `bytes` becomes what the piece really holds.
   void* take(std::size_t& bytes) {
-    std::size_t best = pieces_.size();
-    for (std::size_t i = 0; i < pieces_.size(); ++i)
-      if (pieces_[i].bytes >= bytes && pieces_[i].bytes <= 2 * bytes + 4096 &&
-          (best == pieces_.size() || pieces_[i].bytes < pieces_[best].bytes))
-        best = i;
-    if (best < pieces_.size()) {
-      const Piece found = pieces_[best];
-      pieces_.erase(pieces_.begin() + std::ptrdiff_t(best));
-      kept_ -= found.bytes;
-      bytes = found.bytes;
-      return found.data;
+    most_ = std::max(most_, live_ + bytes);
+    const std::size_t room = most_ + most_ / kSlack;
+    const bool full = live_ + kept_ + bytes > room;
+    const std::size_t found = best(bytes, full ? std::size_t(-1) : 2 * bytes + 4096);
+    if (found < pieces_.size()) {
+      const Piece piece = taken(found);
+      bytes = piece.bytes;
+      live_ += bytes;
+      return piece.data;
     }
-    return pages(64, bytes);
+    while (!pieces_.empty() && live_ + kept_ + bytes > room) std::free(taken(0).data);  // the oldest first
+    void* const data = pages(64, bytes);
+    live_ += bytes;
+    return data;
   }
   void give(void* data, std::size_t bytes) noexcept {
+    live_ -= std::min(live_, bytes);  // it may have been taken by another thread
     if (bytes > kKept) return std::free(data);
-    while (!pieces_.empty() && kept_ + bytes > kKept) {  // the oldest first
-      std::free(pieces_.front().data);
-      kept_ -= pieces_.front().bytes;
-      pieces_.erase(pieces_.begin());
-    }
+    while (!pieces_.empty() && kept_ + bytes > kKept) std::free(taken(0).data);
     if (pieces_.size() == pieces_.capacity()) return std::free(data);  // room was reserved: no throw here
     pieces_.push_back({data, bytes});
     kept_ += bytes;
@@ -58,8 +58,24 @@ class ScratchStore {
     void* data;
     std::size_t bytes;
   };
+  // The smallest piece of [least, largest] bytes; pieces_.size() where there is none.
+  std::size_t best(std::size_t least, std::size_t largest) const {
+    std::size_t found = pieces_.size();
+    for (std::size_t i = 0; i < pieces_.size(); ++i)
+      if (pieces_[i].bytes >= least && pieces_[i].bytes <= largest &&
+          (found == pieces_.size() || pieces_[i].bytes < pieces_[found].bytes))
+        found = i;
+    return found;
+  }
+  Piece taken(std::size_t i) {
+    const Piece piece = pieces_[i];
+    pieces_.erase(pieces_.begin() + std::ptrdiff_t(i));
+    kept_ -= piece.bytes;
+    return piece;
+  }
+  static constexpr std::size_t kSlack = 16;
   std::vector<Piece> pieces_;
-  std::size_t kept_ = 0;
+  std::size_t kept_ = 0, live_ = 0, most_ = 0;
   ScratchStore() { pieces_.reserve(64); }
   ~ScratchStore() {
     for (const Piece& p : pieces_) std::free(p.data);

@@ -57,7 +57,7 @@ Piece take(std::size_t bytes) {
       // hold a little more than the most that ever was in use; beyond that a looser fit is taken, or the oldest go.
       const std::size_t room = s.most + s.most / kSlack;
       std::size_t found = s.best(bytes, bytes + bytes / 8);
-      if (found == s.pieces.size() && live + s.idle + bytes > room) found = s.best(bytes, 2 * bytes);
+      if (found == s.pieces.size() && live + s.idle + bytes > room) found = s.best(bytes, 4 * bytes);
       if (found < s.pieces.size()) {
         const Piece piece = s.taken(found);
         s.live.fetch_add(piece.bytes, std::memory_order_relaxed);

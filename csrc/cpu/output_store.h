@@ -14,7 +14,7 @@ namespace lmser::output_store {
 constexpr std::size_t kLeast = std::size_t(1) << 20;     // smaller results come from torch's allocator
 constexpr std::size_t kMostIdle = std::size_t(1) << 30;  // what is kept at most while nobody uses it
 
-constexpr std::size_t kSlack = 8;
+constexpr std::size_t kSlack = 16;
 
 struct Piece {
   void* data;
