@@ -363,22 +363,9 @@ def _conv(x: Tensor, weight: Tensor, stride: Ints, padding: Ints) -> Tensor:
 
 def _conv_transpose(z: Tensor, weight: Tensor, stride: Ints, padding: Ints, like: Tensor) -> Tensor:
     result: Tensor = conv_transpose2d_add_act(
-        z,
-        weight,
-        None,
-        None,
-        None,
-        stride,
-        padding,
-        like.shape[2:],
-        (1, 1),
-        "identity",
-        0.0,
-        False,
-        0.0,
-        None,
-        0.0,
-    )[0]
+        z, weight, None, None, None, stride, padding, like.shape[2:], (1, 1), "identity", 0.0, False,
+        0.0, None, 0.0, False,
+    )[0]  # fmt: skip
     return result
 
 
