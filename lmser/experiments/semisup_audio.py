@@ -29,10 +29,12 @@ What decides the claims, set before any of these rows was run, on the means over
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import gc
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -81,9 +83,10 @@ def run(request: Request, rows: list[RowConfig] | None = None) -> Results:
         for name, split in splits.items()
         for part, segments in zip(PARTS, split, strict=True)
     }
-    trained = train_rows(
-        request, rows, lambda row: _job(row, tasks[row.data["name"]]), experiment=NAME, data=sums
-    )
+    with _light_collections():
+        trained = train_rows(
+            request, rows, lambda row: _job(row, tasks[row.data["name"]]), experiment=NAME, data=sums
+        )
     tables = {name: _table(name, trained, splits[name], tasks[name]) for name in tasks}
     results = Results(
         experiment=NAME,
@@ -114,6 +117,17 @@ def run(request: Request, rows: list[RowConfig] | None = None) -> Results:
     )
     results.write(request.out)
     return results
+
+
+@contextlib.contextmanager
+def _light_collections() -> Iterator[None]:
+    """Every epoch is evaluated, and around an evaluation garbage is collected, to measure memory: without going through
+    all that was imported, which takes as long as an epoch."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _job(row: RowConfig, task: AudioTask) -> Job:
