@@ -101,7 +101,7 @@ def _job(images: LabelledImages, row: RowConfig) -> Job:
         train, labels = train[:-held_out], labels[:-held_out]
 
     def by_seed(seed: int) -> Mapping[str, Any]:
-        left = few_labels(labels, data["per_class"], seed)
+        left = few_labels(labels, data["per_class"], data.get("labels", seed))
         size = row.training["batch_size"]
         if objective["alpha"] == 1:  # nothing of the loss sees what has no label
             known = left >= 0
