@@ -19,6 +19,7 @@ SHOWN = {
     "stl10-reconstruction-paper": ("As printed", "With a warm-up", "near-isometric"),
     "recognition-paper": ("accuracy %, attacks",),
     "classification-paper": ("Accuracy",),
+    "semisup-mnist-paper": ("Table 2",),
     "cban-bars-paper": ("As printed", "Calibrated"),
     "cban-mnist-paper": ("As printed", "Calibrated"),
 }

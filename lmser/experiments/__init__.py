@@ -254,7 +254,7 @@ EXPERIMENTS = (
         data="MNIST (idx files)",
         needs="`lmser data get mnist` downloads it",
         seeds={"quick": (0,), "paper": (0,)},
-        minutes={"quick": 4, "paper": 4000},
+        minutes={"quick": 4, "paper": 1600},
         by_rows=True,
     ),
     Experiment(
