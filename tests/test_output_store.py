@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import lmser_kernels
-from lmser_kernels import _library, add_act, conv2d_add_act
+from lmser_kernels import _library, add_act, conv2d_add_act, conv_transpose2d_add_act
 
 pytestmark = pytest.mark.native
 
@@ -61,6 +61,17 @@ def test_empty_cache_gives_back_what_is_idle_and_nothing_else():
 def test_small_results_do_not_use_it():
     add_act(torch.randn(1, 4, 8, 8))
     assert idle() == 0
+
+
+def test_memory_that_could_not_be_had_was_never_in_use():
+    """Else what lies idle would be bounded by it from then on."""
+    one = torch.zeros(4, 4, 1, 1)
+    with pytest.raises(MemoryError):
+        conv_transpose2d_add_act(one, torch.ones(4, 1, 1, 1), output_size=(1 << 19) - 1, stride=1 << 19)
+    for side in range(600, 1600, 100):  # of ever other sizes
+        add_act(torch.zeros(1, 1, side, side))
+    most = 4 * 1500**2
+    assert idle() <= most * 9 / 8 + 4096
 
 
 def test_from_many_threads():

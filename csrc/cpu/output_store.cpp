@@ -17,7 +17,7 @@ struct Store {
   std::vector<Piece> pieces;  // oldest first
   std::size_t idle = 0;
   std::atomic<std::size_t> live{0};  // in use by tensors
-  std::size_t most = 0;              // that has ever been in use, or since it was emptied
+  std::atomic<std::size_t> most{0};  // that has ever been in use, or since it was emptied
   Store() { pieces.reserve(256); }
 
   Piece taken(std::size_t i) {
@@ -47,20 +47,27 @@ Store& store() {
 
 Piece take(std::size_t bytes) {
   Store& s = store();
+  const auto in_use = [&](std::size_t more) {
+    const std::size_t live = s.live.fetch_add(more, std::memory_order_relaxed) + more;
+    // Not before there is memory: what could not be had was never in use.
+    std::size_t most = s.most.load(std::memory_order_relaxed);
+    while (most < live && !s.most.compare_exchange_weak(most, live, std::memory_order_relaxed)) {
+    }
+  };
   {
     // Only ever tried: a process forked while another thread held the lock must not wait for it.
     const std::unique_lock<std::mutex> lock(s.mutex, std::try_to_lock);
     if (lock.owns_lock()) {
       const std::size_t live = s.live.load(std::memory_order_relaxed);
-      s.most = std::max(s.most, live + bytes);
+      const std::size_t most = std::max(s.most.load(std::memory_order_relaxed), live + bytes);
       // Pieces of other sizes lie idle while a step goes through its layers. Together with what is in use they may
       // hold a little more than the most that ever was in use; beyond that a looser fit is taken, or the oldest go.
-      const std::size_t room = s.most + s.most / kSlack;
+      const std::size_t room = most + most / kSlack;
       std::size_t found = s.best(bytes, bytes + bytes / 8);
       if (found == s.pieces.size() && live + s.idle + bytes > room) found = s.best(bytes, 4 * bytes);
       if (found < s.pieces.size()) {
         const Piece piece = s.taken(found);
-        s.live.fetch_add(piece.bytes, std::memory_order_relaxed);
+        in_use(piece.bytes);
         return piece;
       }
       while (!s.pieces.empty() && live + s.idle + bytes > room) s.free_oldest();
@@ -68,7 +75,7 @@ Piece take(std::size_t bytes) {
   }
   bytes = (bytes + 4095) / 4096 * 4096;
   void* const data = pages(4096, bytes);
-  s.live.fetch_add(bytes, std::memory_order_relaxed);
+  in_use(bytes);
   return {data, bytes};
 }
 
@@ -96,7 +103,7 @@ void empty() noexcept {
   for (const Piece& p : s.pieces) std::free(p.data);
   s.pieces.clear();
   s.idle = 0;
-  s.most = s.live.load(std::memory_order_relaxed);
+  s.most.store(s.live.load(std::memory_order_relaxed), std::memory_order_relaxed);
 }
 
 }  // namespace lmser::output_store
