@@ -113,8 +113,9 @@ struct Pair {
 };
 inline Pair pair_of(const Ints& v, const char* name, std::int64_t least) {
   STD_TORCH_CHECK(v.size() == 2, name, " has ", v.size(), " values; expected 2");
-  STD_TORCH_CHECK(v[0] >= least && v[1] >= least && v[0] < (1 << 20) && v[1] < (1 << 20), name, " is (", v[0], ", ",
-                  v[1], "); expected at least ", least);
+  constexpr std::int64_t most = (1 << 20) - 1;
+  STD_TORCH_CHECK(v[0] >= least && v[1] >= least && v[0] <= most && v[1] <= most, name, " is (", v[0], ", ", v[1],
+                  "); expected at least ", least, " and at most ", most);
   return {int(v[0]), int(v[1])};
 }
 

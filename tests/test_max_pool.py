@@ -96,6 +96,28 @@ class TestDerivatives:
         (want,) = torch.autograd.grad(F.max_pool2d(x, 3, 2), x, z)
         torch.testing.assert_close(max_unpool2d(z, places, 3, 2, output_size=7, impl=impl), want)
 
+    def test_places_that_are_none(self, impl):
+        """Beyond the window, or on the padding around the map: left out, never written elsewhere."""
+        z = torch.ones(1, 1, 3, 3)
+        for place, left in ((0, 4), (3, 9), (4, 0), (255, 0)):
+            places = torch.full((1, 3, 3, 1), place, dtype=torch.uint8)
+            u = max_unpool2d(z, places, 2, 2, 1, output_size=5, impl=impl)
+            assert float(u.sum()) == left
+
+    def test_a_long_signal(self, impl):
+        """Longer than what the kernels take for a window or a stride."""
+        x = torch.randn(1, 1, 1, (1 << 20) + 10, requires_grad=True)
+        h = max_pool2d_act(x, (1, 64), impl=impl)
+        (grad,) = torch.autograd.grad(h.sum(), x)
+        assert int(grad.sum()) == h.numel()
+
+    def test_windows_of_255_places(self, impl):
+        x = torch.arange(2 * 510.0).view(1, 2, 510, 1)
+        for values, kernel in ((x, (255, 1)), (x.mT, (1, 255))):
+            h, places = max_pool2d_act(values, kernel, return_places=True, impl=impl)
+            assert h.flatten().tolist() == [254, 509, 764, 1019]
+            assert bool((places == 254).all())
+
 
 @pytest.mark.native
 class TestCompiled:
@@ -164,6 +186,12 @@ class TestErrors:
             ({"x": torch.zeros(3, 4, 5)}, ValueError, "x must be 4-D"),
             ({"x": torch.zeros(1, 1, 8, 8, dtype=torch.int64)}, TypeError, "x must be float32"),
             ({"stride": 0}, ValueError, "stride must be at least 1"),
+            (
+                {"x": torch.zeros(1, 2, 0, 4), "kernel_size": 2, "padding": 1},
+                ValueError,
+                r"at least one pixel; got a map of \(0, 4\)",
+            ),
+            ({"stride": 1 << 20, "impl": "native"}, RuntimeError, "stride is .* at most 1048575"),
             ({"activation": "gelu"}, ValueError, "activation must be one of"),
         ],
     )

@@ -16,6 +16,8 @@ PoolCall windows(const View& big, const Ints& kernel, const Ints& stride, const 
                   std::int64_t(k.h) * k.w, " places; expected at most ", kMostPlaces);
   STD_TORCH_CHECK(2 * p.h <= k.h && 2 * p.w <= k.w, "padding (", p.h, ", ", p.w,
                   ") must be at most half of kernel_size (", k.h, ", ", k.w, ")");
+  STD_TORCH_CHECK(big.h >= 1 && big.w >= 1, "what is pooled must have at least one pixel; got a map of (", big.h, ", ",
+                  big.w, ")");  // else a window could hold padding alone
   STD_TORCH_CHECK(big.h + 2 * p.h >= k.h && big.w + 2 * p.w >= k.w, "the window (", k.h, ", ", k.w,
                   ") is larger than the padded input (", big.h + 2 * p.h, ", ", big.w + 2 * p.w, ")");
   PoolCall call;
@@ -64,13 +66,14 @@ Tensor max_unpool2d(const Tensor& z, const Tensor& places, const std::optional<T
                     const Ints& kernel, const Ints& stride, const Ints& padding, const std::string& activation,
                     double slope) {
   const View v = view_of(z, "z");
-  const Pair size = pair_of(output_size, "output_size", 1);
+  STD_TORCH_CHECK(output_size.size() == 2, "output_size has ", output_size.size(), " values; expected 2");
+  const std::int64_t big_h = output_size[0], big_w = output_size[1];
   // Of a map of one pixel the layout cannot be told: the places' own.
   const bool last = channels_last(v) || (v.h * v.w == 1 && v.n * v.c > 0);
-  Tensor x = empty_4d(z, last, v.n, v.c, size.h, size.w);
+  Tensor x = empty_4d(z, last, v.n, v.c, big_h, big_w);
   PoolCall call = windows(view_of(x, "x"), kernel, stride, padding, activation, slope);
   STD_TORCH_CHECK(v.h == small_h(call) && v.w == small_w(call), "z has shape ", shape_text(z),
-                  ", but pooling output_size (", size.h, ", ", size.w, ") gives (", small_h(call), ", ", small_w(call),
+                  ", but pooling output_size (", big_h, ", ", big_w, ") gives (", small_h(call), ", ", small_w(call),
                   ")");
   call.small = v;
   call.places = checked_places(places, call);

@@ -106,7 +106,8 @@ def max_unpool2d(
 
     Args:
         z: `(N, C, H', W')`, float32, float64, bfloat16 or float16, any strides.
-        places: uint8 `(N, H', W', C)`, contiguous, as `max_pool2d_act(..., return_places=True)` gives them.
+        places: uint8 `(N, H', W', C)`, as `max_pool2d_act(..., return_places=True)` gives them; where one is
+            outside its window, or on padding, the value is left out.
         kernel_size, stride, padding: those of the pool.
         output_size: size of what was pooled, an int or a pair.
         impl: "auto", "native" or "reference"; an explicit one never falls back.

@@ -9,6 +9,8 @@ from torch import Tensor
 from lmser_kernels import activation as activations
 from lmser_kernels.arguments import Pair, pair
 
+MOST_PLACES = 255  # of a window: a place is one byte
+
 
 def max_pool2d_act(
     x: Tensor,
@@ -47,14 +49,19 @@ def max_unpool2d(
     *,
     output_size: Pair,
 ) -> Tensor:
-    """Each value of `z` added at its winner's place in a map of `output_size`, zero elsewhere."""
+    """Each value of `z` added at its winner's place in a map of `output_size`, zero elsewhere; a place outside its
+    window, or on padding, is none."""
     kernel, step, pad = windows(kernel_size, stride, padding)
     height, width = pair("output_size", output_size, 1)
     place = places.permute(0, 3, 1, 2).to(torch.int64)
     rows = place // kernel[1] + (torch.arange(z.shape[2], device=z.device) * step[0] - pad[0]).view(-1, 1)
     columns = place % kernel[1] + (torch.arange(z.shape[3], device=z.device) * step[1] - pad[1])
+    there = (
+        (place < kernel[0] * kernel[1]) & (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
+    )
+    at = torch.where(there, rows * width + columns, 0)
     flat = z.new_zeros((z.shape[0], z.shape[1], height * width))
-    return flat.scatter_add(2, (rows * width + columns).flatten(2), z.flatten(2)).unflatten(
+    return flat.scatter_add(2, at.flatten(2), torch.where(there, z, 0).flatten(2)).unflatten(
         2, (height, width)
     )
 
@@ -64,8 +71,8 @@ def windows(kernel_size: Pair, stride: Pair | None, padding: Pair) -> tuple[tupl
     kernel = pair("kernel_size", kernel_size, 1)
     step = kernel if stride is None else pair("stride", stride, 1)
     pad = pair("padding", padding, 0)
-    if kernel[0] * kernel[1] > 255:
-        raise ValueError(f"kernel_size must have at most 255 places; got {kernel_size!r}")
+    if kernel[0] * kernel[1] > MOST_PLACES:
+        raise ValueError(f"kernel_size must have at most {MOST_PLACES} places; got {kernel_size!r}")
     if 2 * pad[0] > kernel[0] or 2 * pad[1] > kernel[1]:
         raise ValueError(f"padding must be at most half of kernel_size {kernel}; got {padding!r}")
     return kernel, step, pad
@@ -77,7 +84,10 @@ def pooled_size(
     step: tuple[int, ...],
     pad: tuple[int, ...],
 ) -> tuple[int, int]:
-    """`floor((size + 2 padding - kernel) / stride) + 1`; ValueError where no window fits."""
+    """`floor((size + 2 padding - kernel) / stride) + 1`; ValueError where no window fits, or one holds padding
+    alone."""
+    if size[0] < 1 or size[1] < 1:
+        raise ValueError(f"what is pooled must have at least one pixel; got a map of {tuple(size)}")
     found = [(size[i] + 2 * pad[i] - kernel[i]) // step[i] + 1 for i in (0, 1)]
     if size[0] + 2 * pad[0] < kernel[0] or size[1] + 2 * pad[1] < kernel[1]:
         raise ValueError(
