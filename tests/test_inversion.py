@@ -9,7 +9,7 @@ from torch import nn
 
 from bench.inversion import eager_copy
 from lmser import invert
-from lmser.baselines import CNN, FCN, TOPOLOGIES, InhibitorConv2d, ResNet, SmallCNN
+from lmser.baselines import CNN, FCN, TOPOLOGIES, InhibitorConv2d, ResidualBlock, ResNet, SmallCNN
 from lmser.inversion import has_rules, inverted
 from lmser_kernels.nn import Conv2dAddAct, MaxPool2dAct, TiedConv2d, TiedLinear
 
@@ -36,7 +36,8 @@ def found(network, x, method, layers=()):
 def same(first, second, tolerance=1e-10):
     for a, b in zip(first, second, strict=True):
         assert a.shape == b.shape
-        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance * float(b.detach().abs().max()))
+        largest = float(b.detach().abs().max()) if b.numel() else 0.0
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance * largest)
 
 
 def test_there_are_twelve_topologies():
@@ -120,6 +121,9 @@ NETWORKS = {
     "overlapping windows behind an activation": lambda: nn.Sequential(
         Conv2dAddAct(3, 4, 3, activation="relu"), MaxPool2dAct(3, 1, 1, activation="tanh"), MaxPool2dAct(3, 2), nn.Flatten(),
     ),
+    "begins with nothing": lambda: nn.Sequential(
+        nn.Identity(), nn.AvgPool2d([2, 3]), nn.ReLU(), nn.Conv2d(3, 4, 3), nn.Flatten(),
+    ),
     "nested": lambda: nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), nn.Sequential(nn.Flatten())),
 }  # fmt: skip
 
@@ -152,7 +156,7 @@ def test_without_rules_autograd_is_taken(network):
 def test_settings_without_a_rule_are_not_guessed():
     for layer in (
         nn.Conv2d(2, 2, 3, dilation=2), nn.Conv2d(2, 2, 3, padding="same"), nn.MaxPool2d(2, ceil_mode=True),
-        nn.AvgPool2d(3, 1), nn.Flatten(0), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(2),
+        nn.AvgPool2d(3, 1), nn.Flatten(0), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(2), nn.MaxPool2d(16),
     ):  # fmt: skip
         assert not has_rules(nn.Sequential(layer))
 
@@ -162,6 +166,48 @@ def test_hooks_are_not_gone_past():
     network[0].register_forward_hook(lambda module, inputs, output: output * 0)
     assert not has_rules(network)
     assert not invert(network, torch.rand(1, 1, 28, 28)).any()
+
+
+@pytest.mark.parametrize("shape", [(2, 7, 5), (2, 3, 4, 5), (0, 5), (0, 7, 5)])
+def test_rows_of_any_number_of_dimensions(shape):
+    network = drawn(nn.Sequential(nn.ReLU(), nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3)))
+    x = torch.randn(shape, dtype=torch.float64)
+    same(*(inverted(network, x, method=method).reconstructions for method in ("gated", "autograd")))
+
+
+def test_a_layer_that_comes_twice():
+    relu, linear = nn.ReLU(), nn.Linear(4, 4)
+    network = drawn(nn.Sequential(linear, relu, linear, nn.Sequential(relu), nn.Linear(4, 3)))
+    x = torch.randn(2, 4, dtype=torch.float64)
+    same(found(network, x, "gated"), found(network, x, "autograd"))
+
+
+@pytest.mark.parametrize("inside", ["inner", "outer"])
+def test_hooks_within_a_block_are_not_gone_past(inside):
+    network = nn.Sequential(ResidualBlock(2, 3, inhibitor=True), nn.Flatten())
+    getattr(network[0], inside).register_forward_hook(lambda module, inputs, output: output * 2)
+    x = torch.rand(1, 2, 4, 4)
+    assert not has_rules(network)
+    torch.testing.assert_close(invert(network, x), invert(network, x, method="autograd"))
+    with pytest.raises(TypeError, match="ResidualBlock has no rule"):
+        invert(network, x, method="gated")
+
+
+def test_a_replaced_forward_is_not_gone_past():
+    network = nn.Sequential(nn.Linear(4, 3))
+    network[0].forward = lambda x: F.linear(x, 2 * network[0].weight)
+    x = torch.rand(2, 4)
+    torch.testing.assert_close(invert(network, x), 4 * x @ network[0].weight.T @ network[0].weight)
+
+
+def test_an_attribute_called_gated_is_no_rule():
+    class Unit(nn.Linear):
+        gated = True
+
+    unit = Unit(4, 3)
+    x = torch.rand(2, 4)
+    assert not has_rules(unit)
+    torch.testing.assert_close(invert(unit, x), unit(x) @ unit.weight)
 
 
 def test_an_overridden_sequence_is_not_taken_for_one():
@@ -205,7 +251,70 @@ def test_no_gradients_where_none_are_asked_for():
             got = inverted(network, x, method=method)
         assert not got.output.requires_grad
         assert not got.reconstructions[0].requires_grad
-    assert not x.requires_grad
+        assert not x.requires_grad
+        with torch.inference_mode():
+            torch.testing.assert_close(invert(network, x * 1, method=method), got.reconstructions[0])
+            found = inverted(network, x * 1, layers=[network[1]], method=method)
+        assert len(found.reconstructions) == 2
+
+
+class TestLayers:
+    """One reconstruction for x and one for each layer, in their order, by either method."""
+
+    def network(self):
+        return nn.Sequential(nn.Dropout(0.5), nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)).double()
+
+    @pytest.mark.parametrize("training", [False, True])
+    def test_where_a_layer_gives_its_input(self, training):
+        network, x = self.network().train(training), torch.rand(2, 4, dtype=torch.float64)
+        results = []
+        for method in ("gated", "autograd"):
+            torch.manual_seed(0)
+            results.append(inverted(network, x, layers=list(network), method=method))
+        for result in results:
+            assert len(result.states) == len(result.reconstructions) == 5
+        same(results[0].states + results[0].reconstructions, results[1].states + results[1].reconstructions)
+
+    def test_in_any_order(self):
+        network, x = self.network().eval(), torch.rand(2, 4, dtype=torch.float64)
+        backwards = inverted(network, x, layers=[network[3], network[1]])
+        forwards = inverted(network, x, layers=[network[1], network[3]], method="gated")
+        for got, want in (
+            (backwards.states, forwards.states),
+            (backwards.reconstructions, forwards.reconstructions),
+        ):
+            same((got[0], got[2], got[1]), want)
+
+    def test_changed_in_place(self):
+        network = nn.Sequential(nn.Linear(4, 5), nn.ReLU(inplace=True))
+        with pytest.raises(ValueError, match="layers: expected inputs that nothing changes in place"):
+            inverted(network, torch.randn(2, 4), layers=[network[1]])
+
+    def test_one_called_twice_and_one_never(self):
+        class Twice(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+
+            def forward(self, x):
+                return self.first(self.first(x))
+
+        network = Twice()
+        with pytest.raises(ValueError, match="each to be called once by the model, got 2 calls of 2"):
+            inverted(network, torch.rand(2, 4), layers=[network.first, network.second])
+
+    def test_called_with_more_than_a_tensor(self):
+        class Named(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.first = nn.Linear(4, 4)
+
+            def forward(self, x):
+                return self.first(input=x)
+
+        network = Named()
+        with pytest.raises(ValueError, match="layers: expected Linear to be called with one tensor"):
+            inverted(network, torch.rand(2, 4), layers=[network.first])
 
 
 def test_empty_batch():

@@ -12,9 +12,10 @@ a module of one's own has a method `gated(x, f) -> Step`; `has_rules` says wheth
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,8 @@ from lmser_kernels import (
     max_unpool2d,
     pull_back,
 )
+from lmser_kernels.arguments import pair
+from lmser_kernels.max_pool.reference import MOST_PLACES
 from lmser_kernels.nn import Conv2dAddAct, MaxPool2dAct, TiedConv2d, TiedLinear
 
 __all__ = ["Activation", "Gated", "Step", "conv_down", "conv_step", "gated", "has_rules"]
@@ -73,9 +76,8 @@ class Step:
     pull: Pull
 
 
-@runtime_checkable
 class Gated(Protocol):
-    """A module that knows its own way down."""
+    """A module whose class has a method for its own way down."""
 
     def gated(self, x: Tensor, f: Activation | None) -> Step:
         """Go up with `x`, which came out of `f` (None: of nothing to be undone)."""
@@ -105,12 +107,10 @@ def _undo(f: Activation | None, g: Tensor, x: Tensor) -> Tensor:
 
 def gated(module: nn.Module, x: Tensor, f: Activation | None = None) -> Step:
     """`module` gone up with `x`, which came out of `f`. Raises TypeError where it, or a part of it, has no rule."""
-    if isinstance(module, Gated):
-        return module.gated(x, f)
     rule = _rule(module)
     if rule is None or not _plain(module):
         raise TypeError(
-            f"gated: {type(module).__name__} has no rule for the way down; give it a method `gated`, "
+            f"gated: {type(module).__name__} has no rule for the way down; give it a method `gated`, without hooks, "
             "or take method='autograd'"
         )
     return rule(cast("Any", module), x, f)
@@ -118,26 +118,43 @@ def gated(module: nn.Module, x: Tensor, f: Activation | None = None) -> Step:
 
 def has_rules(module: nn.Module) -> bool:
     """Whether `gated` takes `module` and all that it is made of."""
-    if isinstance(module, Gated):
-        return _plain(module, but_for_its_settings=True)
     if _rule(module) is _sequential:
         return _plain(module) and all(has_rules(child) for child in cast("nn.Sequential", module))
     return _rule(module) is not None and _plain(module)
 
 
 def _rule(module: nn.Module) -> Callable[[Any, Tensor, Activation | None], Step] | None:
+    own = _own_rule(module)
+    if own is not None:
+        return own
     # Of subclasses only those that do no more than to name a sequence: any other may do anything.
     if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
         return _sequential
     return _RULES.get(type(module))
 
 
-def _plain(module: nn.Module, but_for_its_settings: bool = False) -> bool:
-    """No hooks, which a rule would go past, and no setting that it does not know."""
-    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
-        return False
+def _own_rule(module: nn.Module) -> Callable[[Any, Tensor, Activation | None], Step] | None:
+    # Of the class: an attribute of that name may be anything.
+    method: Callable[[Any, Tensor, Activation | None], Step] | None = getattr(type(module), "gated", None)
+    return method if callable(method) else None
+
+
+def _plain(module: nn.Module) -> bool:
+    """Nothing that a rule would go past, and no setting that it does not know."""
+    if _own_rule(module) is not None:
+        return not any(map(_hooked, module.modules()))
     known = _KNOWN.get(type(module))
-    return but_for_its_settings or known is None or known(cast("Any", module))
+    return not _hooked(module) and (known is None or known(cast("Any", module)))
+
+
+def _hooked(module: nn.Module) -> bool:
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in vars(module)
+    )
 
 
 # rules
@@ -255,8 +272,9 @@ def _dense(layer: nn.Linear | TiedLinear, x: Tensor, f: Activation | None) -> St
     else:
         output = F.linear(x, layer.weight, layer.bias)
     weight = layer.weight.reshape(*layer.weight.shape, 1, 1)
-    step = conv_step(x.reshape(*x.shape, 1, 1), f, output, weight, activation, impl=impl)
-    return Step(output, activation, lambda g: step.pull(g.reshape(*g.shape, 1, 1)).flatten(1))
+    # What has more dimensions than (N, F) is that many more rows.
+    step = conv_step(x.reshape(-1, x.shape[-1], 1, 1), f, output, weight, activation, impl=impl)
+    return Step(output, activation, lambda g: step.pull(g.reshape(-1, g.shape[-1], 1, 1)).reshape(x.shape))
 
 
 def _max_pool(layer: MaxPool2dAct | nn.MaxPool2d, x: Tensor, f: Activation | None) -> Step:
@@ -283,8 +301,7 @@ def _max_pool(layer: MaxPool2dAct | nn.MaxPool2d, x: Tensor, f: Activation | Non
 
 
 def _mean_pool(layer: nn.AvgPool2d, x: Tensor, f: Activation | None) -> Step:
-    kernel = layer.kernel_size if isinstance(layer.kernel_size, tuple) else (layer.kernel_size,) * 2
-    return _spread(layer(x), x, f, kernel[0], kernel[1])
+    return _spread(layer(x), x, f, *pair("kernel_size", layer.kernel_size, 1))
 
 
 def _global_mean_pool(layer: nn.AdaptiveAvgPool2d, x: Tensor, f: Activation | None) -> Step:
@@ -300,7 +317,7 @@ def _spread(output: Tensor, x: Tensor, f: Activation | None, height: int, width:
 
 
 def _flatten(layer: nn.Flatten, x: Tensor, f: Activation | None) -> Step:
-    return Step(layer(x), f, lambda g: laid_out_as(g.view(x.shape), x))
+    return Step(layer(x), f, lambda g: laid_out_as(g.reshape(x.shape), x))
 
 
 def _dropout(layer: nn.Dropout | nn.Dropout2d, x: Tensor, f: Activation | None) -> Step:
@@ -364,7 +381,12 @@ _KNOWN: dict[type[nn.Module], Callable[[Any], bool]] = {
         and m.padding_mode == "zeros"
         and not isinstance(m.padding, str)
     ),
-    nn.MaxPool2d: lambda m: m.dilation in (1, (1, 1)) and not m.ceil_mode and not m.return_indices,
+    nn.MaxPool2d: lambda m: (
+        m.dilation in (1, (1, 1))
+        and not m.ceil_mode
+        and not m.return_indices
+        and math.prod(pair("kernel_size", m.kernel_size, 1)) <= MOST_PLACES
+    ),
     nn.AvgPool2d: lambda m: (
         m.stride in (None, m.kernel_size)
         and m.padding in (0, (0, 0))

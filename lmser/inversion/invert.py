@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ class Inverted:
     """A network's output and what it says its input was.
 
     output:          `f(x)`
-    states:          `z_0 = x`, and with `layers` the inputs `z_l` of those
+    states:          `z_0 = x`, and with `layers` the input `z_l` of each, in their order
     reconstructions: `(df/dz_l)ᵀ f(x)`, each of the shape of its state
     """
 
@@ -54,7 +55,8 @@ def inverted(
 ) -> Inverted:
     """The output with the reconstruction of the input, and of the inputs of `layers` (003 Eq. 12).
 
-    layers: modules within `model`, each called once, with one tensor; for an `nn.Sequential` its children, say
+    layers: modules within `model`, each called once, with one tensor that nothing changes in place; for an
+            `nn.Sequential` its children, say
     method: as in `invert`; with `layers`, ``"gated"`` takes children of an `nn.Sequential` in their order, and
             ``"auto"`` it where they are that
     """
@@ -111,11 +113,12 @@ def _sent_back(model: nn.Module, x: Tensor, layers: Sequence[nn.Module]) -> Inve
         return Inverted(step.output, (x,), (step.pull(top),))
     # At a state that is to be reconstructed the activation that it came out of is undone by itself.
     assert isinstance(model, nn.Sequential)
-    wanted, steps, states = set(layers), [], [x]
+    wanted, children = set(layers), list(model)
+    steps, states = [], [x]
     state, f = x, None
-    activations: list[Activation | None] = [None]
-    for layer in model:
-        if layer in wanted and state is not x:
+    activations: list[Activation | None] = []
+    for layer in children:
+        if layer in wanted:
             states.append(state)
         activations.append(f)
         step = gated(layer, state, None if layer in wanted else f)
@@ -125,19 +128,25 @@ def _sent_back(model: nn.Module, x: Tensor, layers: Sequence[nn.Module]) -> Inve
     found = []
     for position in range(len(steps) - 1, -1, -1):
         g = steps[position].pull(g)
-        if position == 0 or list(model)[position] in wanted:
+        if children[position] in wanted:
             found.append(g)
-            before = activations[position + 1]
-            if position and before is not None:
+            before = activations[position]
+            if before is not None:
                 g = before.pull(g, steps[position - 1].output)
+    found.append(g)
     return Inverted(state, tuple(states), tuple(reversed(found)))
 
 
 def _autograd(model: nn.Module, x: Tensor, layers: Sequence[nn.Module]) -> Inverted:
-    states: list[Tensor] = []
+    if torch.is_inference_mode_enabled():  # which has no gradients; what it has made can have none either
+        with torch.inference_mode(False), torch.no_grad():
+            return _autograd(model, x.clone(), layers)
+    met: list[tuple[nn.Module, Tensor, int]] = []
 
-    def keep(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        states.append(inputs[0])
+    def keep(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if len(inputs) != 1 or not isinstance(inputs[0], Tensor):
+            raise ValueError(f"layers: expected {type(module).__name__} to be called with one tensor")
+        met.append((module, inputs[0], inputs[0]._version))
 
     hooks = [layer.register_forward_pre_hook(keep) for layer in layers]
     try:
@@ -147,13 +156,16 @@ def _autograd(model: nn.Module, x: Tensor, layers: Sequence[nn.Module]) -> Inver
     finally:
         for hook in hooks:
             hook.remove()
-    if len(states) != len(layers):
+    if sorted(id(layer) for layer in layers) != sorted(id(layer) for layer, _, _ in met):
         raise ValueError(
-            f"layers: expected each to be called once by the model, got {len(states)} calls of {len(layers)}"
+            f"layers: expected each to be called once by the model, got {len(met)} calls of {len(layers)}"
         )
+    if any(state._version != version for _, state, version in met):
+        raise ValueError("layers: expected inputs that nothing changes in place")
     if not isinstance(output, Tensor):
         raise TypeError(f"model: expected it to return a tensor, got {type(output).__name__}")
-    kept = [source, *(state for state in states if state is not source)]
+    inputs = {layer: state for layer, state, _ in met}
+    kept = [source, *(inputs[layer] for layer in layers)]
     create = torch.is_grad_enabled()
     found = torch.autograd.grad(output, kept, output if create else output.detach(), create_graph=create)
     if not create:
