@@ -98,6 +98,23 @@ class TestLoss:
         model.loss(x, torch.full_like(y, fill)).backward()
         assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
+    def test_any_number_below_0_is_no_label(self):
+        model = SemiSupervised(network())
+        x, y = batch()
+        torch.testing.assert_close(model.loss(x, torch.where(y < 0, -100, y)), model.loss(x, y))
+
+    def test_gammas_belong_to_their_layers(self):
+        inner = network()
+        x, y = batch()
+        first = SemiSupervised(inner, gammas=(0, 0.2, 0.5), layers=[inner[1], inner[3]])
+        second = SemiSupervised(inner, gammas=(0, 0.5, 0.2), layers=[inner[3], inner[1]])
+        torch.testing.assert_close(first.loss(x, y), second.loss(x, y))
+
+    def test_compiles(self):
+        model = SemiSupervised(network(), method="gated")
+        loss = torch.compile(model.loss, fullgraph=True, backend="aot_eager")(*batch())
+        torch.testing.assert_close(loss, model.loss(*batch()))
+
     def test_weights_that_vary(self):
         """Eq. (13)."""
         model = SemiSupervised(network(), alpha=lambda t: 1 / (1 + t), beta=0.5)
@@ -181,6 +198,16 @@ class TestErrors:
     def test_arguments(self, change, error, words):
         with pytest.raises(error, match=words):
             SemiSupervised(network(), **change)
+
+    def test_of_functions_of_the_step(self):
+        model = SemiSupervised(network(), alpha=lambda t: 0.5 + t)
+        model.loss(*batch())
+        with pytest.raises(ValueError, match=r"alpha at step 1: expected a number in \[0, 1\], got 1.5"):
+            model.loss(*batch())
+
+    def test_logits(self):
+        with pytest.raises(ValueError, match=r"model: expected logits of shape \(N, C\) of it"):
+            SemiSupervised(nn.Conv2d(1, 3, 3).double()).loss(*batch())
 
     def test_labels(self):
         x, y = batch()
@@ -294,6 +321,13 @@ class TestTwoStreams:
         assert len(batches) == 10
         assert all(len(x) == 22 and int((y >= 0).sum()) >= 12 for x, y in batches)
 
+    def test_every_pass_is_another_epoch(self):
+        sampler = TwoStreamSampler(self.labels, 22, 12, seed=0)
+        loader = DataLoader(TensorDataset(torch.arange(100)), batch_sampler=sampler)
+        seen = [x for _ in range(2) for (x,) in loader]
+        assert not torch.equal(seen[0], seen[10])
+        assert all(torch.equal(x, sampler.indices(step)) for step, x in enumerate(seen))
+
     def test_errors(self):
         with pytest.raises(
             ValueError, match="labelled: expected at most as many as there are labels, 12, got 13"
@@ -301,6 +335,8 @@ class TestTwoStreams:
             TwoStreamSampler(self.labels, 20, 13, 0)
         with pytest.raises(ValueError, match="batch_size: expected more than labelled"):
             TwoStreamSampler(self.labels, 8, 8, 0)
+        with pytest.raises(TypeError, match="labels: expected a tensor, got list"):
+            TwoStreamSampler([0, -1], 2, 1, 0)
         with pytest.raises(ValueError, match="labels: expected int64"):
             TwoStreamSampler(self.labels.float(), 8, 4, 0)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 __all__ = ["RECONSTRUCTION", "UNLABELLED", "cross_entropy", "entropy", "mean_error", "reconstruction_error"]
 
 UNLABELLED = -1
-"""The label of a sample without one."""
+"""The label of a sample without one; losses take any number below 0 for it."""
 
 
 def _squared(found: Tensor, x: Tensor) -> Tensor:
@@ -60,6 +60,6 @@ def entropy(log_p: Tensor) -> Tensor:
 
 
 def cross_entropy(log_p: Tensor, y: Tensor) -> Tensor:
-    """`-log p_y` of each sample, `(N,)`, from `log p = log_softmax(logits)`; any finite value where `y` is
-    `UNLABELLED`."""
+    """`-log p_y` of each sample, `(N,)`, from `log p = log_softmax(logits)`; another class's where `y` is
+    below 0."""
     return -log_p.gather(1, y.clamp(min=0).unsqueeze(1)).squeeze(1)

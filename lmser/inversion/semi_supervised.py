@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from lmser.inversion.invert import METHODS, Inverted, invert, inverted
 from lmser.inversion.losses import (
     RECONSTRUCTION,
-    UNLABELLED,
     cross_entropy,
     entropy,
     mean_error,
@@ -55,10 +54,10 @@ class SemiSupervised(nn.Module):
 
     where `R = ‖(df/dx)ᵀ f(x) - x‖²` is how badly the network sent back through its own transpose gives its input, and
     `E` the entropy of its prediction. Each term is a mean over the samples it applies to, so that the composition of
-    a batch does not change the weights.
+    a batch does not change the weights; where processes share a batch, over those of the process's own slice.
 
         model = SemiSupervised(my_network, alpha=0.7, beta=0.2)
-        loss = model.loss(images, labels)                   # labels int64, -1 where there is none
+        loss = model.loss(images, labels)                   # labels int64, below 0 where there is none
 
     model:          `(N, ...)` to logits `(N, C)`; unchanged, and what `forward` calls
     alpha, beta:    the weights; a function of the number of training steps so far makes them vary (Eq. 13)
@@ -129,16 +128,24 @@ class SemiSupervised(nn.Module):
 
     def weights(self) -> tuple[float, ...]:
         """Those of cross-entropy, entropy and reconstructions at this step."""
-        step = int(self.step)
-        alpha, beta = (w(step) if callable(w) else w for w in (self.alpha, self.beta))
+        highest = 1.0 if self.gammas is None else None
+        alpha, beta = self._now("alpha", self.alpha, highest), self._now("beta", self.beta, highest)
         if self.gammas is None:
             return alpha, (1 - alpha) * (1 - beta), (1 - alpha) * beta
-        return alpha, beta, *(w(step) if callable(w) else w for w in self.gammas)
+        return alpha, beta, *(self._now("gammas", gamma, None) for gamma in self.gammas)
+
+    def _now(self, name: str, weight: Weight, highest: float | None) -> float:
+        if not callable(weight):
+            return float(weight)
+        found = weight(int(self.step))
+        _check(f"{name} at step {int(self.step)}", found, highest)
+        return float(found)
 
     def terms(self, x: Tensor, y: Tensor, *, reconstruct: bool = True) -> Terms:
         """The terms of the loss for a batch.
 
-        x: `(N, ...)`; y: int64 `(N,)`, class or -1. Without `reconstruct` R is 0 and the network is not inverted.
+        x: `(N, ...)`; y: int64 `(N,)`, class, or a number below 0. Without `reconstruct` R is 0 and the network is
+        not inverted.
         """
         if y.dtype != torch.int64 or y.shape != x.shape[:1]:
             raise ValueError(f"y: expected int64 of shape ({len(x)},), got {y.dtype} {tuple(y.shape)}")
@@ -148,17 +155,17 @@ class SemiSupervised(nn.Module):
             else Inverted(self.model(x), (), ())
         )
         logits = found.output
+        if logits.dim() != 2:
+            raise ValueError(f"model: expected logits of shape (N, C) of it, got {tuple(logits.shape)}")
         if logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()
         log_p = F.log_softmax(logits, dim=1)
-        known = (y != UNLABELLED).to(log_p.dtype)
+        known = (y >= 0).to(log_p.dtype)
         unknown = torch.ones_like(known) if self.gammas is not None else 1 - known
         errors = tuple(
             mean_error(r, z, self.reconstruction)
             for r, z in zip(found.reconstructions, found.states, strict=True)
         )
-        if reconstruct and len(errors) != 1 + len(self._layers):
-            raise ValueError("layers: expected none whose input is the model's own")
         return Terms(
             cross_entropy=cross_entropy(log_p, y).dot(known) / known.sum().clamp(min=1),
             entropy=entropy(log_p).dot(unknown) / unknown.sum().clamp(min=1),
@@ -176,7 +183,7 @@ class SemiSupervised(nn.Module):
 
 
 def _check(name: str, weight: Weight, highest: float | None) -> None:
-    if callable(weight):
+    if callable(weight):  # what it gives is checked when it gives it
         return
     if isinstance(weight, bool) or not isinstance(weight, (int, float)):
         raise TypeError(f"{name}: expected a number or a function of the step, got {weight!r}")

@@ -18,7 +18,7 @@ class TwoStreamSampler:
 
         sampler = TwoStreamSampler(labels, batch_size=100, labelled=50, seed=0)
         train(model, loss, (images, labels), config, sampler=sampler)
-        DataLoader(dataset, batch_sampler=sampler)                     # or torch's own loader: one epoch
+        DataLoader(dataset, batch_sampler=sampler)                     # or torch's own loader
 
     labels:    int64 `(N,)`, less than 0 where there is none
     labelled:  how many of a batch are drawn from the labelled ones, which are gone through in an order of their own,
@@ -26,12 +26,15 @@ class TwoStreamSampler:
     seed:      of both orders
 
     The others come from all N samples, once each in an epoch, with their labels hidden or not as `labels` has them.
-    Within a batch the order is shuffled, so that processes that share a batch see some of both.
+    Within a batch the order is shuffled, so that processes that share a batch see some of both. Every pass over the
+    sampler, as torch's loader makes them, is the next epoch.
 
-    Raises ValueError naming the argument.
+    Raises TypeError or ValueError naming the argument.
     """
 
     def __init__(self, labels: Tensor, batch_size: int, labelled: int, seed: int) -> None:
+        if not isinstance(labels, Tensor):
+            raise TypeError(f"labels: expected a tensor, got {type(labels).__name__}")
         if labels.dtype != torch.int64 or labels.dim() != 1:
             raise ValueError(
                 f"labels: expected int64 of shape (N,), got {labels.dtype} {tuple(labels.shape)}"
@@ -44,7 +47,7 @@ class TwoStreamSampler:
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or not labelled < batch_size:
             raise ValueError(f"batch_size: expected more than labelled ({labelled}), got {batch_size!r}")
         self.batch_size, self.labelled, self.seed = batch_size, labelled, seed
-        self._known = known
+        self._known, self._passes = known, 0
         self._few = (
             Sampler(len(known), labelled, derived_seed(seed, "labelled"), drop_last=True)
             if labelled
@@ -73,5 +76,7 @@ class TwoStreamSampler:
         return self._all.steps_per_epoch
 
     def __iter__(self) -> Iterator[list[int]]:
-        for step in range(len(self)):
+        first = self._passes * len(self)
+        self._passes += 1
+        for step in range(first, first + len(self)):
             yield self.indices(step).tolist()
