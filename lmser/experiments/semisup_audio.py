@@ -17,7 +17,7 @@ The paper gives no learning rate, batch, number of epochs, padding, activation o
 of R hangs: its text says "mean squared error", its Eq. (8) is a sum. Here: Adam, lr 0.001, batches of 50, relu,
 segments at a root mean square of 0.1, `unit` 0.2, so that R is 8 for 500 ms at 8,000 Hz of which nothing is given
 back, where guessing among ten classes costs a cross-entropy of 2.3. With the plain sum the larger betas hardly learn in
-40 epochs, with the mean R has no effect. Scale, unit and learning rate were chosen on seed 0 in runs of 40 to 60 epochs
+40 epochs, with the mean R has little effect. Scale, unit and learning rate were chosen on seed 0 in runs of 40 to 60 epochs
 of a few pairs, by validation and training accuracy; test accuracies were printed beside them.
 
 What decides the claims, set before any of these rows was run, on the means over the seeds:
