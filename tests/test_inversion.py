@@ -354,6 +354,13 @@ class TestErrors:
         with pytest.raises(ValueError, match=f"{name}: expected"):
             SmallCNN(**change)
 
+    @pytest.mark.parametrize("name", ["SmallCNNmean", "SmallCNNmax", "LargeUCNN", "Resnet3-16mean"])
+    def test_images_of_another_size(self, name):
+        network = TOPOLOGIES[name]()
+        for use in (network, lambda x: invert(network, x)):
+            with pytest.raises(ValueError, match="x: expected images of the `size`"):
+                use(torch.rand(1, 1, 64, 64))
+
     def test_residual(self):
         with pytest.raises(ValueError, match="depth: expected a positive int"):
             ResNet(0, 8)

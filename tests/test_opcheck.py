@@ -179,6 +179,19 @@ def test_opcheck(name, activation, drive, channels_last):
     opcheck(getattr(torch.ops.lmser, name).default, OPERATORS[name](activation, drive, channels_last))
 
 
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_one_pixel_takes_the_layout_of_what_joins_it(gated, channels_last):
+    z, weight = tensor(2, 5, 1, 1), tensor(5, 3, 3, 3)
+    other = tensor(2, 3, 6, 6, channels_last=channels_last, requires_grad=False)
+    add, gate = (None, other) if gated else (other, None)
+    call = ((1, 1), (0, 0), (3, 3), (2, 2), "identity", 0.0, False, 0.0, None, 0.0, True)
+    operator = torch.ops.lmser.conv_transpose2d_add_act.default
+    opcheck(operator, (z, weight, add, None, gate, *call))
+    h, _ = operator(z, weight, add, None, gate, *call)
+    assert h.is_contiguous(memory_format=torch.channels_last) == channels_last
+
+
 def test_every_operator_is_covered():
     from lmser_kernels._library import OPERATORS as names
 

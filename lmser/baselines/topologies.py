@@ -14,14 +14,30 @@ import functools
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
-from torch import nn
+from torch import Tensor, nn
 
 from lmser.baselines.residual import InhibitorConv2d, ResidualBlock
+from lmser.inversion.step import Activation, Step
 from lmser_kernels.nn import Conv2dAddAct, MaxPool2dAct
 
 __all__ = ["POOLINGS", "TOPOLOGIES", "LargeCNN", "ResNet", "SmallCNN"]
 
 POOLINGS = ("mean", "max", "inhibitor")
+
+
+class _Logits(nn.Flatten):
+    """The one pixel that the global pool leaves, as rows. ValueError where images of another size left several."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[2:] != (1, 1):
+            raise ValueError(
+                f"x: expected images of the `size` that the network was built for, got such that leave {x.shape[2]}x"
+                f"{x.shape[3]} pixels behind its global pool"
+            )
+        return super().forward(x)
+
+    def gated(self, x: Tensor, f: Activation | None) -> Step:
+        return Step(self(x), f, lambda g: g.view(x.shape))
 
 
 class _Topology(nn.Sequential):
@@ -55,7 +71,7 @@ class _Topology(nn.Sequential):
     def _head(self, pool: int) -> None:
         bias = self.pooling != "inhibitor"
         self.append(Conv2dAddAct(self._channels, self.num_classes, 1, bias=bias, pool=pool))
-        self.append(nn.Flatten())
+        self.append(_Logits())
         for module in self.modules():
             if isinstance(module, Conv2dAddAct):
                 nn.init.xavier_uniform_(module.weight)

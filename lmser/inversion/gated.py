@@ -14,66 +14,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lmser.inversion.step import Activation, Step, laid_out_as
 from lmser_kernels import (
     conv2d_add_act,
     conv_transpose2d_add_act,
     max_pool2d_act,
     max_unpool2d,
-    pull_back,
 )
 from lmser_kernels.arguments import pair
 from lmser_kernels.max_pool.reference import MOST_PLACES
 from lmser_kernels.nn import Conv2dAddAct, MaxPool2dAct, TiedConv2d, TiedLinear
 
 __all__ = ["Activation", "Gated", "Step", "conv_down", "conv_step", "gated", "has_rules"]
-
-Pull = Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Activation:
-    """An activation `f` whose derivative is told by its output: what a tensor came out of."""
-
-    name: str
-    slope: float | None = None
-
-    @property
-    def gate_slope(self) -> float | None:
-        """The leak, where the sign of the output is all that `f'` needs; None elsewhere."""
-        if self.name == "relu":
-            return 0.0
-        if self.name == "leaky_relu":
-            return 0.01 if self.slope is None else float(self.slope)
-        return None
-
-    def pull(self, g: Tensor, h: Tensor) -> Tensor:
-        """`g · f'` for `h = f(.)`, of any number of dimensions from two on."""
-        shape = g.shape
-        g, h = (t.reshape(*t.shape[:2], 1, -1) if t.dim() != 4 else t for t in (g, h))
-        return pull_back(g, h, activation=self.name, slope=self.slope).view(shape)
-
-
-@dataclass(frozen=True)
-class Step:
-    """A layer, gone up.
-
-    output: what it gives
-    f:      the activation that `output` came out of, where its derivative has not been taken care of yet; the next
-            layer's `pull` does that where it writes
-    pull:   from `g · f'`, `g` a gradient with respect to `output`, to the gradient with respect to the layer's input,
-            times the derivative of the activation that the input came out of
-    """
-
-    output: Tensor
-    f: Activation | None
-    pull: Pull
 
 
 class Gated(Protocol):
@@ -82,19 +40,6 @@ class Gated(Protocol):
     def gated(self, x: Tensor, f: Activation | None) -> Step:
         """Go up with `x`, which came out of `f` (None: of nothing to be undone)."""
         ...
-
-
-def laid_out_as(u: Tensor, x: Tensor) -> Tensor:
-    """`u`, channels-last where `x` is: a map of one pixel or a flattened one has no layout to pass on, and all that
-    follows would go on in the slower one."""
-    if u.dim() == 4 and not u.is_contiguous(memory_format=torch.channels_last) and is_channels_last(x):
-        return u.contiguous(memory_format=torch.channels_last)
-    return u
-
-
-def is_channels_last(x: Tensor) -> bool:
-    """Whether `x` is that, and not plainly contiguous as well."""
-    return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
 
 def _of(name: str, slope: float | None) -> Activation | None:
