@@ -172,6 +172,11 @@ def test_only_some_experiments_can_be_run_in_part(root: Path, tmp_path: Path) ->
     assert result.exit_code
     assert "mnist-reconstruction is run as a whole; a part can be run of semisup-mnist" in result.output
     assert not (tmp_path / "out").exists()
+    arguments[1], arguments[5] = "semisup-mnist", "Tiny"
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code
+    assert "Error: rows: none has one of Tiny in its path; there are semi/SmallCNNmean" in result.output
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_pixels_are_on_the_unit_range(root: Path) -> None:

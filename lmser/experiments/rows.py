@@ -35,6 +35,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from lmser.experiments.run_directory import RunRefused
 from lmser.training import TrainConfig, steps_per_epoch
 
 __all__ = ["RowConfig", "checksum", "chosen_rows", "load_rows", "parse_row"]
@@ -140,10 +141,10 @@ def load_rows(experiment: str, scale: str, training: Mapping[str, Any] | None = 
 
 
 def chosen_rows(rows: Sequence[RowConfig], parts: Sequence[str]) -> list[RowConfig]:
-    """Those of `rows` whose path has one of `parts` in it, all without any. ValueError where none is left."""
+    """Those of `rows` whose path has one of `parts` in it, all without any. RunRefused where none is left."""
     left = [row for row in rows if not parts or any(part in row.path for part in parts)]
     if not left:
-        raise ValueError(
+        raise RunRefused(
             f"rows: none has one of {', '.join(parts)} in its path; there are {', '.join(row.path for row in rows)}"
         )
     return left

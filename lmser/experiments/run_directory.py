@@ -20,7 +20,7 @@ _PLAN = "plan.json"
 
 
 class RunRefused(ValueError):
-    """The run directory cannot be used as asked; the message is one sentence for the user."""
+    """What was asked for cannot be run, or not in that directory; the message is one sentence for the user."""
 
 
 def open_run_directory(path: Path, plan: Mapping[str, Any], *, resume: bool) -> Path:
