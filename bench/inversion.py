@@ -96,9 +96,20 @@ def contender(kind: str, name: str, samples: int = BATCH) -> Callable[[], list[T
     return step(model, "autograd", x.to(memory_format=layout), y)
 
 
+def eager_gated(name: str) -> Callable[[], list[Tensor]]:
+    """The gated pass of first order in eager operations: what one could write without the kernels."""
+    x, y = batch()
+    model = network(name).to(memory_format=torch.channels_last)
+    for layer in model.modules():
+        if isinstance(layer, (Conv2dAddAct, MaxPool2dAct)):
+            layer.impl = "reference"
+    return step(model, "gated", x.to(memory_format=torch.channels_last), y)
+
+
 def contenders(name: str) -> tuple[list[Contender], list[Tensor]]:
-    """The gated pass, and eager PyTorch in both memory formats."""
+    """The gated pass, the same in eager operations, and eager PyTorch's way in both memory formats."""
     found = [Contender(kind, contender(kind, name)) for kind in ("fused", *LAYOUTS)]
+    found.append(Contender("eager, gated", eager_gated(name)))
     wanted = step(eager_copy(network(name)).double(), "autograd", *batch(torch.float64))()
     return found, wanted
 

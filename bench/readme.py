@@ -96,7 +96,8 @@ def inversion() -> str:
             f"| {peaks['fused'] / least:.2f} |"
         )
     where = (
-        "Eager PyTorch differentiates a gradient (`create_graph=True`) of the same network of `torch.nn`'s layers. "
+        "Eager PyTorch differentiates a gradient (`create_graph=True`) of the same network of `torch.nn`'s layers; "
+        '"gated" is this library\'s pass of first order in eager operations. Memory is beside the former alone. '
         f"{_machine(result)}: `python -m bench --only semi-supervised --json bench/results/inversion_cpu.json`, "
         "`python -m bench.inversion_memory --json bench/results/inversion_memory.json`."
     )
