@@ -82,8 +82,8 @@ def inversion() -> str:
     """Learning with few labels against eager PyTorch, its memory, and where that comes from."""
     result, memory = _read("inversion_cpu.json"), _read("inversion_memory.json")
     lines = [
-        "| a training step of loss (10) of 003, batch 64 | fused, ms | ± % | best eager, ms | ratio | to `create_graph` | % of FMA peak | peak "
-        "memory, MB | of eager's least |",
+        "| a training step of loss (10) of 003, batch 64 | fused, ms | ± % | best eager, ms | ratio | to "
+        "`create_graph` | % of FMA peak | peak memory, MB | of eager's least |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for row in result["rows"]:
@@ -93,8 +93,8 @@ def inversion() -> str:
         least = min(value for kind, value in peaks.items() if kind != "fused")
         lines.append(
             f"| {name} | {row['fused_ms']:.1f} | {100 * row['spread']:.0f} | {row['best_eager_ms']:.1f} "
-            f"({row['best_eager']}) | {row['ratio']:.2f} | {graph / row['fused_ms']:.2f} | {_peak(row)} | {peaks['fused']:.0f} "
-            f"| {peaks['fused'] / least:.2f} |"
+            f"({row['best_eager']}) | {row['ratio']:.2f} | {graph / row['fused_ms']:.2f} | {_peak(row)} "
+            f"| {peaks['fused']:.0f} | {peaks['fused'] / least:.2f} |"
         )
     where = (
         "Eager PyTorch differentiates a gradient (`create_graph=True`) of the same network of `torch.nn`'s layers; "
