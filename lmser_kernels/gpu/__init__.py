@@ -1,0 +1,1 @@
+"""What the Triton kernels of every operation share. Importing a module of it imports Triton."""
