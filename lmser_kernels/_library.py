@@ -8,7 +8,10 @@ inspection functions (`build_info`, `cpu_info`, `plan`, …). A platform without
 from __future__ import annotations
 
 import importlib
+import importlib.util
+from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import torch  # before the extension, which takes torch's C symbols from the process
 
@@ -65,6 +68,67 @@ module, error = _load()
 available = module is not None
 # Every operator has a CPU kernel; these have a CUDA kernel too, in a library compiled with nvcc.
 cuda_operators = _with_cuda_kernel() if available else frozenset()
+
+TRITON = "lmser_triton"
+# The module of the function that launches an operator's Triton kernels, which has the operator's name and schema.
+_LAUNCHERS = {
+    "conv2d_add_act": "tied_conv.triton",
+    "conv2d_add_act_backward": "tied_conv.triton_backward",
+    "conv_transpose2d_add_act": "tied_conv.triton",
+    "conv_transpose2d_add_act_backward": "tied_conv.triton_backward",
+    "tied_conv2d": "tied_conv.triton",
+    "tied_conv2d_weight_grad": "tied_conv.triton_backward",
+    "add_act": "add_act.triton",
+    "add_act_backward": "add_act.triton",
+    "max_pool2d_act": "max_pool.triton",
+    "max_unpool2d": "max_pool.triton",
+    "max_select2d": "max_pool.triton",
+    "settle_step": "settle.triton_step",
+    "settle": "settle.triton",
+    "settle_backward": "settle.triton",
+    "settle_adjoint": "settle.triton",
+}
+
+
+def _define_triton() -> tuple[list[torch.library.Library], str | None]:
+    """The operators once more in a namespace of their own, `lmser_triton`, run by Triton kernels.
+
+    For CUDA tensors, and for CPU tensors in Triton's interpreter. The compiled namespace takes them for CUDA tensors
+    where it has no kernel of its own, so that a graph exported on a CPU runs on a GPU too. Triton is imported by
+    the first launch.
+    """
+    if not available:
+        return [], error
+    if not _installed("triton"):
+        return [], "Triton is not installed"
+    own = torch.library.Library(TRITON, "DEF")
+    other = torch.library.Library("lmser", "IMPL")
+    for name in OPERATORS:
+        schema = str(getattr(torch.ops.lmser, name).default._schema)
+        own.define(schema.removeprefix("lmser::"))
+        own.impl(name, _launcher(name), "CUDA")
+        own.impl(name, _launcher(name), "CPU")
+        if name not in cuda_operators:
+            other.impl(name, _launcher(name), "CUDA")
+    return [own, other], None
+
+
+def _installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except (ImportError, ValueError):  # an import hook, or a module put there by hand
+        return False
+
+
+def _launcher(name: str) -> Callable[..., Any]:
+    def launch(*args: Any) -> Any:
+        room = importlib.import_module(f"lmser_kernels.{_LAUNCHERS[name]}")
+        return getattr(room, name)(*args)
+
+    return launch
+
+
+_registrations, triton_error = _define_triton()  # registrations last as long as their Library
 
 
 def empty_cache() -> None:

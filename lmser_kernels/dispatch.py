@@ -13,56 +13,151 @@ from lmser_kernels import _library
 IMPLEMENTATIONS = ("auto", "native", "triton", "reference")
 
 
-def native(operation: str, impl: str, tensor: Tensor) -> bool:
-    """True if this call takes the compiled operator, False if the reference.
+class Operators:
+    """The operators of one namespace with their derivatives, as attributes (`differentiable` puts them there)."""
 
-    "auto" takes the compiled one where it can run; an explicit choice never falls back: `RuntimeError`
-    where it cannot run, `ValueError` for an unknown name.
+    def __init__(self, namespace: str) -> None:
+        self.namespace = namespace
+
+    def raw(self, name: str) -> Any:
+        """The registered operator itself."""
+        return getattr(getattr(torch.ops, self.namespace), name).default
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        raise AttributeError(f"no operator {self.namespace}::{name} with a derivative")
+
+
+compiled = Operators("lmser")
+triton = Operators(_library.TRITON)
+_FAMILIES = (compiled, triton) if _library.triton_error is None else (compiled,)
+
+
+def chosen(operation: str, impl: str, tensor: Tensor) -> Operators | None:
+    """The operators that this call takes, None for the reference.
+
+    "auto" takes an operator where it can run; an explicit choice never falls back: `RuntimeError` where it
+    cannot run, `ValueError` for an unknown name.
     """
     if impl == "auto":
-        return _library.available and (tensor.is_cpu or _on_cuda(operation, tensor))
+        if not _library.available:
+            return None
+        if tensor.is_cpu:
+            return compiled
+        if not tensor.is_cuda:
+            return None
+        if _library.triton_error is None:
+            return triton
+        return compiled if operation in _library.cuda_operators else None
     if impl == "reference":
-        return False
+        return None
     if impl == "native":
         if not _library.available:
             raise RuntimeError(f'impl="native": {_library.error}')
-        if not (tensor.is_cpu or _on_cuda(operation, tensor)):
+        if not (tensor.is_cpu or (tensor.is_cuda and operation in _library.cuda_operators)):
             raise RuntimeError(
                 f'impl="native": no compiled kernel of {operation} for {tensor.device.type} tensors'
             )
-        return True
+        return compiled
     if impl == "triton":
-        raise RuntimeError(f'impl="triton": this version has no Triton kernel of {operation}')
+        if not _library.available:
+            raise RuntimeError(f'impl="triton": {_library.error}')
+        if _library.triton_error is not None:
+            raise RuntimeError(f'impl="triton": {_library.triton_error}')
+        if not tensor.is_cuda and not (tensor.is_cpu and _interpreting()):
+            raise RuntimeError(
+                f'impl="triton": Triton kernels take CUDA tensors, and CPU tensors only in Triton\'s interpreter '
+                f"(a process started with TRITON_INTERPRET=1); got {tensor.device.type} tensors"
+            )
+        return triton
     raise ValueError(f"impl must be one of {', '.join(IMPLEMENTATIONS)}; got {impl!r}")
 
 
-def _on_cuda(operation: str, tensor: Tensor) -> bool:
-    return tensor.is_cuda and operation in _library.cuda_operators
+def _interpreting() -> bool:
+    from lmser_kernels.gpu.launch import interpreting
+
+    return interpreting()
+
+
+def name_of(operators: Operators | None) -> str:
+    """ "native", "triton" or "reference": the `impl` that takes these operators."""
+    if operators is None:
+        return "reference"
+    return "native" if operators is compiled else "triton"
 
 
 def reason(operation: str, impl: str, tensor: Tensor) -> str:
-    """Why `native` decided as it did, for a call that it accepts."""
+    """Why `chosen` decided as it did, for a call that it accepts."""
     if impl != "auto":
         return f'impl="{impl}" was asked for'
     if not _library.available:
         return str(_library.error)
-    if not native(operation, impl, tensor):
-        return f"the compiled library has no kernel of {operation} for {tensor.device.type} tensors"
-    return f"compiled kernel for {tensor.device.type} tensors"
+    operators = chosen(operation, impl, tensor)
+    if operators is triton:
+        return "Triton kernel for CUDA tensors"
+    if operators is compiled:
+        return f"compiled kernel for {tensor.device.type} tensors"
+    if tensor.is_cuda:
+        return (
+            f"the compiled library has no kernel of {operation} for CUDA tensors, and {_library.triton_error}"
+        )
+    return f"there is no kernel of {operation} for {tensor.device.type} tensors"
+
+
+def fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Registers the decorated function as what the operator `name` gives for tensors without memory."""
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        for operators in _FAMILIES:
+            torch.library.register_fake(f"{operators.namespace}::{name}", function)
+        return function
+
+    return register
+
+
+def registered(
+    name: str, setup_context: Callable[..., None], backward: Callable[..., tuple[Any, ...]]
+) -> None:
+    """Registers the derivative of the operator `name`, in every namespace.
+
+    `ctx.ops` of both functions is the `Operators` that the call took: a backward stays with its forward's
+    implementation.
+    """
+    for operators in _FAMILIES:
+        torch.library.register_autograd(
+            f"{operators.namespace}::{name}", backward, setup_context=_setup_with(operators, setup_context)
+        )
 
 
 def differentiable(
     name: str, setup_context: Callable[..., None], backward: Callable[..., tuple[Any, ...]]
-) -> Callable[..., Any]:
-    """Registers the derivative of the operator `lmser::name` and returns the callable to use for it.
+) -> None:
+    """Registers the derivative of the operator `name` and makes the callable to use for it, `chosen(...).name`.
 
     `torch.compile` and `torch.export` go through the registered operator. In eager mode the callable
     reaches the same kernel with the same two functions through `autograd.Function`, or with nothing in
     between where no gradient is asked for: the registered path costs a small layer more than its arithmetic.
     `torch.func`'s transforms, which refuse the registered path, take an `autograd.Function` as well.
     """
-    operator = getattr(torch.ops.lmser, name).default
-    torch.library.register_autograd(f"lmser::{name}", backward, setup_context=setup_context)
+    registered(name, setup_context, backward)
+    for operators in _FAMILIES:
+        setattr(operators, name, _callable(operators, name, _setup_with(operators, setup_context), backward))
+
+
+def _setup_with(operators: Operators, setup_context: Callable[..., None]) -> Callable[..., None]:
+    def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.ops = operators
+        setup_context(ctx, inputs, output)
+
+    return setup
+
+
+def _callable(
+    operators: Operators,
+    name: str,
+    setup_context: Callable[..., None],
+    backward: Callable[..., tuple[Any, ...]],
+) -> Callable[..., Any]:
+    operator = operators.raw(name)
 
     def kernel(*args: Any) -> Any:
         with torch._C._AutoDispatchBelowAutograd():

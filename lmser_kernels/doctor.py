@@ -65,7 +65,7 @@ def _paths(operation: str) -> dict[str, list[str]]:
         found = []
         for impl in dispatch.IMPLEMENTATIONS[1:]:
             try:
-                dispatch.native(operation, impl, probe)
+                dispatch.chosen(operation, impl, probe)
             except RuntimeError:
                 continue
             found.append(impl)

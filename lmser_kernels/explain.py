@@ -119,7 +119,8 @@ def explain(operation: str | Callable[..., Any], *args: Any, **kwargs: Any) -> E
     first = next(iter(given.values()))
     if not isinstance(first, Tensor):
         function(*args, **kwargs)  # raises, naming the argument
-    native = dispatch.native(_KERNEL_OF.get(name, name), given["impl"], first)
+    operators = dispatch.chosen(_KERNEL_OF.get(name, name), given["impl"], first)
+    native = operators is dispatch.compiled
 
     # The public function itself checks the arguments and gives sizes and dtype, on tensors without memory.
     with FakeTensorMode() as mode, torch.no_grad():
@@ -132,7 +133,7 @@ def explain(operation: str | Callable[..., Any], *args: Any, **kwargs: Any) -> E
     plans = _plans(name, given, outputs, threads) if native else {}
     return Explanation(
         operation=name,
-        implementation="native" if native else "reference",
+        implementation=dispatch.name_of(operators),
         kernel=_kernel(name, plans) if native else "eager PyTorch",
         reason=_reason(_KERNEL_OF.get(name, name), given["impl"], first, plans),
         output_shapes=tuple(tuple(output.shape) for output in outputs),
@@ -162,7 +163,8 @@ def _explain_settle(bound: inspect.BoundArguments) -> Explanation:
     )
     problem = checked(*(given[name] for name in names))
     visible, threads = problem.states[0], torch.get_num_threads()
-    native = dispatch.native("settle", given["impl"], visible)
+    operators = dispatch.chosen("settle", given["impl"], visible)
+    native = operators is dispatch.compiled
     peak, bandwidth = _peaks(visible.dtype, threads) if visible.is_cpu else (None, None)
     flops = sum(
         4.0 * weight.numel() * above.shape[0] * above.shape[2] * above.shape[3]
@@ -172,7 +174,7 @@ def _explain_settle(bound: inspect.BoundArguments) -> Explanation:
     plans = _settle_plans(problem, threads) if native else {}
     return Explanation(
         operation="settle",
-        implementation="native" if native else "reference",
+        implementation=dispatch.name_of(operators),
         kernel=f"one operation, per sweep: {_kernel('settle', plans)}" if native else "eager PyTorch",
         reason=_reason("settle", given["impl"], visible, plans),
         output_shapes=tuple(tuple(h.shape) for h in problem.states),

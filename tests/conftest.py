@@ -11,6 +11,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import gc
 import random
 import signal
+import sys
 from collections.abc import Iterator
 
 import numpy as np
@@ -36,10 +37,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="fail instead of skip where the compiled library is missing",
     )
+    parser.addoption(
+        "--device",
+        default="cpu",
+        help="where the operations are tested; on cpu the Triton kernels run in Triton's interpreter",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "native: needs the compiled library")
+    # Triton reads its switch when it is imported, and when kernels are defined.
+    if config.getoption("--device") == "cpu" and "triton" not in sys.modules:
+        os.environ["TRITON_INTERPRET"] = "1"
     # A shell starts what runs in its background with SIGINT ignored, and python then leaves it so.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -98,5 +107,6 @@ def impl(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def device() -> torch.device:
-    return torch.device("cpu")
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """The device that `--device` names."""
+    return torch.device(request.config.getoption("--device"))

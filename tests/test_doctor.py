@@ -29,7 +29,8 @@ def test_with_the_library(capsys):
     assert report["library"]["loaded"] is True
     assert report["library"]["reason"] is None
     assert report["versions"]["torch"] == torch.__version__
-    assert report["paths"]["tied_conv2d"]["cpu"] == ["native", "reference"]
+    # Triton's interpreter, in which these tests run, is a path of its own.
+    assert [p for p in report["paths"]["tied_conv2d"]["cpu"] if p != "triton"] == ["native", "reference"]
     assert set(report["paths"]) == set(doctor.OPERATIONS)
     assert report["cpu"]["isa"] in report["build"]["isa"]
     assert all(value > 0 for peaks in report["measured"].values() for value in peaks.values())

@@ -193,9 +193,17 @@ class TestImplementations:
             ("add_act", add(X)),
         ],
     )
-    def test_triton_does_not_fall_back(self, name, call):
-        with pytest.raises(RuntimeError, match=f'impl="triton": this version has no Triton kernel of {name}'):
+    def test_triton_does_not_fall_back(self, name, call, monkeypatch):
+        monkeypatch.setattr(dispatch, "_interpreting", lambda: False)
+        with pytest.raises(
+            RuntimeError, match='impl="triton": Triton kernels take CUDA tensors, and CPU tensors'
+        ):
             call("triton")
+
+    def test_triton_that_is_missing_says_so(self, monkeypatch):
+        monkeypatch.setattr(_library, "triton_error", "Triton is not installed")
+        with pytest.raises(RuntimeError, match='impl="triton": Triton is not installed'):
+            add_act(X, impl="triton")
 
     @pytest.mark.native
     def test_native_does_not_fall_back_on_another_device(self):
@@ -212,11 +220,15 @@ class TestImplementations:
         monkeypatch.setattr(_library, "cuda_operators", frozenset({"add_act"}))
         with FakeTensorMode():
             on_cuda = torch.empty(1, device="cuda")
-        assert dispatch.native("add_act", "auto", on_cuda)
-        assert dispatch.native("add_act", "native", on_cuda)
-        assert not dispatch.native("tied_conv2d", "auto", on_cuda)
+        assert dispatch.chosen("add_act", "native", on_cuda) is dispatch.compiled
         with pytest.raises(RuntimeError, match="no compiled kernel of tied_conv2d for cuda tensors"):
-            dispatch.native("tied_conv2d", "native", on_cuda)
+            dispatch.chosen("tied_conv2d", "native", on_cuda)
+        monkeypatch.setattr(_library, "triton_error", None)
+        assert dispatch.chosen("tied_conv2d", "auto", on_cuda) is dispatch.triton
+        assert dispatch.chosen("tied_conv2d", "triton", on_cuda) is dispatch.triton
+        monkeypatch.setattr(_library, "triton_error", "Triton is not installed")
+        assert dispatch.chosen("add_act", "auto", on_cuda) is dispatch.compiled
+        assert dispatch.chosen("tied_conv2d", "auto", on_cuda) is None
 
     def test_native_without_the_library_says_why(self, monkeypatch):
         monkeypatch.setattr(_library, "available", False)

@@ -10,10 +10,10 @@ from lmser_kernels import _library
 from lmser_kernels import activation as activations
 from lmser_kernels.add_act import reference
 from lmser_kernels.arguments import four_dimensional, operands, per_channel, same_shape
-from lmser_kernels.dispatch import native
+from lmser_kernels.dispatch import chosen
 
 if _library.available:
-    from lmser_kernels.add_act import ops
+    from lmser_kernels.add_act import ops as ops  # registers the operators
 
 _NAMES = ("y", "u", "bias")
 
@@ -35,7 +35,7 @@ def add_act(
         bias: `(C,)`, or None.
         activation: one of identity, relu, leaky_relu, sigmoid, tanh, leaky_sigmoid.
         slope: the leak of leaky_relu (default 0.01) and leaky_sigmoid (default 0.2); None for the others.
-        impl: "auto", "native" or "reference"; an explicit one never falls back.
+        impl: "auto", "native", "triton" or "reference"; an explicit one never falls back.
 
     Differentiable to any order; saves `h` alone for backward. Under autocast the arguments are cast first.
 
@@ -52,7 +52,8 @@ def add_act(
         same_shape("u", u, y.shape, "the shape of y")
     if bias is not None:
         per_channel(bias, y.shape[1], "y")
-    if native("add_act", impl, y):
+    ops = chosen("add_act", impl, y)
+    if ops is not None:
         h: Tensor = ops.add_act(y, u, bias, activation, leak)
         return h
     return reference.add_act(y, u, bias, activation=activation, slope=slope)
@@ -76,10 +77,10 @@ def pull_back(
     grad, h = cast("tuple[Tensor, Tensor]", operands(("grad", "h"), (grad, h), 2))
     four_dimensional("grad", grad, "(N, C, H, W)")
     same_shape("h", h, grad.shape, "the shape of grad")
+    ops = chosen("add_act", impl, grad)
     if activation == "identity":
-        native("add_act", impl, grad)
         return grad
-    if native("add_act", impl, grad):
+    if ops is not None:
         passed: Tensor = ops.add_act_backward(grad, h, activation, leak, False)[0]
         return passed
     return reference.pull_back(grad, h, activation=activation, slope=slope)

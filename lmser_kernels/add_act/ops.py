@@ -12,23 +12,22 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lmser_kernels import activation as activations
-from lmser_kernels.dispatch import differentiable
+from lmser_kernels.dispatch import differentiable, fake
 from lmser_kernels.layout import empty_like_layout
 
 Maybe = Tensor | None
 Gradients = tuple[Any, ...]
 
 
-@torch.library.register_fake("lmser::add_act")
+@fake("add_act")
 def _(y: Tensor, u: Maybe, bias: Maybe, activation: str, slope: float) -> Tensor:
     return empty_like_layout(y, y.shape)
 
 
-@torch.library.register_fake("lmser::add_act_backward")
+@fake("add_act_backward")
 def _(grad: Tensor, h: Tensor, activation: str, slope: float, needs_bias: bool) -> tuple[Tensor, Tensor]:
     return empty_like_layout(h, h.shape), h.new_empty(h.shape[1] if needs_bias else 0)
 
@@ -47,7 +46,7 @@ def _backward(ctx: Any, grad: Maybe) -> Gradients:
         return None, None, None, None, None
     if h is None and not want_bias:
         return grad if want_y else None, grad if want_u else None, None, None, None
-    g, gbias = add_act_backward(grad, grad if h is None else h, ctx.activation, ctx.slope, want_bias)
+    g, gbias = ctx.ops.add_act_backward(grad, grad if h is None else h, ctx.activation, ctx.slope, want_bias)
     return g if want_y else None, g if want_u else None, gbias if want_bias else None, None, None
 
 
@@ -75,5 +74,5 @@ def _backward_backward(ctx: Any, c_g: Maybe, c_bias: Maybe) -> Gradients:
     return for_grad, for_h, None, None, None
 
 
-add_act = differentiable("add_act", _setup, _backward)
-add_act_backward = differentiable("add_act_backward", _backward_setup, _backward_backward)
+differentiable("add_act", _setup, _backward)
+differentiable("add_act_backward", _backward_setup, _backward_backward)

@@ -5,6 +5,7 @@ in float32, or in float64 from a compiler, whatever the sum is made in, while a 
 Arguments are float32 or float64: kernels widen half precision before they call.
 """
 
+# mypy: allow-untyped-defs
 from __future__ import annotations
 
 import triton

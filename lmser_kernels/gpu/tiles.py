@@ -21,7 +21,7 @@ class Tile:
 
 def choose(kernel: str, m: int, n: int, k: int, dtype: torch.dtype, precision: str, arch: int) -> Tile:
     """The tile for `(m, k) @ (k, n)` in `kernel`."""
-    wide = dtype == torch.float64 or precision in ("ieee", "tf32x3") and dtype == torch.float32
+    wide = dtype == torch.float64 or (precision in ("ieee", "tf32x3") and dtype == torch.float32)
     block_n = min(max(16, triton.next_power_of_2(n)), 64 if wide else 128)
     block_m = 64 if wide or m * n < 128 * 128 * 132 else 128
     block_m = min(block_m, max(16, triton.next_power_of_2(m)))

@@ -10,12 +10,12 @@ from torch import Tensor
 from lmser_kernels import _library
 from lmser_kernels import activation as activations
 from lmser_kernels.arguments import Pair, four_dimensional, operands, pair, same_shape
-from lmser_kernels.dispatch import native
+from lmser_kernels.dispatch import chosen
 from lmser_kernels.max_pool import reference
 from lmser_kernels.max_pool.reference import pooled_size, windows
 
 if _library.available:
-    from lmser_kernels.max_pool import ops
+    from lmser_kernels.max_pool import ops as ops  # registers the operators
 
 
 @overload
@@ -66,7 +66,7 @@ def max_pool2d_act(
         slope: the leak of leaky_relu (default 0.01) and leaky_sigmoid (default 0.2); None for the others.
         return_places: True returns `(h, places)`, uint8 `(N, H', W', C)`: the place of each winner in its
             window, row by row, of equal values the first. `max_unpool2d` takes them.
-        impl: "auto", "native" or "reference"; an explicit one never falls back.
+        impl: "auto", "native", "triton" or "reference"; an explicit one never falls back.
 
     Returns:
         `h (N, C, H', W')`, `H' = floor((H + 2 padding - k) / stride) + 1`, of `x`'s dtype; the compiled kernel
@@ -83,7 +83,8 @@ def max_pool2d_act(
     (x,) = cast("tuple[Tensor]", operands(("x",), (x,), 1))
     four_dimensional("x", x, "(N, C, H, W)")
     pooled_size((x.shape[2], x.shape[3]), kernel, step, pad)
-    if native("max_pool2d_act", impl, x):
+    ops = chosen("max_pool2d_act", impl, x)
+    if ops is not None:
         h, places = ops.max_pool2d_act(x, kernel, step, pad, activation, leak)
         return (h, places) if return_places else h
     return reference.max_pool2d_act(
@@ -110,7 +111,7 @@ def max_unpool2d(
             outside its window, or on padding, the value is left out.
         kernel_size, stride, padding: those of the pool.
         output_size: size of what was pooled, an int or a pair.
-        impl: "auto", "native" or "reference"; an explicit one never falls back.
+        impl: "auto", "native", "triton" or "reference"; an explicit one never falls back.
 
     Differentiable to any order with respect to `z`.
 
@@ -131,7 +132,8 @@ def max_unpool2d(
         got = places.dtype if isinstance(places, Tensor) else type(places).__name__
         raise TypeError(f"places must be a uint8 tensor; got {got}")
     same_shape("places", places, (z.shape[0], *expected, z.shape[1]), "(N, H', W', C) of z")
-    if native("max_unpool2d", impl, z):
+    ops = chosen("max_unpool2d", impl, z)
+    if ops is not None:
         u: Tensor = ops.max_unpool2d(z, places.contiguous(), None, size, kernel, step, pad, "identity", 0.0)
         return u
     return reference.max_unpool2d(z, places, kernel, step, pad, output_size=size)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from lmser_kernels import activation as activations
-from lmser_kernels.dispatch import differentiable
+from lmser_kernels.dispatch import differentiable, fake
 from lmser_kernels.layout import empty_like_layout
 
 Ints = Sequence[int]
@@ -34,7 +34,7 @@ def _small(x: Tensor, kernel: Ints, stride: Ints, padding: Ints) -> tuple[int, i
     )
 
 
-@torch.library.register_fake("lmser::max_pool2d_act")
+@fake("max_pool2d_act")
 def _(
     x: Tensor, kernel: Ints, stride: Ints, padding: Ints, activation: str, slope: float
 ) -> tuple[Tensor, Tensor]:
@@ -43,7 +43,7 @@ def _(
     return h, x.new_empty((x.shape[0], height, width, x.shape[1]), dtype=torch.uint8)
 
 
-@torch.library.register_fake("lmser::max_unpool2d")
+@fake("max_unpool2d")
 def _(
     z: Tensor,
     places: Tensor,
@@ -62,7 +62,7 @@ def _(
     return empty_like_layout(z, shape)
 
 
-@torch.library.register_fake("lmser::max_select2d")
+@fake("max_select2d")
 def _(
     x: Tensor,
     places: Tensor,
@@ -88,7 +88,7 @@ def _pool_backward(ctx: Any, grad: Maybe, grad_places: Maybe) -> Gradients:
     h, places = ctx.saved_tensors
     gx = None
     if grad is not None and ctx.needs_input_grad[0]:
-        gx = max_unpool2d(grad, places, h, ctx.size, *ctx.windows, *ctx.act)
+        gx = ctx.ops.max_unpool2d(grad, places, h, ctx.size, *ctx.windows, *ctx.act)
     return gx, *(None,) * 5
 
 
@@ -104,9 +104,9 @@ def _unpool_backward(ctx: Any, grad: Maybe) -> Gradients:
     z, places, h = ctx.saved_tensors
     gz = gh = None
     if grad is not None and ctx.needs_input_grad[0]:
-        gz = max_select2d(grad, places, h, *ctx.windows, *ctx.act)
+        gz = ctx.ops.max_select2d(grad, places, h, *ctx.windows, *ctx.act)
     if grad is not None and ctx.needs_input_grad[2] and z is not None:
-        gh = max_select2d(grad, places, None, *ctx.windows, "identity", 0.0) * z * _curvature(h, ctx)
+        gh = ctx.ops.max_select2d(grad, places, None, *ctx.windows, "identity", 0.0) * z * _curvature(h, ctx)
     return gz, None, gh, *(None,) * 6
 
 
@@ -122,9 +122,9 @@ def _select_backward(ctx: Any, grad: Maybe) -> Gradients:
     x, places, h = ctx.saved_tensors
     gx = gh = None
     if grad is not None and ctx.needs_input_grad[0]:
-        gx = max_unpool2d(grad, places, h, ctx.size, *ctx.windows, *ctx.act)
+        gx = ctx.ops.max_unpool2d(grad, places, h, ctx.size, *ctx.windows, *ctx.act)
     if grad is not None and ctx.needs_input_grad[2] and x is not None:
-        gh = grad * max_select2d(x, places, None, *ctx.windows, "identity", 0.0) * _curvature(h, ctx)
+        gh = grad * ctx.ops.max_select2d(x, places, None, *ctx.windows, "identity", 0.0) * _curvature(h, ctx)
     return gx, None, gh, *(None,) * 5
 
 
@@ -134,6 +134,6 @@ def _curvature(h: Tensor, ctx: Any) -> Tensor:
     return curvature
 
 
-max_pool2d_act = differentiable("max_pool2d_act", _pool_setup, _pool_backward)
-max_unpool2d = differentiable("max_unpool2d", _unpool_setup, _unpool_backward)
-max_select2d = differentiable("max_select2d", _select_setup, _select_backward)
+differentiable("max_pool2d_act", _pool_setup, _pool_backward)
+differentiable("max_unpool2d", _unpool_setup, _unpool_backward)
+differentiable("max_select2d", _select_setup, _select_backward)

@@ -10,7 +10,7 @@ from torch import Tensor
 from lmser_kernels import _library
 from lmser_kernels import activation as activations
 from lmser_kernels.arguments import Pair, four_dimensional, operands, pair, per_channel, same_shape
-from lmser_kernels.dispatch import native
+from lmser_kernels.dispatch import chosen
 from lmser_kernels.settle import reference
 from lmser_kernels.settle.problem import (
     Adjoint,
@@ -68,7 +68,7 @@ def settle_step(
         activation: one of identity, relu, leaky_relu, sigmoid, tanh, leaky_sigmoid; `slope` is the leak.
         evidence: of `h`'s shape; taken where `mask` (bool, of the same shape; None: everywhere) is true.
         previous: of `h`'s shape, or None.
-        impl: "auto", "native" or "reference"; an explicit one never falls back.
+        impl: "auto", "native", "triton" or "reference"; an explicit one never falls back.
 
     Returns:
         `h` and `change = max|h - previous|`, 0-d, not differentiable, NaN where either holds one; infinity
@@ -116,9 +116,10 @@ def settle_step(
     first = below if below is not None else above
     assert first is not None
     check_mask(mask, evidence, first)
-    if native("settle_step", impl, first):
+    operators = chosen("settle_step", impl, first)
+    if operators is not None:
         return ops.settle_step(
-            below, above, weight_below, weight_above, bias, evidence, mask, previous,
+            operators, below, above, weight_below, weight_above, bias, evidence, mask, previous,
             lower, upper, window, times, activation, leak,
         )  # fmt: skip
     return reference.settle_step(
@@ -194,7 +195,7 @@ def settle(
             value, and its sweeps at most.
         unconverged: what "implicit" does where the forward sweeps or the adjoint's did not converge: "raise" a
             RuntimeError, "warn", or "ignore".
-        impl: "auto", "native" or "reference"; an explicit one never falls back.
+        impl: "auto", "native", "triton" or "reference"; an explicit one never falls back.
 
     Returns:
         `Settled(states, readouts, steps, change)`.
@@ -246,7 +247,7 @@ def _kept_in_half(dtype: torch.dtype | None, problem: Problem, impl: str) -> boo
         raise ValueError(
             f"trajectory_dtype must be None, {computed} or, of float32 states, torch.bfloat16; got {dtype}"
         )
-    if not native("settle", impl, problem.states[0]):
+    if chosen("settle", impl, problem.states[0]) is None:
         raise RuntimeError("trajectory_dtype=torch.bfloat16: only the compiled operator rounds what it keeps")
     return True
 
@@ -257,8 +258,9 @@ def _settle(
     kept = adjoint is None and problem.requires_grad()
     if kept and every is not None and every < run.max_steps:
         return in_segments(lambda part, how: _settle(impl, part, how, None), problem, run, every)
-    if native("settle", impl, problem.states[0]):
-        return ops.settle(problem, run, adjoint)
+    operators = chosen("settle", impl, problem.states[0])
+    if operators is not None:
+        return ops.settle(operators, problem, run, adjoint)
     return reference.solve(problem, run, adjoint)
 
 

@@ -15,23 +15,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lmser_kernels.settle import step_ops
+from lmser_kernels import dispatch
+from lmser_kernels.dispatch import Operators, fake
+from lmser_kernels.settle import step_ops as step_ops  # registers settle_step
 from lmser_kernels.settle.converged import check
 from lmser_kernels.settle.problem import Adjoint, Problem, Run
 from lmser_kernels.settle.result import Settled
 from lmser_kernels.settle.unrolled import unrolled
-
-_settle = torch.ops.lmser.settle.default
-_backward = torch.ops.lmser.settle_backward.default
-_adjoint = torch.ops.lmser.settle_adjoint.default
 
 Maybe = Tensor | None
 Pair = tuple[int, int]
 Pairs = Sequence[Pair]
 
 
-def settle(problem: Problem, run: Run, adjoint: Adjoint | None) -> Settled:
-    """The solve by the compiled operator, with the gradient asked for."""
+def settle(ops: Operators, problem: Problem, run: Run, adjoint: Adjoint | None) -> Settled:
+    """The solve by the operator of `ops`, with the gradient asked for."""
     if torch._C._are_functorch_transforms_active():
         raise RuntimeError(
             'settle: torch.func\'s transforms do not reach into the compiled operator; with impl="reference" they do'
@@ -43,7 +41,7 @@ def settle(problem: Problem, run: Run, adjoint: Adjoint | None) -> Settled:
         if problem.mask is not None:
             hold = hold * problem.mask
     bptt = adjoint is None
-    states, readouts, _, steps, change = _settle(
+    states, readouts, _, steps, change = ops.raw("settle")(
         list(problem.states), list(problem.weights), list(problem.reverse_weights),
         [first.new_empty(0) if b is None else b for b in problem.biases], problem.evidence, hold, problem.external,
         _flat(problem.pools), _flat(problem.padding), run.activation, run.slope, run.order, float(run.theta),
@@ -60,10 +58,11 @@ def settle(problem: Problem, run: Run, adjoint: Adjoint | None) -> Settled:
 
 
 def settle_step(
-    below: Maybe, above: Maybe, weight_below: Maybe, weight_above: Maybe, bias: Maybe, evidence: Maybe, mask: Maybe,
-    previous: Maybe, padding: Pair, padding_above: Pair, pool: Pair, upsample: Pair, activation: str, leak: float,
+    ops: Operators, below: Maybe, above: Maybe, weight_below: Maybe, weight_above: Maybe, bias: Maybe,
+    evidence: Maybe, mask: Maybe, previous: Maybe, padding: Pair, padding_above: Pair, pool: Pair, upsample: Pair,
+    activation: str, leak: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """One update by the compiled operator; half precision is computed in float32."""
+    """One update by the operator of `ops`; half precision is computed in float32."""
     tensors = [below, above, weight_below, weight_above, bias, evidence, previous]
     first = below if below is not None else above
     assert first is not None
@@ -74,7 +73,7 @@ def settle_step(
     if evidence is not None:
         hold = torch.ones_like(evidence) if mask is None else mask.to(evidence.dtype)
         hold = hold.detach()
-    h, change = step_ops.settle_step(
+    h, change = ops.settle_step(
         *inputs, evidence, hold, None if previous is None else previous.detach(), padding, padding_above, pool, upsample,
         activation, leak,
     )  # fmt: skip
@@ -148,11 +147,11 @@ def _differentiate(
     found, parts = kept[: ctx.count], saved.parts(kept[ctx.count :])
     needs = _needs(ctx, saved)
     if not saved.keep:
-        flat = _at_fixed_point(saved, parts, found, grads, grad_readouts, needs)
+        flat = _at_fixed_point(ctx.ops, saved, parts, found, grads, grad_readouts, needs)
     elif torch.is_grad_enabled():
-        flat = _twice(saved, parts, int(found[0].shape[0]), grads, grad_readouts)
+        flat = _twice(ctx.ops, saved, parts, int(found[0].shape[0]), grads, grad_readouts)
     else:
-        flat = _through_sweeps(saved, parts, found, grads, grad_readouts, needs)
+        flat = _through_sweeps(ctx.ops, saved, parts, found, grads, grad_readouts, needs)
     layers, edges, reverse, biases = saved.counts
     by_kind = [flat[:layers], flat[layers : layers + edges], flat[layers + edges : layers + edges + reverse]]
     by_kind.append(flat[layers + edges + reverse : layers + edges + reverse + biases])
@@ -181,12 +180,12 @@ def _given(like: Tensor, grads: Sequence[Maybe]) -> list[Tensor]:
 
 
 def _through_sweeps(
-    saved: _Saved, parts: tuple[Any, ...], found: Sequence[Tensor], grads: Sequence[Maybe], grad_readouts: Maybe,
-    needs: list[bool],
+    ops: Operators, saved: _Saved, parts: tuple[Any, ...], found: Sequence[Tensor], grads: Sequence[Maybe],
+    grad_readouts: Maybe, needs: list[bool],
 ) -> list[Any]:  # fmt: skip
     states, weights, reverse, _, evidence, hold, external = parts
     return list(
-        _backward(
+        ops.raw("settle_backward")(
             _given(states[0], grads), *_given(states[0], [grad_readouts]), states, weights, reverse, evidence, hold,
             external is not None, *found, *saved.settings, needs,
         )
@@ -194,8 +193,8 @@ def _through_sweeps(
 
 
 def _at_fixed_point(
-    saved: _Saved, parts: tuple[Any, ...], found: Sequence[Tensor], grads: Sequence[Maybe], grad_readouts: Maybe,
-    needs: list[bool],
+    ops: Operators, saved: _Saved, parts: tuple[Any, ...], found: Sequence[Tensor], grads: Sequence[Maybe],
+    grad_readouts: Maybe, needs: list[bool],
 ) -> list[Any]:  # fmt: skip
     if saved.adjoint_max_steps == 0:
         raise RuntimeError("settle: states were not kept for a gradient")
@@ -206,7 +205,7 @@ def _at_fixed_point(
     _, weights, reverse, _, evidence, hold, external = parts
     readouts, steps, change, *fixed = found
     check(saved.unconverged, "settle", change, saved.theta, steps)
-    flat, steps, change = _adjoint(
+    flat, steps, change = ops.raw("settle_adjoint")(
         _given(fixed[0], grads), *_given(fixed[0], [None if grad_readouts is None else grad_readouts[-1]]), fixed,
         weights, reverse, evidence, hold, external is not None, readouts[-1], *saved.settings, saved.adjoint_theta,
         saved.adjoint_max_steps, [False, *needs[1:]],
@@ -216,7 +215,12 @@ def _at_fixed_point(
 
 
 def _twice(
-    saved: _Saved, parts: tuple[Any, ...], steps: int, grads: Sequence[Maybe], grad_readouts: Maybe
+    ops: Operators,
+    saved: _Saved,
+    parts: tuple[Any, ...],
+    steps: int,
+    grads: Sequence[Maybe],
+    grad_readouts: Maybe,
 ) -> list[Any]:
     """The gradient as a function that can be differentiated again: that of the sweeps as a chain of operations."""
     states, weights, reverse, biases, evidence, hold, external = parts
@@ -237,6 +241,7 @@ def _twice(
             slope,
             order,
             steps,
+            dispatch.name_of(ops),
         )
     outputs = [(o, g) for o, g in zip((*last, seen), (*grads, grad_readouts), strict=True) if g is not None]
     wanted = [t for t in inputs if t is not None and t.requires_grad]
@@ -248,13 +253,13 @@ def _twice(
     return [next(found) if t is not None and t.requires_grad else None for t in inputs]
 
 
-torch.library.register_autograd("lmser::settle", _differentiate, setup_context=_setup)
+dispatch.registered("settle", _setup, _differentiate)
 
 
 # torch.compile and torch.export
 
 
-@torch.library.register_fake("lmser::settle")
+@fake("settle")
 def _(
     states: list[Tensor], weights: list[Tensor], reverse_weights: list[Tensor], biases: list[Tensor],
     evidence: Tensor | None, hold: Tensor | None, external: Tensor | None, pools: list[int], padding: list[int],
@@ -293,7 +298,7 @@ def _fake_gradients(
     ]
 
 
-@torch.library.register_fake("lmser::settle_backward")
+@fake("settle_backward")
 def _(
     grad_states: list[Tensor], grad_readouts: Tensor, states: list[Tensor], weights: list[Tensor],
     reverse_weights: list[Tensor], evidence: Tensor | None, hold: Tensor | None, external: bool, readouts: Tensor,
@@ -303,7 +308,7 @@ def _(
     return _fake_gradients(states, weights, reverse_weights, evidence, external, needs)
 
 
-@torch.library.register_fake("lmser::settle_adjoint")
+@fake("settle_adjoint")
 def _(
     grad_states: list[Tensor], grad_readout: Tensor, states: list[Tensor], weights: list[Tensor],
     reverse_weights: list[Tensor], evidence: Tensor | None, hold: Tensor | None, external: bool, readout: Tensor,

@@ -18,15 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lmser_kernels.add_act.ops import add_act_backward
-from lmser_kernels.dispatch import differentiable
-from lmser_kernels.tied_conv.ops import conv2d_add_act_backward, conv_transpose2d_add_act_backward
+from lmser_kernels.dispatch import differentiable, fake
 
 Maybe = Tensor | None
 Ints = Sequence[int]
 
 
-@torch.library.register_fake("lmser::settle_step")
+@fake("settle_step")
 def _(
     below: Maybe, above: Maybe, weight_below: Maybe, weight_above: Maybe, bias: Maybe, evidence: Maybe, hold: Maybe,
     previous: Maybe, padding: Ints, padding_above: Ints, pool: Ints, upsample: Ints, activation: str, slope: float,
@@ -64,10 +62,10 @@ def _backward(ctx: Any, grad: Maybe, _: Any) -> tuple[Any, ...]:
     if grad is None:
         return (None,) * 8 + rest
     free = grad if hold is None else torch.where(hold == 0, grad, torch.zeros_like(grad))
-    d, gbias = add_act_backward(free, h, activation, slope, wants[4])
+    d, gbias = ctx.ops.add_act_backward(free, h, activation, slope, wants[4])
     g_below = g_above = g_weight_below = g_weight_above = None
     if below is not None and (wants[0] or wants[2]):
-        g_below, g_weight_below, *_ = conv2d_add_act_backward(
+        g_below, g_weight_below, *_ = ctx.ops.conv2d_add_act_backward(
             d,
             None,
             h,
@@ -81,7 +79,7 @@ def _backward(ctx: Any, grad: Maybe, _: Any) -> tuple[Any, ...]:
             [wants[0], wants[2], False, False],
         )
     if above is not None and (wants[1] or wants[3]):
-        g_above, g_weight_above, *_ = conv_transpose2d_add_act_backward(
+        g_above, g_weight_above, *_ = ctx.ops.conv_transpose2d_add_act_backward(
             d, None, h, above, weight_above, None, (1, 1), padding_above, upsample, "identity", 0.0,
             [wants[1], wants[3], False, False], 0.0, None, 0.0, False,
         )  # fmt: skip
@@ -92,4 +90,4 @@ def _backward(ctx: Any, grad: Maybe, _: Any) -> tuple[Any, ...]:
     return (*(g if w else None for g, w in zip(found, wants, strict=False)), None, None, *rest)
 
 
-settle_step = differentiable("settle_step", _setup, _backward)
+differentiable("settle_step", _setup, _backward)

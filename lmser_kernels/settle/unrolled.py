@@ -28,10 +28,11 @@ def unrolled(
     slope: float,
     order: str,
     steps: int,
+    impl: str,
 ) -> tuple[list[Tensor], Tensor]:
     """Exactly `steps` sweeps: the last states and the readouts ``(steps, N, C, H, W)``; differentiable to any order.
 
-    The arguments are those of the operator `lmser::settle`.
+    The arguments are those of the operator `lmser::settle`; `impl` is that of every update.
     """
     leak = slope if activation in activations.DEFAULT_SLOPES else None
     windows = [(pools[2 * e], pools[2 * e + 1]) for e in range(len(weights))]
@@ -46,7 +47,7 @@ def unrolled(
             add = conv2d_add_act(
                 h[layer - 1], weights[layer - 1], None, bias[layer] if ends else None,
                 padding=margins[layer - 1], pool=windows[layer - 1],
-                activation=activation if ends else "identity", slope=leak if ends else None,
+                activation=activation if ends else "identity", slope=leak if ends else None, impl=impl,
             )  # fmt: skip
             if ends:
                 return add
@@ -54,7 +55,7 @@ def unrolled(
         return conv_transpose2d_add_act(
             h[layer + 1], down[layer], add, bias[layer], padding=margins[layer],
             output_size=(h[layer].shape[2] // window[0], h[layer].shape[3] // window[1]), upsample=window,
-            activation=activation, slope=leak,
+            activation=activation, slope=leak, impl=impl,
         )  # fmt: skip
 
     h = [_held(states[0], evidence, hold), *states[1:]]

@@ -10,12 +10,12 @@ from torch import Tensor
 from lmser_kernels import _library
 from lmser_kernels import activation as activations
 from lmser_kernels.arguments import Pair, operands, pair, per_channel, same_shape
-from lmser_kernels.dispatch import native
+from lmser_kernels.dispatch import chosen
 from lmser_kernels.tied_conv import reference
 from lmser_kernels.tied_conv.sizes import conv_size, conv_transpose_size
 
 if _library.available:
-    from lmser_kernels.tied_conv import ops
+    from lmser_kernels.tied_conv import ops as ops  # registers the operators
 
 _CONV_NAMES = ("x", "weight", "add", "bias")
 _TRANSPOSE_NAMES = ("z", "weight", "add", "bias", "gate", "input_gate")
@@ -83,7 +83,7 @@ def conv2d_add_act(
         activation: one of identity, relu, leaky_relu, sigmoid, tanh, leaky_sigmoid.
         slope: the leak of leaky_relu (default 0.01) and leaky_sigmoid (default 0.2); None for the others.
         return_drive: True returns `(h, drive)` with `drive = conv(avg_pool(x))`, before bias, add and `f`.
-        impl: "auto", "native" or "reference"; an explicit one never falls back.
+        impl: "auto", "native", "triton" or "reference"; an explicit one never falls back.
 
     Returns:
         `h (N, C_out, H', W')`, `H' = floor((floor(H / pool) + 2 padding - kh) / stride) + 1`, of `x`'s
@@ -106,7 +106,8 @@ def conv2d_add_act(
         same_shape("add", add, (x.shape[0], weight.shape[0], height, width), "the output's shape")
     if bias is not None:
         per_channel(bias, weight.shape[0], "the output (the weight's C_out)")
-    if native("conv2d_add_act", impl, x):
+    ops = chosen("conv2d_add_act", impl, x)
+    if ops is not None:
         h, drive = ops.conv2d_add_act(
             x, weight, add, bias, stride, padding, pool, activation, leak, return_drive
         )
@@ -214,7 +215,7 @@ def conv_transpose2d_add_act(
         activation: one of identity, relu, leaky_relu, sigmoid, tanh, leaky_sigmoid.
         slope: the leak of leaky_relu (default 0.01) and leaky_sigmoid (default 0.2); None for the others.
         return_drive: True returns `(h, drive)` with `drive = up(convᵀ(z))`, before bias, add, `f` and gate.
-        impl: "auto", "native" or "reference"; an explicit one never falls back.
+        impl: "auto", "native", "triton" or "reference"; an explicit one never falls back.
 
     Returns:
         `h (N, C_in, out_h · upsample_h, out_w · upsample_w)` of `z`'s dtype; the compiled kernel keeps
@@ -255,7 +256,8 @@ def conv_transpose2d_add_act(
         same_shape("input_gate", input_gate, z.shape, "the shape of z")
     if bias is not None:
         per_channel(bias, weight.shape[1], "the output (the weight's C_in)")
-    if native("conv_transpose2d_add_act", impl, z):
+    ops = chosen("conv_transpose2d_add_act", impl, z)
+    if ops is not None:
         h, drive = ops.conv_transpose2d_add_act(
             z, weight, add, bias, gate, stride, padding, size, upsample, activation, leak, return_drive,
             float(gate_slope), input_gate, float(input_slope), bool(spread),
@@ -294,7 +296,7 @@ def tied_conv2d(
         z: the layer above, of exactly the shape of `y`.
         weight: `(C_out, C_in, kh, kw)`.
         stride, padding: an int or a pair (vertical, horizontal).
-        impl: "auto", "native" or "reference"; an explicit one never falls back.
+        impl: "auto", "native", "triton" or "reference"; an explicit one never falls back.
 
     Returns:
         `y (N, C_out, H', W')` and `u (N, C_in, H, W)`.
@@ -312,7 +314,8 @@ def tied_conv2d(
     x, z, weight = cast("tuple[Tensor, Tensor, Tensor]", operands(_TIED_NAMES, (x, z, weight), 3))
     height, width = conv_size(x, weight, stride, padding)
     same_shape("z", z, (x.shape[0], weight.shape[0], height, width), "the shape of the convolution of x")
-    if native("tied_conv2d", impl, x):
+    ops = chosen("tied_conv2d", impl, x)
+    if ops is not None:
         both: tuple[Tensor, Tensor] = ops.tied_conv2d(x, z, weight, stride, padding)
         return both
     return reference.tied_conv2d(x, z, weight, stride=stride, padding=padding)

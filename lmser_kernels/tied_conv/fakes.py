@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
+from lmser_kernels.dispatch import fake
 from lmser_kernels.layout import empty_like_layout
 
 Ints = Sequence[int]
 Maybe = Tensor | None
 
 
-@torch.library.register_fake("lmser::conv2d_add_act")
+@fake("conv2d_add_act")
 def _(
     x: Tensor,
     weight: Tensor,
@@ -38,7 +38,7 @@ def _(
     return empty_like_layout(x, size), empty_like_layout(x, size) if drive else x.new_empty(0)
 
 
-@torch.library.register_fake("lmser::conv_transpose2d_add_act")
+@fake("conv_transpose2d_add_act")
 def _(
     z: Tensor,
     weight: Tensor,
@@ -74,7 +74,7 @@ def _fake_backward(h: Tensor, source: Tensor, weight: Tensor, needs: Sequence[bo
     )
 
 
-@torch.library.register_fake("lmser::conv2d_add_act_backward")
+@fake("conv2d_add_act_backward")
 def _(
     grad: Maybe,
     grad_drive: Maybe,
@@ -91,7 +91,7 @@ def _(
     return _fake_backward(h, x, weight, needs)
 
 
-@torch.library.register_fake("lmser::conv_transpose2d_add_act_backward")
+@fake("conv_transpose2d_add_act_backward")
 def _(
     grad: Maybe,
     grad_drive: Maybe,
@@ -113,12 +113,12 @@ def _(
     return _fake_backward(h, z, weight, needs)
 
 
-@torch.library.register_fake("lmser::tied_conv2d")
+@fake("tied_conv2d")
 def _(x: Tensor, z: Tensor, weight: Tensor, stride: Ints, padding: Ints) -> tuple[Tensor, Tensor]:
     return empty_like_layout(x, z.shape), empty_like_layout(x, x.shape)
 
 
-@torch.library.register_fake("lmser::tied_conv2d_weight_grad")
+@fake("tied_conv2d_weight_grad")
 def _(
     x: Tensor, grad_y: Tensor, grad_u: Maybe, z: Maybe, kernel_size: Ints, stride: Ints, padding: Ints
 ) -> Tensor:

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from lmser_kernels import activation as activations
-from lmser_kernels.dispatch import differentiable
+from lmser_kernels.dispatch import Operators, differentiable
 from lmser_kernels.tied_conv import fakes as fakes  # registers them
 
 Ints = Sequence[int]
@@ -84,7 +84,7 @@ def _conv_backward(ctx: Any, grad: Maybe, grad_drive: Maybe) -> Gradients:
     x, weight, h = ctx.saved_tensors
 
     def backward(grad: Maybe, grad_drive: Maybe, h: Tensor, needs: list[bool]) -> tuple[Tensor, ...]:
-        return conv2d_add_act_backward(grad, grad_drive, h, x, weight, *ctx.settings, needs)
+        return ctx.ops.conv2d_add_act_backward(grad, grad_drive, h, x, weight, *ctx.settings, needs)
 
     return *_first_order(ctx, grad, grad_drive, h, False, backward), *(None,) * 6
 
@@ -103,7 +103,7 @@ def _conv_transpose_backward(ctx: Any, grad: Maybe, grad_drive: Maybe) -> Gradie
     gate_slope, input_slope = ctx.slopes
 
     def backward(grad: Maybe, grad_drive: Maybe, h: Tensor, needs: list[bool]) -> tuple[Tensor, ...]:
-        return conv_transpose2d_add_act_backward(
+        return ctx.ops.conv_transpose2d_add_act_backward(
             grad,
             grad_drive,
             h,
@@ -188,13 +188,13 @@ def _conv_backward_backward(ctx: Any, *cotangents: Maybe) -> Gradients:
     stride, padding, pool, _, _ = ctx.settings
 
     def linear(x: Tensor, weight: Tensor, add: Maybe) -> Tensor:
-        result: Tensor = conv2d_add_act(x, weight, add, None, stride, padding, pool, "identity", 0.0, False)[
-            0
-        ]
+        result: Tensor = ctx.ops.conv2d_add_act(
+            x, weight, add, None, stride, padding, pool, "identity", 0.0, False
+        )[0]
         return result
 
     def backward(x: Tensor, weight: Tensor, needs: list[bool]) -> tuple[Tensor, ...]:
-        return conv2d_add_act_backward(grad, grad_drive, h, x, weight, *ctx.settings, needs)
+        return ctx.ops.conv2d_add_act_backward(grad, grad_drive, h, x, weight, *ctx.settings, needs)
 
     gradients = _second_order(ctx, cotangents, grad, grad_drive, h, x, weight, None, 0.0, linear, backward)
     return *gradients, *(None,) * 6
@@ -216,14 +216,14 @@ def _conv_transpose_backward_backward(ctx: Any, *cotangents: Maybe) -> Gradients
     size = (h.shape[2] // upsample[0], h.shape[3] // upsample[1])
 
     def linear(z: Tensor, weight: Tensor, add: Maybe) -> Tensor:
-        result: Tensor = conv_transpose2d_add_act(
+        result: Tensor = ctx.ops.conv_transpose2d_add_act(
             z, weight, add, None, None, stride, padding, size, upsample, "identity", 0.0, False,
             0.0, input_gate, input_slope, ctx.spread,
         )[0]  # fmt: skip
         return result
 
     def backward(z: Tensor, weight: Tensor, needs: list[bool]) -> tuple[Tensor, ...]:
-        return conv_transpose2d_add_act_backward(
+        return ctx.ops.conv_transpose2d_add_act_backward(
             grad,
             grad_drive,
             h,
@@ -247,13 +247,17 @@ def _conv_transpose_backward_backward(ctx: Any, *cotangents: Maybe) -> Gradients
 # both directions at once
 
 
-def _conv(x: Tensor, weight: Tensor, stride: Ints, padding: Ints) -> Tensor:
-    result: Tensor = conv2d_add_act(x, weight, None, None, stride, padding, (1, 1), "identity", 0.0, False)[0]
+def _conv(ops: Operators, x: Tensor, weight: Tensor, stride: Ints, padding: Ints) -> Tensor:
+    result: Tensor = ops.conv2d_add_act(
+        x, weight, None, None, stride, padding, (1, 1), "identity", 0.0, False
+    )[0]
     return result
 
 
-def _conv_transpose(z: Tensor, weight: Tensor, stride: Ints, padding: Ints, like: Tensor) -> Tensor:
-    result: Tensor = conv_transpose2d_add_act(
+def _conv_transpose(
+    ops: Operators, z: Tensor, weight: Tensor, stride: Ints, padding: Ints, like: Tensor
+) -> Tensor:
+    result: Tensor = ops.conv_transpose2d_add_act(
         z, weight, None, None, None, stride, padding, like.shape[2:], (1, 1), "identity", 0.0, False,
         0.0, None, 0.0, False,
     )[0]  # fmt: skip
@@ -261,15 +265,22 @@ def _conv_transpose(z: Tensor, weight: Tensor, stride: Ints, padding: Ints, like
 
 
 def _pair_gradients(
-    x: Tensor, z: Tensor, weight: Tensor, stride: Ints, padding: Ints, want_y: bool, want_u: bool
+    ops: Operators,
+    x: Tensor,
+    z: Tensor,
+    weight: Tensor,
+    stride: Ints,
+    padding: Ints,
+    want_y: bool,
+    want_u: bool,
 ) -> tuple[Maybe, Maybe]:
     """`(conv(x), convᵀ(z) sized like x)`, or the one of them that is wanted."""
     if want_y and want_u:
-        both: tuple[Tensor, Tensor] = tied_conv2d(x, z, weight, stride, padding)
+        both: tuple[Tensor, Tensor] = ops.tied_conv2d(x, z, weight, stride, padding)
         return both
     return (
-        _conv(x, weight, stride, padding) if want_y else None,
-        _conv_transpose(z, weight, stride, padding, x) if want_u else None,
+        _conv(ops, x, weight, stride, padding) if want_y else None,
+        _conv_transpose(ops, z, weight, stride, padding, x) if want_u else None,
     )
 
 
@@ -287,6 +298,7 @@ def _tied_backward(ctx: Any, grad_y: Maybe, grad_u: Maybe) -> Gradients:
     want_x, want_z, want_weight = ctx.needs_input_grad[:3]
     want_x, want_z = want_x and grad_y is not None, want_z and grad_u is not None
     gz, gx = _pair_gradients(
+        ctx.ops,
         x if grad_u is None else grad_u,
         z if grad_y is None else grad_y,
         weight,
@@ -298,9 +310,9 @@ def _tied_backward(ctx: Any, grad_y: Maybe, grad_u: Maybe) -> Gradients:
     gweight = None
     if want_weight and grad_y is not None:
         below = None if grad_u is None else z
-        gweight = tied_conv2d_weight_grad(x, grad_y, grad_u, below, weight.shape[2:], stride, padding)
+        gweight = ctx.ops.tied_conv2d_weight_grad(x, grad_y, grad_u, below, weight.shape[2:], stride, padding)
     elif want_weight and grad_u is not None:
-        gweight = tied_conv2d_weight_grad(grad_u, z, None, None, weight.shape[2:], stride, padding)
+        gweight = ctx.ops.tied_conv2d_weight_grad(grad_u, z, None, None, weight.shape[2:], stride, padding)
     return gx, gz, gweight, None, None
 
 
@@ -315,24 +327,20 @@ def _weight_grad_backward(ctx: Any, cotangent: Tensor) -> Gradients:
     x, grad_y, grad_u, z = ctx.saved_tensors
     stride, padding = ctx.settings
     want_x, want_y, want_u, want_z = ctx.needs_input_grad[:4]
-    for_y, for_x = _pair_gradients(x, grad_y, cotangent, stride, padding, want_y, want_x)
+    for_y, for_x = _pair_gradients(ctx.ops, x, grad_y, cotangent, stride, padding, want_y, want_x)
     for_z = for_u = None
     if grad_u is not None:
-        for_z, for_u = _pair_gradients(grad_u, z, cotangent, stride, padding, want_z, want_u)
+        for_z, for_u = _pair_gradients(ctx.ops, grad_u, z, cotangent, stride, padding, want_z, want_u)
     return for_x, for_y, for_u, for_z, None, None, None
 
 
 # registration
 
-conv2d_add_act = differentiable("conv2d_add_act", _conv_setup, _conv_backward)
-conv2d_add_act_backward = differentiable(
-    "conv2d_add_act_backward", _conv_backward_setup, _conv_backward_backward
-)
-conv_transpose2d_add_act = differentiable(
-    "conv_transpose2d_add_act", _conv_transpose_setup, _conv_transpose_backward
-)
-conv_transpose2d_add_act_backward = differentiable(
+differentiable("conv2d_add_act", _conv_setup, _conv_backward)
+differentiable("conv2d_add_act_backward", _conv_backward_setup, _conv_backward_backward)
+differentiable("conv_transpose2d_add_act", _conv_transpose_setup, _conv_transpose_backward)
+differentiable(
     "conv_transpose2d_add_act_backward", _conv_transpose_backward_setup, _conv_transpose_backward_backward
 )
-tied_conv2d = differentiable("tied_conv2d", _tied_setup, _tied_backward)
-tied_conv2d_weight_grad = differentiable("tied_conv2d_weight_grad", _weight_grad_setup, _weight_grad_backward)
+differentiable("tied_conv2d", _tied_setup, _tied_backward)
+differentiable("tied_conv2d_weight_grad", _weight_grad_setup, _weight_grad_backward)
