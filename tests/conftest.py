@@ -40,17 +40,45 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--device",
         default="cpu",
-        help="where the operations are tested; on cpu the Triton kernels run in Triton's interpreter",
+        help="where the operations are tested (cpu, cuda); elsewhere than on cpu only tests marked operators run",
+    )
+    parser.addoption(
+        "--fused",
+        choices=["native", "triton"],
+        default=None,
+        help="the kernels that tests of the operations are about: native (the default on cpu), or triton (the only "
+        "one on cuda), which on cpu runs in Triton's interpreter",
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "native: needs the compiled library")
-    # Triton reads its switch when it is imported, and when kernels are defined.
-    if config.getoption("--device") == "cpu" and "triton" not in sys.modules:
+    config.addinivalue_line(
+        "markers", "operators: of the operations themselves; --fused and --device are about these"
+    )
+    device = config.getoption("--device")
+    # Read by tests/implementations.py when the tests are imported.
+    os.environ["LMSER_TEST_DEVICE"] = device
+    os.environ["LMSER_TEST_FUSED"] = config.getoption("--fused") or (
+        "native" if device == "cpu" else "triton"
+    )
+    if device == "cpu":
+        # Triton reads its switch when it is imported, and when kernels are defined.
+        assert "triton" not in sys.modules
         os.environ["TRITON_INTERPRET"] = "1"
+    else:
+        torch.set_default_device(device)
+        torch.backends.cudnn.allow_tf32 = False
     # A shell starts what runs in its background with SIGINT ignored, and python then leaves it so.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--device") == "cpu":
+        return
+    others = [item for item in items if item.get_closest_marker("operators") is None]
+    items[:] = [item for item in items if item.get_closest_marker("operators") is not None]
+    config.hook.pytest_deselected(items=others)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -99,11 +127,13 @@ def light_collections() -> Iterator[None]:
     gc.unfreeze()
 
 
-@pytest.fixture(params=["reference", pytest.param("native", marks=pytest.mark.native)])
+@pytest.fixture(params=["reference", pytest.param("fused", marks=pytest.mark.native)])
 def impl(request: pytest.FixtureRequest) -> str:
-    """Every implementation that runs here."""
-    name: str = request.param
-    return name
+    """The reference, and the kernels that the tests are about."""
+    if request.param == "reference":
+        return "reference"
+    fused: str = os.environ["LMSER_TEST_FUSED"]
+    return fused
 
 
 @pytest.fixture

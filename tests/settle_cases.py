@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from implementations import randn
 from torch import Tensor
 
 import lmser_kernels
@@ -118,12 +119,9 @@ def gradients(
     found: lmser_kernels.Settled, inputs: list[Tensor], **options: Any
 ) -> tuple[Tensor | None, ...]:
     """Of one fixed random combination of everything that came out."""
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator("cpu").manual_seed(1)
     outputs = [*found.states, *([] if found.readouts is None else [found.readouts])]
-    loss = sum(
-        (o * torch.randn(o.shape, generator=generator, dtype=torch.float64).to(o.dtype)).sum()
-        for o in outputs
-    )
+    loss = sum((o * randn(o.shape, generator, o.dtype)).sum() for o in outputs)
     return torch.autograd.grad(loss, inputs, allow_unused=True, **options)
 
 

@@ -6,11 +6,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from implementations import FUSED, examples, randn
 from tied_conv_cases import DTYPES, LAYOUTS, close, higher_order, laid_out, saved_by, wide
 from torch.autograd import gradcheck, gradgradcheck
 
 from lmser_kernels import activation as activations
 from lmser_kernels import add_act, reference
+
+pytestmark = pytest.mark.operators
 
 
 def operands(dtype=torch.float64):
@@ -27,13 +30,13 @@ def calls(draw, dtypes=DTYPES):
     dtype = draw(st.sampled_from(dtypes))
     side = st.one_of(st.integers(1, 5), st.integers(1, 40))
     shape = (draw(st.sampled_from([2, 1, 3, 0])), draw(side), draw(side), draw(side))
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
+    generator = torch.Generator("cpu").manual_seed(draw(st.integers(0, 2**32)))
     layouts = st.sampled_from(LAYOUTS)
     y, grad = (laid_out(shape, draw(layouts), generator, dtype) for _ in range(2))
     u = laid_out(shape, draw(layouts), generator, dtype) if draw(st.booleans()) else None
     bias = None
     if draw(st.booleans()):
-        bias = torch.randn(2 * shape[1], generator=generator).to(dtype)[::2].requires_grad_()
+        bias = randn((2 * shape[1],), generator, dtype)[::2].requires_grad_()
     activation = draw(st.sampled_from(activations.ACTIVATIONS))
     slope = draw(st.sampled_from([None, 0.05, 0.7])) if activation in activations.DEFAULT_SLOPES else None
     return y, u, bias, grad.detach(), {"activation": activation, "slope": slope}
@@ -41,7 +44,7 @@ def calls(draw, dtypes=DTYPES):
 
 def check(call, impl):
     y, u, bias, grad, keywords = call
-    steps = 0 if impl == "native" else 3
+    steps = 0 if impl != "reference" else 3
     h = add_act(y, u, bias, impl=impl, **keywords)
     assert h.dtype == y.dtype
     want = reference.add_act(wide(y), wide(u), wide(bias), **keywords)
@@ -64,13 +67,13 @@ def check(call, impl):
 
 class TestOracle:
     @pytest.mark.native
-    @settings(max_examples=200)
+    @settings(max_examples=examples(200))
     @given(call=calls())
     def test_compiled(self, call):
-        check(call, "native")
+        check(call, FUSED)
 
     # Where f' is taken from the input of f and not from its rounded output, only the wide types compare.
-    @settings(max_examples=40)
+    @settings(max_examples=examples(40))
     @given(call=calls((torch.float32, torch.float64)))
     def test_reference(self, call):
         check(call, "reference")
@@ -97,7 +100,7 @@ class TestDerivatives:
         inputs = operands()
         results = [
             higher_order(lambda *t, impl=impl: add_act(*t, activation=activation, impl=impl), inputs, 3)
-            for impl in ("native", "reference")
+            for impl in (FUSED, "reference")
         ]
         for got, want in zip(*results, strict=True):
             torch.testing.assert_close(got, want)
@@ -142,7 +145,7 @@ class TestCompiled:
             tensors[where].view(-1)[1] = value
             *inputs, grad = tensors
             results = []
-            for impl in ("native", "reference"):
+            for impl in (FUSED, "reference"):
                 leaves = [t.clone().requires_grad_() for t in inputs]
                 h = add_act(*leaves, activation=activation, impl=impl)
                 results.append((h.detach(), *torch.autograd.grad(h, leaves, grad)))
@@ -154,8 +157,8 @@ class TestCompiled:
     def test_accurate_over_the_whole_range(self, activation, eager, dtype, tolerance):
         for reach in (1e-30, 1e-4, 1.0, 80.0):
             y = torch.linspace(-reach, reach, 20001, dtype=dtype).view(1, 1, 1, -1)
-            got = add_act(y, activation=activation, impl="native").double()
+            got = add_act(y, activation=activation, impl=FUSED).double()
             want = eager(y.double())
             torch.testing.assert_close(got, want, rtol=tolerance, atol=0)
         ends = torch.tensor([-torch.inf, -1e4, 1e4, torch.inf], dtype=dtype).view(1, 1, 1, -1)
-        assert torch.equal(add_act(ends, activation=activation, impl="native"), eager(ends))
+        assert torch.equal(add_act(ends, activation=activation, impl=FUSED), eager(ends))

@@ -8,6 +8,8 @@ import torch.nn.functional as F
 
 from lmser_kernels import add_act, conv2d_add_act, conv_transpose2d_add_act, tied_conv2d
 
+pytestmark = pytest.mark.operators
+
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 class TestAutocast:

@@ -6,11 +6,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
+from implementations import FUSED, examples
 from tied_conv_cases import Case, cases, check_against_oracle, check_not_finite, higher_order, layer, saved_by
 from torch.autograd import gradcheck, gradgradcheck
 
 from lmser_kernels import conv2d_add_act
 from lmser_kernels.activation import ACTIVATIONS
+
+pytestmark = pytest.mark.operators
 
 GEOMETRIES = [
     {"stride": 1, "padding": 1},
@@ -44,30 +47,30 @@ def operands(dtype=torch.float64, requires_grad=True, **geometry):
 
 class TestOracle:
     @pytest.mark.native
-    @settings(max_examples=300)
+    @settings(max_examples=examples(300))
     @given(case=cases(False))
     def test_compiled(self, case: Case):
-        check_against_oracle(case, conv2d_add_act, "native")
+        check_against_oracle(case, conv2d_add_act, FUSED)
 
     # Where f' is taken from the input of f and not from its rounded output, only the wide types compare.
-    @settings(max_examples=50)
+    @settings(max_examples=examples(50))
     @given(case=cases(False, (torch.float32, torch.float64)))
     def test_reference(self, case: Case):
         check_against_oracle(case, conv2d_add_act, "reference")
 
     @pytest.mark.slow
     @pytest.mark.native
-    @settings(max_examples=5000)
+    @settings(max_examples=examples(5000))
     @given(case=cases(False))
     def test_compiled_at_length(self, case: Case):
-        check_against_oracle(case, conv2d_add_act, "native", threads=2)
+        check_against_oracle(case, conv2d_add_act, FUSED, threads=2)
 
     @pytest.mark.native
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
     @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
     @pytest.mark.parametrize("sizes", LAYERS, ids=str)
     def test_layers_of_the_networks(self, sizes, layout, dtype):
-        check_against_oracle(layer(False, sizes, layout, dtype), conv2d_add_act, "native", threads=2)
+        check_against_oracle(layer(False, sizes, layout, dtype), conv2d_add_act, FUSED, threads=2)
 
 
 def test_reference_is_the_eager_line():
@@ -104,7 +107,7 @@ class TestDerivatives:
 
         def call(x, weight, add, bias):
             return conv2d_add_act(
-                x, weight, add, bias, activation=activation, return_drive=True, impl="native", **geometry
+                x, weight, add, bias, activation=activation, return_drive=True, impl=FUSED, **geometry
             )
 
         assert gradgradcheck(call, inputs)
@@ -120,7 +123,7 @@ class TestDerivatives:
                 inputs,
                 3,
             )
-            for impl in ("native", "reference")
+            for impl in (FUSED, "reference")
         ]
         for got, want in zip(*results, strict=True):
             torch.testing.assert_close(got, want)
@@ -130,7 +133,7 @@ class TestDerivatives:
     @pytest.mark.parametrize("which", range(4))
     def test_of_one_argument_alone(self, activation, which):
         inputs = operands(**GEOMETRIES[2])
-        call = {"activation": activation, "impl": "native", **GEOMETRIES[2]}
+        call = {"activation": activation, "impl": FUSED, **GEOMETRIES[2]}
         every = torch.autograd.grad(conv2d_add_act(*inputs, **call).square().sum(), inputs)
         alone = [t.detach().requires_grad_(i == which) for i, t in enumerate(inputs)]
         (grad,) = torch.autograd.grad(conv2d_add_act(*alone, **call).square().sum(), alone[which])

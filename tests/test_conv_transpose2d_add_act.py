@@ -6,12 +6,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
+from implementations import FUSED, examples
 from test_conv2d_add_act import LAYERS
 from tied_conv_cases import Case, cases, check_against_oracle, check_not_finite, higher_order, layer, saved_by
 from torch.autograd import gradcheck, gradgradcheck
 
 from lmser_kernels import conv2d_add_act, conv_transpose2d_add_act
 from lmser_kernels.activation import ACTIVATIONS
+
+pytestmark = pytest.mark.operators
 
 GEOMETRIES = [
     {"stride": 1, "padding": 1},
@@ -31,13 +34,13 @@ def operands(dtype=torch.float64, requires_grad=True, gate=False, **geometry):
 
 class TestOracle:
     @pytest.mark.native
-    @settings(max_examples=300)
+    @settings(max_examples=examples(300))
     @given(case=cases(True))
     def test_compiled(self, case: Case):
-        check_against_oracle(case, conv_transpose2d_add_act, "native")
+        check_against_oracle(case, conv_transpose2d_add_act, FUSED)
 
     # Where f' is taken from the input of f and not from its rounded output, only the wide types compare.
-    @settings(max_examples=50)
+    @settings(max_examples=examples(50))
     @given(case=cases(True, (torch.float32, torch.float64)))
     def test_reference(self, case: Case):
         # oneDNN's backward of a 1 x k kernel at stride (1, 2) returns memory that it never wrote where a channels-last
@@ -47,17 +50,17 @@ class TestOracle:
 
     @pytest.mark.slow
     @pytest.mark.native
-    @settings(max_examples=5000)
+    @settings(max_examples=examples(5000))
     @given(case=cases(True))
     def test_compiled_at_length(self, case: Case):
-        check_against_oracle(case, conv_transpose2d_add_act, "native", threads=2)
+        check_against_oracle(case, conv_transpose2d_add_act, FUSED, threads=2)
 
     @pytest.mark.native
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
     @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
     @pytest.mark.parametrize("sizes", LAYERS, ids=str)
     def test_layers_of_the_networks(self, sizes, layout, dtype):
-        check_against_oracle(layer(True, sizes, layout, dtype), conv_transpose2d_add_act, "native", threads=2)
+        check_against_oracle(layer(True, sizes, layout, dtype), conv_transpose2d_add_act, FUSED, threads=2)
 
 
 def test_reference_is_the_eager_line():
@@ -124,7 +127,7 @@ class TestDerivatives:
 
         def call(z, weight, add, bias):
             call = {"gate": gate, "activation": activation, "return_drive": True, **GEOMETRIES[1]}
-            return conv_transpose2d_add_act(z, weight, add, bias, impl="native", **call)
+            return conv_transpose2d_add_act(z, weight, add, bias, impl=FUSED, **call)
 
         assert gradgradcheck(call, inputs)
 
@@ -137,7 +140,7 @@ class TestDerivatives:
         call = {"activation": activation, "gate": gate, **geometry}
         results = [
             higher_order(lambda *t, impl=impl: conv_transpose2d_add_act(*t, impl=impl, **call), inputs, 3)
-            for impl in ("native", "reference")
+            for impl in (FUSED, "reference")
         ]
         for got, want in zip(*results, strict=True):
             torch.testing.assert_close(got, want)
@@ -147,7 +150,7 @@ class TestDerivatives:
     @pytest.mark.parametrize("which", range(4))
     def test_of_one_argument_alone(self, activation, which):
         *inputs, gate = operands(gate=True, **GEOMETRIES[2])
-        call = {"activation": activation, "impl": "native", "gate": gate, **GEOMETRIES[2]}
+        call = {"activation": activation, "impl": FUSED, "gate": gate, **GEOMETRIES[2]}
         every = torch.autograd.grad(conv_transpose2d_add_act(*inputs, **call).square().sum(), inputs)
         alone = [t.detach().requires_grad_(i == which) for i, t in enumerate(inputs)]
         (grad,) = torch.autograd.grad(conv_transpose2d_add_act(*alone, **call).square().sum(), alone[which])

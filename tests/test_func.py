@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from lmser_kernels import add_act, conv2d_add_act, conv_transpose2d_add_act, tied_conv2d
+
+pytestmark = pytest.mark.operators
 
 
 def loss(weight, x, impl):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from implementations import FUSED
 
 from lmser_kernels import conv2d_add_act, conv_transpose2d_add_act
 
-pytestmark = pytest.mark.native
+pytestmark = [pytest.mark.native, pytest.mark.operators]
 
 # 4 (2 x + 3 h) bytes an image: 18 of them are above the 40 MiB from which there are groups, and no group divides 18 / 4.
 BATCH, CHANNELS, SIZE = 18, 17, 96
@@ -35,7 +36,7 @@ def test_gradients_of_a_large_batch(down: bool, threads: int) -> None:
         return operation(x, w, add, b, padding=1, activation="tanh", impl=impl)
 
     wanted = gradients(call, "reference", [x, weight, add, bias], grad)
-    found = gradients(call, "native", [x, weight, add, bias], grad)
+    found = gradients(call, FUSED, [x, weight, add, bias], grad)
     for name, f, w in zip(("input", "weight", "add", "bias"), found, wanted, strict=True):
         error = (f - w).abs().max() / w.abs().max()
         assert error < 2e-5, f"{name}: {error:.1e}"

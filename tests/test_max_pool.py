@@ -7,11 +7,14 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from implementations import FUSED, examples, randn
 from tied_conv_cases import DTYPES, LAYOUTS, laid_out, saved_by, wide
 from torch.autograd import gradcheck, gradgradcheck
 
 from lmser_kernels import activation as activations
 from lmser_kernels import max_pool2d_act, max_unpool2d, nn, reference
+
+pytestmark = pytest.mark.operators
 
 
 @st.composite
@@ -22,7 +25,7 @@ def calls(draw):
     padding = tuple(draw(st.integers(0, k // 2)) for k in kernel)
     size = [draw(st.integers(max(1, k - 2 * p), 13)) for k, p in zip(kernel, padding, strict=True)]
     shape = (draw(st.sampled_from([2, 1, 3, 0])), draw(st.integers(1, 40)), *size)
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
+    generator = torch.Generator("cpu").manual_seed(draw(st.integers(0, 2**32)))
     x = laid_out(shape, draw(st.sampled_from(LAYOUTS)), generator, dtype)
     activation = draw(st.sampled_from(activations.ACTIVATIONS))
     slope = draw(st.sampled_from([None, 0.05])) if activation in activations.DEFAULT_SLOPES else None
@@ -31,17 +34,17 @@ def calls(draw):
 
 @pytest.mark.native
 class TestOracle:
-    @settings(max_examples=200)
+    @settings(max_examples=examples(200))
     @given(call=calls())
     def test_values_places_and_gradients(self, call):
         x, windows, keywords, generator = call
-        h, places = max_pool2d_act(x, *windows, return_places=True, impl="native", **keywords)
+        h, places = max_pool2d_act(x, *windows, return_places=True, impl=FUSED, **keywords)
         want, where = reference.max_pool2d_act(wide(x), *windows, return_places=True, **keywords)
         assert h.dtype == x.dtype
         tolerance = {torch.bfloat16: 1e-2, torch.float16: 1e-3, torch.float32: 1e-6}.get(x.dtype, 1e-14)
         torch.testing.assert_close(h.double(), want.double(), rtol=tolerance, atol=tolerance)
         assert torch.equal(places, where)
-        grad = torch.randn(h.shape, generator=generator).to(h.dtype)
+        grad = randn(h.shape, generator, h.dtype)
         (got,) = torch.autograd.grad(h, x, grad)
         # f' is read off the result itself, so that a value that rounding carried over a kink is no error.
         pre = wide(grad) * activations.derivative(wide(h), keywords["activation"], keywords["slope"])
@@ -49,14 +52,14 @@ class TestOracle:
         back = reference.max_unpool2d(pre, where, *windows, output_size=size)
         torch.testing.assert_close(got.double(), back.double(), rtol=4 * tolerance, atol=4 * tolerance)
 
-    @settings(max_examples=100)
+    @settings(max_examples=examples(100))
     @given(call=calls())
     def test_unpool(self, call):
         x, windows, _, generator = call
         _, places = max_pool2d_act(x, *windows, return_places=True)
-        z = torch.randn(places.permute(0, 3, 1, 2).shape, generator=generator).to(x.dtype)
+        z = randn(places.permute(0, 3, 1, 2).shape, generator, x.dtype)
         size = (x.shape[2], x.shape[3])
-        got = max_unpool2d(z, places, *windows, output_size=size, impl="native")
+        got = max_unpool2d(z, places, *windows, output_size=size, impl=FUSED)
         want = reference.max_unpool2d(wide(z), places, *windows, output_size=size)
         tolerance = {torch.bfloat16: 3e-2, torch.float16: 4e-3, torch.float32: 1e-5}.get(x.dtype, 1e-13)
         torch.testing.assert_close(got.double(), want.double(), rtol=tolerance, atol=tolerance)
@@ -145,7 +148,7 @@ class TestCompiled:
         x[0, 0, :2, :2] = value
         x[0, 1, 2, 3] = value
         found = []
-        for impl in ("native", "reference"):
+        for impl in (FUSED, "reference"):
             leaf = x.clone().requires_grad_()
             h, places = max_pool2d_act(leaf, 2, activation="relu", return_places=True, impl=impl)
             grad = torch.full_like(h, torch.inf)
@@ -191,7 +194,7 @@ class TestErrors:
                 ValueError,
                 r"at least one pixel; got a map of \(0, 4\)",
             ),
-            ({"stride": 1 << 20, "impl": "native"}, RuntimeError, "stride is .* at most 1048575"),
+            ({"stride": 1 << 20, "impl": FUSED}, RuntimeError, "stride is .* at most 1048575"),
             ({"activation": "gelu"}, ValueError, "activation must be one of"),
         ],
     )

@@ -10,6 +10,8 @@ from torch import nn
 from lmser_kernels import settle
 from lmser_kernels.nn import AddAct, Conv2dAddAct, ConvTranspose2dAddAct, Settle, TiedConv2d, TiedLinear
 
+pytestmark = pytest.mark.operators
+
 
 def same_start(make_ours, make_theirs):
     torch.manual_seed(3)

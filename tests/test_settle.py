@@ -6,10 +6,13 @@ import warnings
 
 import pytest
 import torch
+from implementations import FUSED, randn
 from settle_cases import SHAPES, VARIANTS, case, gradients, same
 
 import lmser_kernels
 from lmser_kernels import settle
+
+pytestmark = pytest.mark.operators
 
 native = pytest.mark.native
 
@@ -21,7 +24,7 @@ native = pytest.mark.native
 def test_bptt_agrees_with_the_reference(shape, variant, order):
     activation = "tanh" if order == "up_down" else "leaky_sigmoid"
     given = case(shape, activation=activation, order=order, theta=0.0, max_steps=4, **VARIANTS[variant])
-    found, wanted = (given.settle(impl, readouts=True) for impl in ("native", "reference"))
+    found, wanted = (given.settle(impl, readouts=True) for impl in (FUSED, "reference"))
     same(found.states, wanted.states)
     same([found.readouts, found.steps], [wanted.readouts, wanted.steps])
     if given.states[0].shape[0]:
@@ -35,9 +38,9 @@ def test_bptt_agrees_with_the_reference(shape, variant, order):
 @pytest.mark.parametrize("shape", [s for s in SHAPES if s != "no sample"])
 def test_implicit_agrees_with_long_bptt(shape, variant, order):
     given = case(shape, order=order, activation="tanh", gain=0.3, **VARIANTS[variant])
-    long = given.settle("native", theta=1e-13, max_steps=400)
+    long = given.settle(FUSED, theta=1e-13, max_steps=400)
     implicit = given.settle(
-        "native", theta=1e-13, max_steps=400, backward="implicit", adjoint_theta=1e-12, unconverged="raise"
+        FUSED, theta=1e-13, max_steps=400, backward="implicit", adjoint_theta=1e-12, unconverged="raise"
     )
     reference = given.settle(
         "reference", theta=1e-13, max_steps=400, backward="implicit", adjoint_theta=1e-12, unconverged="raise"
@@ -57,7 +60,7 @@ def test_implicit_readout_is_the_last(variant):
         given.settle(
             impl, theta=1e-13, max_steps=400, backward="implicit", readouts=True, adjoint_theta=1e-13
         )
-        for impl in ("native", "reference")
+        for impl in (FUSED, "reference")
     )
     assert found.readouts.shape[0] == 1
     same([found.readouts], [wanted.readouts], 1e-9)
@@ -84,7 +87,7 @@ def test_finite_differences(shape):
             theta=0,
             max_steps=3,
             readouts=True,
-            impl="native",
+            impl=FUSED,
         )
         return (*found.states, found.readouts)
 
@@ -100,7 +103,7 @@ def test_each_sample_stops_by_itself(shape, evidence, readouts):
     given = case(
         shape, evidence=evidence, grad=False, gain=1.0, theta=1e-3, per_sample=True, readouts=readouts
     )
-    found, wanted = given.settle("native"), given.settle("reference")
+    found, wanted = given.settle(FUSED), given.settle("reference")
     same(found.states, wanted.states)
     assert torch.equal(found.steps, wanted.steps)
     same([found.change, found.readouts], [wanted.change, wanted.readouts])
@@ -121,7 +124,7 @@ def test_each_sample_stops_by_itself(shape, evidence, readouts):
                 if given.options.get(k) is not None
             },
         }
-        single = alone.settle("native")
+        single = alone.settle(FUSED)
         assert int(single.steps) == int(found.steps[n])
         same(single.states, [h[n : n + 1] for h in found.states])
 
@@ -146,7 +149,7 @@ def test_dtypes_and_layouts(dtype, layout):
         [to(t) for t in part] for part in (exact.states, exact.weights, exact.biases)
     )
     given.options = {**exact.options, "evidence": to(exact.options["evidence"])}
-    found = given.settle("native", readouts=True)
+    found = given.settle(FUSED, readouts=True)
     assert all(h.dtype == dtype for h in (*found.states, found.readouts))
     assert found.states[0].is_contiguous(memory_format=torch.channels_last) == (layout == "channels_last")
     tolerance = {torch.float32: 1e-5, torch.bfloat16: 0.03, torch.float16: 0.01}[dtype]
@@ -160,7 +163,7 @@ def test_dtypes_and_layouts(dtype, layout):
 @native
 def test_many_sweeps_and_room_for_them():
     given = case("fully connected", evidence="some", theta=0, max_steps=75)
-    found, wanted = (given.settle(impl, readouts=True) for impl in ("native", "reference"))
+    found, wanted = (given.settle(impl, readouts=True) for impl in (FUSED, "reference"))
     same([found.readouts, *found.states], [wanted.readouts, *wanted.states])
     same(gradients(found, given.inputs()), gradients(wanted, given.inputs()))
 
@@ -170,7 +173,7 @@ def test_many_sweeps_and_room_for_them():
 def test_values_that_are_not_finite_stay_in_their_sample(value):
     given = case("three edges, pooled", dtype=torch.float32, grad=False, max_steps=6, theta=1e-6)
     given.states[0][1, 0, 2, 3] = value
-    found, wanted = given.settle("native"), given.settle("reference")
+    found, wanted = given.settle(FUSED), given.settle("reference")
     for a, b in zip(found.states, wanted.states, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6, equal_nan=True)
     assert bool(found.states[0][0].isfinite().all())
@@ -188,7 +191,7 @@ def test_results_do_not_depend_on_the_number_of_threads(shape, order):
     try:
         for threads in (1, 2, 4):
             torch.set_num_threads(threads)
-            found = given.settle("native", readouts=True)
+            found = given.settle(FUSED, readouts=True)
             assert found.readouts is not None
             results.append([*found.states, found.readouts, found.change, *gradients(found, given.inputs())])
     finally:
@@ -206,16 +209,16 @@ def test_results_do_not_depend_on_the_number_of_threads(shape, order):
 @pytest.mark.parametrize("threads", [1, 2])
 def test_many_samples_that_stop_one_by_one(threads):
     """As many batch sizes as there are samples, each with plans of its own."""
-    generator = torch.Generator().manual_seed(3)
-    weights = [1.5 * torch.randn(30, 20, 1, 1, generator=generator) / 30**0.5]
-    evidence = torch.linspace(0, 4, 400).view(400, 1, 1, 1) * torch.randn(400, 20, 1, 1, generator=generator)
+    generator = torch.Generator("cpu").manual_seed(3)
+    weights = [1.5 * randn((30, 20, 1, 1), generator) / 30**0.5]
+    evidence = torch.linspace(0, 4, 400).view(400, 1, 1, 1) * randn((400, 20, 1, 1), generator)
     mask = torch.arange(20).view(1, 20, 1, 1).expand(400, -1, 1, 1) < 10
-    states = [torch.zeros(400, 20, 1, 1), 0.5 * torch.randn(400, 30, 1, 1, generator=generator)]
+    states = [torch.zeros(400, 20, 1, 1), 0.5 * randn((400, 30, 1, 1), generator)]
     before = torch.get_num_threads()
     results = []
     try:
         torch.set_num_threads(threads)
-        for impl in ("native", "reference"):
+        for impl in (FUSED, "reference"):
             results.append(
                 settle(
                     states, weights, None, evidence=evidence, mask=mask, theta=1e-6, max_steps=400, per_sample=True,
@@ -233,7 +236,7 @@ def test_many_samples_that_stop_one_by_one(threads):
 def test_samples_alone_or_together():
     """A sample of a batch settles as it does by itself, however many take their sweeps at a time."""
     given = case("many samples", dtype=torch.float32, evidence="some", grad=False, max_steps=4, theta=0)
-    together = given.settle("native").states
+    together = given.settle(FUSED).states
     one = case("many samples", dtype=torch.float32, evidence="some", grad=False, max_steps=4, theta=0)
     one.weights, one.biases = given.weights, given.biases
     for n in (0, 4, 8):
@@ -241,7 +244,7 @@ def test_samples_alone_or_together():
         one.options = given.options | {
             key: given.options[key][n : n + 1] for key in ("evidence", "mask") if key in given.options
         }
-        for a, b in zip(one.settle("native").states, together, strict=True):
+        for a, b in zip(one.settle(FUSED).states, together, strict=True):
             torch.testing.assert_close(a, b[n : n + 1], rtol=1e-5, atol=1e-6)
 
 
@@ -276,11 +279,11 @@ def test_transforms_of_torch_func_take_the_reference():
     same([found], torch.autograd.grad(total(weight, "auto"), weight))
     if lmser_kernels._library.available:
         with pytest.raises(RuntimeError, match='impl="reference"'):
-            torch.func.grad(total)(given.weights[0], "native")
+            torch.func.grad(total)(given.weights[0], FUSED)
 
 
 def test_a_fixed_point_that_was_not_reached():
-    for impl in ("reference", *(["native"] if lmser_kernels._library.available else [])):
+    for impl in ("reference", *([FUSED] if lmser_kernels._library.available else [])):
         given = case("fully connected", max_steps=2, theta=1e-12, backward="implicit")
         with pytest.raises(RuntimeError, match="not converged after 2 sweeps"):
             gradients(given.settle(impl, unconverged="raise"), given.weights)
@@ -294,7 +297,7 @@ def test_a_fixed_point_that_was_not_reached():
 def test_clamped_units_never_move():
     given = case("three edges, pooled", evidence="some", grad=False, max_steps=7, theta=0)
     mask, evidence = given.options["mask"], given.options["evidence"]
-    for impl in ("reference", *(["native"] if lmser_kernels._library.available else [])):
+    for impl in ("reference", *([FUSED] if lmser_kernels._library.available else [])):
         assert torch.equal(given.settle(impl).states[0][mask], evidence[mask])
 
 
@@ -353,7 +356,7 @@ def test_minimal_filtering_inside(order):
     plans = lmser_kernels.explain("settle", given.states, given.weights, given.biases, pools=(1, 2)).plans
     assert any("minimal filtering" in str(plan["kernel"]) for plan in plans.values())
     exact = given.double()
-    found, wanted = given.settle("native", readouts=True), exact.settle("reference", readouts=True)
+    found, wanted = given.settle(FUSED, readouts=True), exact.settle("reference", readouts=True)
     same([h.double() for h in (*found.states, found.readouts)], [*wanted.states, wanted.readouts], 1e-5)
     for a, b in zip(gradients(found, given.inputs()), gradients(wanted, exact.inputs()), strict=True):
         assert (a is None) == (b is None) or not bool((a if b is None else b).any())
@@ -367,9 +370,9 @@ def test_what_is_not_finite_takes_the_direct_sum():
     given = case(
         "wide", dtype=torch.float32, gain=1.0, zero=False, per_sample=True, grad=False, max_steps=3, theta=0
     )
-    clean = given.settle("native")
+    clean = given.settle(FUSED)
     given.states[0][1, 0, 5, 6] = float("nan")
-    found = given.settle("native")
+    found = given.settle(FUSED)
     assert bool(found.change[1].isnan())
     for n in (0, 2):
         same([h[n] for h in found.states], [h[n] for h in clean.states], 1e-5)
@@ -377,7 +380,7 @@ def test_what_is_not_finite_takes_the_direct_sum():
     again = case("wide", dtype=torch.float32, gain=1.0, zero=False, max_steps=3, theta=0)
     with torch.no_grad():
         again.states[0][1, 0, 5, 6] = float("nan")
-    a, b = (gradients(again.settle(impl, readouts=True), again.inputs()) for impl in ("native", "reference"))
+    a, b = (gradients(again.settle(impl, readouts=True), again.inputs()) for impl in (FUSED, "reference"))
     for n in (0, 2):
         assert bool(a[0][n].isfinite().all())
         same([a[0][n]], [b[0][n]], 1e-3)

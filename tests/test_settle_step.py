@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
+from implementations import FUSED
 from settle_cases import same
 
 from lmser_kernels import settle_step
 from lmser_kernels.reference import settle_step as reference_step
 
+pytestmark = pytest.mark.operators
+
 native = pytest.mark.native
 
 
-@pytest.mark.parametrize("impl", ["reference", pytest.param("native", marks=native)])
+@pytest.mark.parametrize("impl", ["reference", pytest.param(FUSED, marks=native)])
 @pytest.mark.parametrize("ends", ["both", "bottom", "top"])
 def test_settle_step(impl, ends):
     dtype = torch.float64
@@ -55,7 +58,7 @@ def test_settle_step_is_differentiable_twice():
 
     def run(*given):
         return settle_step(
-            *given[:5], padding=1, upsample=2, activation="tanh", evidence=given[5], mask=mask, impl="native"
+            *given[:5], padding=1, upsample=2, activation="tanh", evidence=given[5], mask=mask, impl=FUSED
         )[0]
 
     assert torch.autograd.gradcheck(run, inputs, fast_mode=True)
@@ -89,7 +92,7 @@ def test_settle_step_of_a_large_batch_in_groups():
     weights = torch.randn(16, 8, 3, 3) * 0.1, torch.randn(8, 16, 3, 3) * 0.1
     previous = torch.randn(64, 16, 64, 64)
     previous[50, 3, 7, 9] = 40.0
-    found = settle_step(below, above, *weights, padding=1, upsample=2, previous=previous, impl="native")
+    found = settle_step(below, above, *weights, padding=1, upsample=2, previous=previous, impl=FUSED)
     wanted = reference_step(below, above, *weights, padding=1, upsample=2, previous=previous)
     same(found, wanted, 1e-4)
 
