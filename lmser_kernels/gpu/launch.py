@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import triton
+import triton.language as tl
 from torch import Tensor
 
 
@@ -119,6 +120,21 @@ def dot_precision(dtype: torch.dtype) -> str:
     if torch.backends.cudnn.allow_tf32:
         return "tf32"
     return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32x3"
+
+
+def dot_type(dtype: torch.dtype) -> tl.dtype:
+    """What operands of `tl.dot` are cast to: their own type, but for bfloat16 in the interpreter.
+
+    It keeps bfloat16 as 16-bit integers and would multiply those.
+    """
+    if dtype == torch.bfloat16 and interpreting() and _recording.get() is None:
+        return tl.float32
+    return {
+        torch.float32: tl.float32,
+        torch.float64: tl.float64,
+        torch.bfloat16: tl.bfloat16,
+        torch.float16: tl.float16,
+    }[dtype]
 
 
 def nhwc(tensor: Tensor) -> Tensor:

@@ -1,0 +1,105 @@
+"""What follows a sum while it is in registers: repeating pixels, bias, add, activation, gate, and the store."""
+
+# mypy: allow-untyped-defs
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from lmser_kernels.gpu.activation import activate
+from lmser_kernels.tied_conv.triton_accumulate import widen, zeros
+
+
+@triton.jit
+def finish(
+    acc,  # (BLOCK_M, BLOCK_N)
+    image, row, column, valid,  # (BLOCK_M): its pixels, before they are repeated
+    cols, n_cols,
+    out, drive, out_n, out_c, out_h, out_w,  # `drive`, or None, lies like `out`
+    add, add_n, add_c, add_h, add_w, gate, gate_n, gate_c, gate_h, gate_w, bias, bias_c,
+    height, width,  # of the result
+    UP_H: tl.constexpr, UP_W: tl.constexpr, SPREAD: tl.constexpr,
+    ACT: tl.constexpr, SLOPE: tl.constexpr, GATE_SLOPE: tl.constexpr,
+):  # fmt: skip
+    """`out = f(up(acc) + bias + add) · (gate > 0 ? 1 : GATE_SLOPE)` and `drive = up(acc)`.
+
+    `up` repeats each pixel `UP_H x UP_W` times, with `SPREAD` divided by how many that makes.
+    """
+    in_cols = (cols < n_cols)[None, :]
+    if SPREAD and UP_H * UP_W > 1:
+        acc = acc / (UP_H * UP_W)
+    joined = acc
+    if bias is not None:
+        joined += widen(tl.load(bias + cols * bias_c, mask=cols < n_cols, other=0.0))[None, :]
+    image = image.to(tl.int64)[:, None]
+    channel = cols[None, :]
+    for place in range(UP_H * UP_W):
+        r = row * UP_H + place // UP_W
+        c = column * UP_W + place % UP_W
+        mask = (valid & (r < height) & (c < width))[:, None] & in_cols
+        r = r[:, None]
+        c = c[:, None]
+        at = image * out_n + (r * out_h + c * out_w + channel * out_c)
+        if drive is not None:
+            tl.store(drive + at, acc.to(drive.dtype.element_ty), mask=mask)
+        z = joined
+        if add is not None:
+            add_at = image * add_n + (r * add_h + c * add_w + channel * add_c)
+            z += widen(tl.load(add + add_at, mask=mask, other=0.0))
+        z = activate(z, ACT, SLOPE)
+        if gate is not None:
+            gate_at = image * gate_n + (r * gate_h + c * gate_w + channel * gate_c)
+            is_open = tl.load(gate + gate_at, mask=mask, other=0.0) > 0
+            z = tl.where(is_open, z, z * GATE_SLOPE)
+        tl.store(out + at, z.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def keep(
+    acc, image, row, column, valid, cols, n_cols, partial, part, images, height, width,
+):  # fmt: skip
+    """`acc` as part number `part` in the workspace `partial (parts, images, height, width, n_cols)`."""
+    at = ((part.to(tl.int64) * images + image) * height + row) * width + column
+    mask = (valid & (row < height) & (column < width))[:, None] & (cols < n_cols)[None, :]
+    tl.store(partial + at[:, None] * n_cols + cols[None, :], acc, mask=mask)
+
+
+@triton.jit
+def sum_and_finish(
+    partial, partial_part, partial_n, partial_c, partial_h, partial_w,
+    out, drive, out_n, out_c, out_h, out_w,
+    add, add_n, add_c, add_h, add_w, gate, gate_n, gate_c, gate_h, gate_w, bias, bias_c,
+    pixels, rows, columns, n_cols, inner_height, inner_width, height, width,
+    PARTS: tl.constexpr, UP_H: tl.constexpr, UP_W: tl.constexpr, SPREAD: tl.constexpr,
+    ACT: tl.constexpr, SLOPE: tl.constexpr, GATE_SLOPE: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """The epilogue by itself, of a sum that lies in memory in `PARTS` pieces, added in their order.
+
+    `rows x columns` pixels cover the result; of those, `inner_height x inner_width` have a sum, the others none.
+    """
+    tiles_n = tl.cdiv(n_cols, BLOCK_N)
+    pid = tl.program_id(0)
+    pixel = (pid // tiles_n).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    cols = pid % tiles_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    image = pixel // (rows * columns)
+    row = (pixel // columns % rows).to(tl.int32)
+    column = (pixel % columns).to(tl.int32)
+    valid = pixel < pixels
+    summed = valid & (row < inner_height) & (column < inner_width)
+    at = (
+        image[:, None] * partial_n
+        + (row * partial_h + column * partial_w)[:, None]
+        + (cols * partial_c)[None, :]
+    )
+    mask = summed[:, None] & (cols < n_cols)[None, :]
+    acc = zeros(partial, BLOCK_M, BLOCK_N)
+    for part in tl.static_range(PARTS):
+        acc += widen(tl.load(partial + part * partial_part.to(tl.int64) + at, mask=mask, other=0.0))
+    finish(
+        acc, image, row, column, valid, cols, n_cols,
+        out, drive, out_n, out_c, out_h, out_w,
+        add, add_n, add_c, add_h, add_w, gate, gate_n, gate_c, gate_h, gate_w, bias, bias_c,
+        height, width, UP_H, UP_W, SPREAD, ACT, SLOPE, GATE_SLOPE,
+    )  # fmt: skip
