@@ -38,12 +38,12 @@ def _explained(*command: str, resumable: bool = True, **options: object) -> Iter
     from lmser.data import BadData, MissingData
     from lmser.data.download import DownloadError
     from lmser.experiments.run_directory import RunRefused
-    from lmser.training import ConfigMismatch, Interrupted
+    from lmser.training import ConfigMismatch, Interrupted, NotCapturable
     from lmser.training.distributed import is_main
 
     try:
         yield
-    except (BadData, MissingData, DownloadError, RunRefused, ConfigMismatch) as error:
+    except (BadData, MissingData, DownloadError, RunRefused, ConfigMismatch, NotCapturable) as error:
         if not is_main():  # of several processes one tells the user
             sys.exit(_Refused.exit_code)
         raise _Refused(str(error)) from error
@@ -157,6 +157,11 @@ def _duration(minutes: float) -> str:
 @click.option(
     "--workers", type=click.IntRange(min=0), default=0, help="Processes that decode images, 0: none."
 )
+@click.option(
+    "--cuda-graph/--no-cuda-graph",
+    default=None,
+    help="On a GPU, replay each training step as one CUDA graph.  [default: where it can be]",
+)
 @click.option("--tensorboard", is_flag=True, help="Write event files beside each run's log.jsonl.")
 @click.option("--rows", default="", help="Only rows with one of these in their path, e.g. SmallCNN,grid/.")
 @_out
@@ -170,6 +175,7 @@ def run(
     precision: str,
     compiled: bool,
     workers: int,
+    cuda_graph: bool | None,
     tensorboard: bool,
     rows: str,
     out: Path | None,
@@ -196,6 +202,10 @@ def run(
         training["compile"] = True
     if workers:
         training["workers"] = options["workers"] = workers
+    if cuda_graph is not None:
+        if cuda_graph and not device.startswith("cuda"):
+            raise _Refused(f"--cuda-graph: expected --device cuda, got {device}")
+        training["cuda_graph"] = cuda_graph
     chosen = tuple(filter(None, rows.split(",")))
     if chosen:
         if not experiment.by_rows:
@@ -203,6 +213,8 @@ def run(
             raise _Refused(f"--rows: {experiment.name} is run as a whole; a part can be run of {able}")
         options["rows"] = rows
     flags = [name for name, on in (("compile", compiled), ("tensorboard", tensorboard)) if on]
+    if cuda_graph is not None:
+        flags.append("cuda-graph" if cuda_graph else "no-cuda-graph")
     with (
         _processes(device) as (own, main),
         _explained("run", experiment.name, *(f"--{name}" for name in flags), **options),

@@ -38,14 +38,19 @@ Data that does not fit into memory is a `Dataset`, read by ``TrainConfig.workers
 `lmser.training.distributed.joined` makes one run of all processes: each computes its slice of every batch,
 and the gradients, losses and metrics are those of one process, up to rounding and to noise that a model
 draws.
+
+On a CUDA device a step is recorded as one CUDA graph and replayed, with the same numbers as without
+(`lmser.training.graphed`); `not_capturable` says of a loss that it cannot be.
 """
 
 from lmser.training.batches import Dataset
 from lmser.training.checkpoint import ConfigMismatch, load_checkpoint
 from lmser.training.config import TrainConfig
+from lmser.training.graphed import NotCapturable
 from lmser.training.loop import train
 from lmser.training.normalised_sgd import SGDL2, SGDLinf, normalise_gradients
 from lmser.training.objectives import Objective
+from lmser.training.obstacles import not_capturable
 from lmser.training.records import Diverged
 from lmser.training.result import Run, TrainResult
 from lmser.training.sampler import Sampler, steps_per_epoch
@@ -60,6 +65,7 @@ __all__ = [
     "Dataset",
     "Diverged",
     "Interrupted",
+    "NotCapturable",
     "Objective",
     "Run",
     "SGDLinf",
@@ -71,6 +77,7 @@ __all__ = [
     "load_checkpoint",
     "load_weights",
     "normalise_gradients",
+    "not_capturable",
     "save_weights",
     "steps_per_epoch",
     "train",

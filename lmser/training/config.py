@@ -47,8 +47,11 @@ class TrainConfig:
     checkpoint_every:   steps between two checkpoints, 0 for none by count
     checkpoint_seconds: seconds between two checkpoints, 0 for none by time
     workers:            processes that read a data set which is not in memory, 0 for none
+    cuda_graph:         on a CUDA device, record a step and replay it for every batch of the same shape
+                        (`lmser.training.graphed`): None where that can be done, saying once why where it cannot;
+                        False never; True or a RuntimeError. The numbers are the same to the bit
 
-    The last three may differ when a run is resumed. A checkpoint is written, in a run with a directory,
+    The last four may differ when a run is resumed. A checkpoint is written, in a run with a directory,
     besides at the start, after every evaluation, on SIGINT and SIGTERM, and at the end.
 
     Raises TypeError or ValueError naming the field that is wrong.
@@ -68,6 +71,7 @@ class TrainConfig:
     checkpoint_every: int = field(default=0, metadata=_FREE)
     checkpoint_seconds: float = field(default=60.0, metadata=_FREE)
     workers: int = field(default=0, metadata=_FREE)
+    cuda_graph: bool | None = field(default=None, metadata=_FREE)
     betas: tuple[float, float] = field(default=_BETAS, metadata=_LATER)
     weight_decay: float = field(default=0.0, metadata=_LATER)
     precision: Precision = field(default="float32", metadata=_LATER)
@@ -106,6 +110,8 @@ class TrainConfig:
         for name in ("drop_last", "compile"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name}: expected a bool, got {getattr(self, name)!r}")
+        if not (self.cuda_graph is None or isinstance(self.cuda_graph, bool)):
+            raise TypeError(f"cuda_graph: expected a bool or None, got {self.cuda_graph!r}")
         for name, known in (
             ("optimizer", ("adam", "sgd", "sgd-l2", "sgd-linf")),
             ("schedule", ("exponential", "cosine", "step")),

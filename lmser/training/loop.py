@@ -225,8 +225,7 @@ class _Session:
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
-        for part in self.parts:
-            part.optimizer.load_state_dict(state["optimizers"][part.name])
+        self.do.load_optimizer_states(state["optimizers"])
         set_generator_states(state["generators"][rank()], self.device)
         self.step = self.resumed_from = int(state["step"])
         self.record.restore(state)
@@ -313,6 +312,7 @@ class _Session:
         with self.peak.left_out(), generators_kept(self.device), torch.no_grad():
             values = on_main(lambda: plain_values(evaluate(self.model)))
         self.model.train(training)
+        self.do.check()
         self.record.evaluated(self.step, values)
 
     # Saving.
@@ -329,7 +329,7 @@ class _Session:
                     "identity": self.identity,
                     "environment": _environment(self.device),
                     "model": self.model.state_dict(),
-                    "optimizers": {part.name: part.optimizer.state_dict() for part in self.parts},
+                    "optimizers": self.do.optimizer_states(),
                     "generators": generators,
                 },
             )

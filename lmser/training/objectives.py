@@ -62,7 +62,7 @@ class Objective:
 class Part:
     """An objective within one run.
 
-    label:     for error messages.  loss: ``loss(model, *batch, shared)``.
+    label:     for error messages.  loss: ``loss(model, *batch, shared)``.  declared: as it was given to `train`.
     config:    the run's, with this objective's learning rate and betas.
     names:     of `parameters`, as the model calls them.
     """
@@ -70,6 +70,7 @@ class Part:
     name: str
     label: str
     loss: LossFn
+    declared: LossFn
     parameters: list[nn.Parameter]
     names: list[str]
     config: TrainConfig
@@ -95,7 +96,7 @@ def resolve(
     if objectives is None:
         if not callable(loss_fn):
             raise TypeError(f"loss_fn: expected a function, got {loss_fn!r}; or give objectives")
-        return [_part("loss", "loss_fn", _without_shared(loss_fn), list(names), names, config)]
+        return [_part("loss", "loss_fn", loss_fn, list(names), names, config, shares=False)]
     if loss_fn is not None:
         raise ValueError("loss_fn: expected None beside objectives, which have their own losses")
     objectives = tuple(objectives)
@@ -136,9 +137,12 @@ def _part(
     parameters: list[nn.Parameter],
     names: dict[nn.Parameter, str],
     config: TrainConfig,
+    *,
+    shares: bool = True,
 ) -> Part:
     called = [names[p] for p in parameters]
-    return Part(name, label, loss, parameters, called, config, _optimizer(parameters, config))
+    computed = loss if shares else _without_shared(loss)
+    return Part(name, label, computed, loss, parameters, called, config, _optimizer(parameters, config))
 
 
 def _without_shared(loss_fn: LossFn) -> LossFn:
@@ -153,6 +157,15 @@ def _optimizer(parameters: list[nn.Parameter], config: TrainConfig) -> torch.opt
     fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)
     decay = config.weight_decay
     if config.optimizer == "adam":
-        return torch.optim.Adam(parameters, lr=config.lr, betas=config.betas, weight_decay=decay, fused=fused)
+        # Its count of steps lies on the device either way; so named, an update may be captured in a graph.
+        capturable = all(p.device.type == "cuda" for p in parameters)
+        return torch.optim.Adam(
+            parameters,
+            lr=config.lr,
+            betas=config.betas,
+            weight_decay=decay,
+            fused=fused,
+            capturable=capturable,
+        )
     descent = {"sgd": torch.optim.SGD, "sgd-l2": SGDL2, "sgd-linf": SGDLinf}[config.optimizer]
     return descent(parameters, lr=config.lr, momentum=config.momentum, weight_decay=decay, fused=fused)

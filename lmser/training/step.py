@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,12 +13,19 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lmser.training.config import TrainConfig
 from lmser.training.distributed import gradient_group, world_size
+from lmser.training.graphed import GraphedStep, Rates, recorder_for
 from lmser.training.objectives import Part
+from lmser.training.obstacles import declared
 from lmser.training.schedules import learning_rate
 
 
 class Step:
-    """What is done with a batch, in this process and with the others."""
+    """What is done with a batch, in this process and with the others.
+
+    On a CUDA device it is recorded and replayed as one graph (`lmser.training.graphed`) unless `config.cuda_graph` is
+    False. Raises ValueError where that is True and there is no such device, `NotCapturable` where it is True and the
+    step is not to be recorded.
+    """
 
     def __init__(self, model: nn.Module, parts: Sequence[Part], config: TrainConfig) -> None:
         self._parts = parts
@@ -36,6 +43,20 @@ class Step:
             loss = _Loss(model, loss_fn)
             with _without_gradients(others):  # what requires none at this moment is not waited for later
                 self._compute.append(loss if self._processes == 1 else _averaging(loss, group))
+        recorder = recorder_for(self._device)
+        if recorder is None and config.cuda_graph:
+            raise ValueError(f"cuda_graph: expected a model on a CUDA device, got {self._device}")
+        # Tensors with the graph and without it, so that both round alike.
+        self._rates = None if recorder is None else Rates(len(parts), self._device)
+        self._graphed: GraphedStep | None = None
+        if recorder is not None and config.cuda_graph is not False:
+            obstacle = declared(model, [part.declared for part in parts])
+            if self._processes > 1:
+                obstacle = "gradients are averaged between processes"
+            self._graphed = GraphedStep(
+                self._work, model, recorder,
+                obstacle=obstacle, required=config.cuda_graph is True, watched=not config.compile,
+            )  # fmt: skip
 
     def take(self, step: int, batch: Sequence[Tensor], weight: float = 1.0) -> list[Tensor]:
         """Take a step, the first being 0, and return the objectives' losses, detached, on the device.
@@ -43,13 +64,44 @@ class Step:
         `weight` is this process's part of the samples: the gradients are the sums over the processes of
         their own times that weight. They stay where they are until the next step.
         """
+        self._set_rates(step)
+        if self._graphed is not None:
+            return self._graphed.take(batch)
+        return self._work(batch, weight)
+
+    def check(self) -> None:
+        """To be called after code that may have given the model other tensors."""
+        if self._graphed is not None:
+            self._graphed.check()
+
+    def optimizer_states(self) -> dict[str, Any]:
+        """For a checkpoint: of each objective's optimiser, learning rates as plain numbers."""
+        states = {part.name: part.optimizer.state_dict() for part in self._parts}
+        for state in states.values():
+            for group in state["param_groups"]:
+                group["lr"] = float(group["lr"])
+        return states
+
+    def load_optimizer_states(self, states: Mapping[str, Any]) -> None:
+        """Take up what `optimizer_states` gave, on whatever device that was."""
+        for part in self._parts:
+            own = [group.get("capturable") for group in part.optimizer.param_groups]
+            part.optimizer.load_state_dict(states[part.name])
+            for group, capturable in zip(part.optimizer.param_groups, own, strict=True):
+                if capturable is not None:
+                    group["capturable"] = capturable
+
+    def _set_rates(self, step: int) -> None:
+        for position, part in enumerate(self._parts):
+            rate = learning_rate(part.config, step)
+            for group in part.optimizer.param_groups:
+                group["lr"] = rate if self._rates is None else self._rates.set(position, rate)
+
+    def _work(self, batch: Sequence[Tensor], weight: float = 1.0) -> list[Tensor]:
         shared: dict[str, Any] = {}
         losses = []
         for part, others, compute in zip(self._parts, self._others, self._compute, strict=True):
             with _without_gradients(others):
-                rate = learning_rate(part.config, step)
-                for group in part.optimizer.param_groups:
-                    group["lr"] = rate
                 for parameter in part.parameters:
                     parameter.grad = None
                 with self._autocast():
