@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from lmser_kernels.tied_conv.triton_drives import Source, down, up
+from lmser_kernels.tied_conv.triton_drives import Source, down, pair, up
 
 Ints = Sequence[int]
 Maybe = Tensor | None
@@ -62,3 +62,7 @@ def conv_transpose2d_add_act(
         gate_slope=gate_slope, activation=activation, slope=slope, like=like, drive=drive,
     )  # fmt: skip
     return h, z.new_empty(0) if linear is None else linear
+
+
+def tied_conv2d(x: Tensor, z: Tensor, weight: Tensor, stride: Ints, padding: Ints) -> tuple[Tensor, Tensor]:
+    return pair(x, z, weight, stride=stride, padding=padding)

@@ -21,6 +21,7 @@ from lmser_kernels.gpu import tiles
 from lmser_kernels.gpu.launch import arch_of, dot_precision, dot_type, launch, nhwc
 from lmser_kernels.layout import empty_like_layout
 from lmser_kernels.tied_conv.triton_down import conv_down
+from lmser_kernels.tied_conv.triton_pair import conv_pair
 from lmser_kernels.tied_conv.triton_up import conv_up
 
 Ints = Sequence[int]
@@ -141,9 +142,7 @@ def down(
     h, linear = _results(like, shape, drive)
     operand, align = operand_arguments(z, source)
     covering = (triton.cdiv(full[0], upsample[0]), triton.cdiv(full[1], upsample[1]))
-    # Pixels of the largest phase, and the taps of the one that has most.
-    pixels = z.shape[0] * triton.cdiv(covering[0], stride[0]) * triton.cdiv(covering[1], stride[1])
-    taps = triton.cdiv(weight.shape[2], stride[0]) * triton.cdiv(weight.shape[3], stride[1])
+    pixels, taps = _largest_phase(z.shape[0], covering, weight, stride)
     tile = choose("conv_down", pixels, shape[1], weight.shape[0], taps, z)
     launch(
         conv_down,
@@ -180,7 +179,79 @@ def down(
     return h, linear
 
 
+def pair(x: Tensor, z: Tensor, weight: Tensor, *, stride: Ints, padding: Ints) -> tuple[Tensor, Tensor]:
+    """`(conv(x), convᵀ(z) sized like x)` in one launch; both lie like `x`."""
+    images, c_in, height, width = x.shape
+    c_out, size = weight.shape[0], z.shape[2:]
+    y, u = empty_like_layout(x, z.shape), empty_like_layout(x, x.shape)
+    up_pixels = images * size[0] * size[1]
+    up_tile = choose("conv_up", up_pixels, c_out, c_in, weight.shape[2] * weight.shape[3], x)
+    down_pixels, down_taps = _largest_phase(images, (height, width), weight, stride)
+    down_tile = choose("conv_down", down_pixels, c_in, c_out, down_taps, x)
+    # A block has the warps and stages of one of the two, of that with more to keep in flight.
+    leading = up_tile if up_tile.m * up_tile.n >= down_tile.m * down_tile.n else down_tile
+    up_tiles = triton.cdiv(up_pixels, up_tile.m) * triton.cdiv(c_out, up_tile.n)
+    down_tiles = triton.cdiv(down_pixels, down_tile.m) * triton.cdiv(c_in, down_tile.n)
+    weight_up = packed_up(weight)  # may serve both
+    arguments: dict[str, Any] = {}
+    for way, operand, out, tile, pixels, letters in (
+        ("up", x, y, up_tile, up_pixels, "xy"),
+        ("down", z, u, down_tile, down_pixels, "zu"),
+    ):
+        read, align = operand_arguments(operand)
+        written = result_arguments(out, None, None, None, None)
+        lies = weight_arguments(weight_up if way == "up" else packed_down(weight_up), way == "up")
+        sums = sum_arguments(operand, operand.shape[1], tile)
+        arguments |= {letters[0] + name[1:]: read[name] for name in ("x", "x_n", "x_h", "x_w")}
+        arguments |= {letters[1]: out}
+        arguments |= {f"{letters[1]}_{axis}": written[f"out_{axis}"] for axis in "nchw"}
+        arguments |= {f"weight_{way}": lies["weight"]} | {
+            f"{way}_{axis}": lies[f"w_{axis}"] for axis in "knhw"
+        }
+        arguments |= {
+            f"{way.upper()}_{name}": value
+            for name, value in {
+                "OUT_ALIGN": written["OUT_ALIGN"],
+                "FLAT": sums["FLAT"],
+                "ALIGN": align,
+                "K_ALIGN": lies["K_ALIGN"],
+                "N_ALIGN": lies["N_ALIGN"],
+                "WIDE": pixels + tile.m >= 2**31,
+                "BLOCK_M": tile.m,
+                "BLOCK_N": tile.n,
+                "BLOCK_K": tile.k,
+            }.items()
+        }
+    launch(
+        conv_pair,
+        (up_tiles + down_tiles * stride[0] * stride[1],),
+        num_warps=leading.warps,
+        num_stages=leading.stages,
+        **arguments,
+        images=images,
+        c_in=c_in,
+        height=height,
+        width=width,
+        c_out=c_out,
+        out_height=size[0],
+        out_width=size[1],
+        **geometry_arguments(weight, stride, padding),
+        up_tiles=up_tiles,
+        down_tiles=down_tiles,
+        PRECISION=dot_precision(x.dtype),
+        DOT=dot_type(x.dtype),
+    )
+    return y, u
+
+
 # the arguments of the kernels
+
+
+def _largest_phase(images: int, size: Ints, weight: Tensor, stride: Ints) -> tuple[int, int]:
+    """Pixels of the largest sub-pixel phase of an output of `size`, and taps of the one that has most."""
+    rows, columns = triton.cdiv(size[0], stride[0]), triton.cdiv(size[1], stride[1])
+    taps = triton.cdiv(weight.shape[2], stride[0]) * triton.cdiv(weight.shape[3], stride[1])
+    return images * rows * columns, taps
 
 
 def choose(kernel: str, pixels: int, columns: int, channels: int, taps: int, like: Tensor) -> tiles.Tile:
@@ -242,12 +313,15 @@ def weight_arguments(weight: Tensor, up: bool) -> dict[str, Any]:
 def result_arguments(
     out: Tensor, drive: Tensor | None, add: Tensor | None, gate: Tensor | None, bias: Tensor | None
 ) -> dict[str, Any]:
-    """Arguments `out … bias_c` of the epilogue."""
-    arguments: dict[str, Any] = {"out": out, "drive": drive}
+    """Arguments `out … bias_c` of the epilogue, and what divides their strides."""
+    arguments: dict[str, Any] = {"out": out, "drive": drive, "add": add, "closed": gate, "bias": bias}
+    arguments["bias_c"] = 0 if bias is None else bias.stride(0)
+    align = _alignment(out, (out.shape[1],))
     for name, tensor in (("out", out), ("add", add), ("closed", gate)):
-        strides = [0, 0, 0, 0] if tensor is None else tensor.stride()
+        strides = [0, 0, 0, 0] if tensor is None else _steps(tensor, range(4))
         arguments |= {f"{name}_{axis}": step for axis, step in zip("nchw", strides, strict=True)}
-    arguments |= {"add": add, "closed": gate, "bias": bias, "bias_c": 0 if bias is None else bias.stride(0)}
+        align = math.gcd(align, strides[0], *strides[2:])
+    arguments["OUT_ALIGN"] = align
     return arguments
 
 

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from lmser_kernels.gpu.activation import activate
-from lmser_kernels.tied_conv.triton_accumulate import widen, zeros
+from lmser_kernels.tied_conv.triton_accumulate import aligned, offsets, widen, zeros
 
 
 @triton.jit
@@ -20,39 +20,39 @@ def finish(
     add, add_n, add_c, add_h, add_w, gate, gate_n, gate_c, gate_h, gate_w, bias, bias_c,
     height, width,  # of the result
     UP_H: tl.constexpr, UP_W: tl.constexpr, SPREAD: tl.constexpr,
-    ACT: tl.constexpr, SLOPE: tl.constexpr, GATE_SLOPE: tl.constexpr,
+    ACT: tl.constexpr, SLOPE: tl.constexpr, GATE_SLOPE: tl.constexpr, OUT_ALIGN: tl.constexpr,
 ):  # fmt: skip
     """`out = f(up(acc) + bias + add) · (gate > 0 ? 1 : GATE_SLOPE)` and `drive = up(acc)`.
 
-    `up` repeats each pixel `UP_H x UP_W` times, with `SPREAD` divided by how many that makes.
+    `up` repeats each pixel `UP_H x UP_W` times, with `SPREAD` divided by how many that makes. `OUT_ALIGN` divides the
+    number of columns and every stride but those between channels.
     """
-    in_cols = (cols < n_cols)[None, :]
+    in_cols = cols < aligned(n_cols, OUT_ALIGN)
     if SPREAD and UP_H * UP_W > 1:
         acc = acc / (UP_H * UP_W)
     joined = acc
     if bias is not None:
-        joined += widen(tl.load(bias + cols * bias_c, mask=cols < n_cols, other=0.0))[None, :]
-    image = image.to(tl.int64)[:, None]
-    channel = cols[None, :]
+        joined += widen(tl.load(bias + cols * bias_c, mask=in_cols, other=0.0))[None, :]
+    image = image[:, None]
     for place in range(UP_H * UP_W):
         r = row * UP_H + place // UP_W
         c = column * UP_W + place % UP_W
-        mask = (valid & (r < height) & (c < width))[:, None] & in_cols
+        mask = (valid & (r < height) & (c < width))[:, None] & in_cols[None, :]
         r = r[:, None]
         c = c[:, None]
-        at = image * out_n + (r * out_h + c * out_w + channel * out_c)
+        out_at = offsets(image, r, c, (cols * out_c)[None, :], out_n, out_h, out_w, OUT_ALIGN)
         if drive is not None:
-            tl.store(drive + at, acc.to(drive.dtype.element_ty), mask=mask)
+            tl.store(drive + out_at, acc.to(drive.dtype.element_ty), mask=mask)
         z = joined
         if add is not None:
-            add_at = image * add_n + (r * add_h + c * add_w + channel * add_c)
+            add_at = offsets(image, r, c, (cols * add_c)[None, :], add_n, add_h, add_w, OUT_ALIGN)
             z += widen(tl.load(add + add_at, mask=mask, other=0.0))
         z = activate(z, ACT, SLOPE)
         if gate is not None:
-            gate_at = image * gate_n + (r * gate_h + c * gate_w + channel * gate_c)
+            gate_at = offsets(image, r, c, (cols * gate_c)[None, :], gate_n, gate_h, gate_w, OUT_ALIGN)
             is_open = tl.load(gate + gate_at, mask=mask, other=0.0) > 0
             z = tl.where(is_open, z, z * GATE_SLOPE)
-        tl.store(out + at, z.to(out.dtype.element_ty), mask=mask)
+        tl.store(out + out_at, z.to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -72,7 +72,7 @@ def sum_and_finish(
     add, add_n, add_c, add_h, add_w, gate, gate_n, gate_c, gate_h, gate_w, bias, bias_c,
     pixels, rows, columns, n_cols, inner_height, inner_width, height, width,
     PARTS: tl.constexpr, UP_H: tl.constexpr, UP_W: tl.constexpr, SPREAD: tl.constexpr,
-    ACT: tl.constexpr, SLOPE: tl.constexpr, GATE_SLOPE: tl.constexpr,
+    ACT: tl.constexpr, SLOPE: tl.constexpr, GATE_SLOPE: tl.constexpr, OUT_ALIGN: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """The epilogue by itself, of a sum that lies in memory in `PARTS` pieces, added in their order.
@@ -101,5 +101,5 @@ def sum_and_finish(
         acc, image, row, column, valid, cols, n_cols,
         out, drive, out_n, out_c, out_h, out_w,
         add, add_n, add_c, add_h, add_w, gate, gate_n, gate_c, gate_h, gate_w, bias, bias_c,
-        height, width, UP_H, UP_W, SPREAD, ACT, SLOPE, GATE_SLOPE,
+        height, width, UP_H, UP_W, SPREAD, ACT, SLOPE, GATE_SLOPE, OUT_ALIGN,
     )  # fmt: skip

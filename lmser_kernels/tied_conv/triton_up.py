@@ -71,7 +71,7 @@ def up_tile(
     taps_h, taps_w, stride_h, stride_w, padding_h, padding_w,
     PARTS: tl.constexpr, POOL_H: tl.constexpr, POOL_W: tl.constexpr, MEAN: tl.constexpr,
     SOURCE_ACT: tl.constexpr, SOURCE_SLOPE: tl.constexpr, SOURCE_GATE_SLOPE: tl.constexpr,
-    ACT: tl.constexpr, SLOPE: tl.constexpr, GATE_SLOPE: tl.constexpr,
+    ACT: tl.constexpr, SLOPE: tl.constexpr, GATE_SLOPE: tl.constexpr, OUT_ALIGN: tl.constexpr,
     FLAT: tl.constexpr, ALIGN: tl.constexpr, K_ALIGN: tl.constexpr, N_ALIGN: tl.constexpr,
     WIDE: tl.constexpr, PRECISION: tl.constexpr, DOT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -98,7 +98,7 @@ def up_tile(
             acc, image, row, column, valid, cols, n_cols,
             out, drive, out_n, out_c, out_h, out_w,
             add, add_n, add_c, add_h, add_w, closed, closed_n, closed_c, closed_h, closed_w, bias, bias_c,
-            out_height, out_width, 1, 1, False, ACT, SLOPE, GATE_SLOPE,
+            out_height, out_width, 1, 1, False, ACT, SLOPE, GATE_SLOPE, OUT_ALIGN,
         )  # fmt: skip
 
 
@@ -113,7 +113,7 @@ def conv_up(
     taps_h, taps_w, stride_h, stride_w, padding_h, padding_w,
     PARTS: tl.constexpr, POOL_H: tl.constexpr, POOL_W: tl.constexpr, MEAN: tl.constexpr,
     SOURCE_ACT: tl.constexpr, SOURCE_SLOPE: tl.constexpr, SOURCE_GATE_SLOPE: tl.constexpr,
-    ACT: tl.constexpr, SLOPE: tl.constexpr, GATE_SLOPE: tl.constexpr,
+    ACT: tl.constexpr, SLOPE: tl.constexpr, GATE_SLOPE: tl.constexpr, OUT_ALIGN: tl.constexpr,
     FLAT: tl.constexpr, ALIGN: tl.constexpr, K_ALIGN: tl.constexpr, N_ALIGN: tl.constexpr,
     WIDE: tl.constexpr, PRECISION: tl.constexpr, DOT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -131,6 +131,6 @@ def conv_up(
         partial,
         images, channels, height, width, n_cols, out_height, out_width,
         taps_h, taps_w, stride_h, stride_w, padding_h, padding_w,
-        PARTS, POOL_H, POOL_W, MEAN, SOURCE_ACT, SOURCE_SLOPE, SOURCE_GATE_SLOPE, ACT, SLOPE, GATE_SLOPE,
+        PARTS, POOL_H, POOL_W, MEAN, SOURCE_ACT, SOURCE_SLOPE, SOURCE_GATE_SLOPE, ACT, SLOPE, GATE_SLOPE, OUT_ALIGN,
         FLAT, ALIGN, K_ALIGN, N_ALIGN, WIDE, PRECISION, DOT, BLOCK_M, BLOCK_N, BLOCK_K,
     )  # fmt: skip
