@@ -130,9 +130,11 @@ class EBGAN(nn.Module):
         return images
 
     def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
-        """Images ``(count, 1, 28, 28)`` of standard normal noise drawn on the CPU."""
+        """Images ``(count, 1, 28, 28)`` of standard normal noise, drawn where the generator is: without one, on the
+        network's device."""
         like = next(self.generator.parameters())
-        images: Tensor = self(torch.randn(count, self.noise, generator=generator).to(like))
+        where = like.device if generator is None else generator.device
+        images: Tensor = self(torch.randn(count, self.noise, generator=generator, device=where).to(like))
         return images
 
     def discriminator(self) -> Iterator[nn.Parameter]:

@@ -92,8 +92,12 @@ class PartialConv2d(nn.Module):
         By a pooling, which autocast leaves alone; in half precision the sum of a window would not be exact.
         """
         dtype = torch.promote_types(self.weight.dtype, torch.float32)
-        counts = torch.tensor(self.sources, dtype=dtype, device=valid.device).reshape(1, -1, 1, 1)
-        known = (valid * (counts / sum(self.sources))).sum(1, keepdim=True)
+        # Filled on the device: numbers that came from the host would have to be waited for.
+        shares = [
+            torch.full((1, 1, 1, 1), channels / sum(self.sources), dtype=dtype, device=valid.device)
+            for channels in self.sources
+        ]
+        known = (valid * torch.cat(shares, 1)).sum(1, keepdim=True)
         return F.avg_pool2d(known, self.weight.shape[2], self.stride, self.padding)
 
     def extra_repr(self) -> str:

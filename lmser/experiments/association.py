@@ -76,7 +76,7 @@ def run(request: Request, rows: list[RowConfig] | None = None) -> Results:
     trained = train_rows(
         request,
         rows,
-        functools.partial(_job, faces=faces),
+        functools.partial(_job, faces=faces, device=request.device),
         experiment="association",
         data=faces.photographs.facts("faces"),
     )
@@ -111,11 +111,12 @@ def _load(request: Request, row: RowConfig) -> _Faces:
     return _Faces(photographs, eyes_mask(photographs.side, key))
 
 
-def _job(row: RowConfig, faces: _Faces) -> Job:
+def _job(row: RowConfig, faces: _Faces, device: str) -> Job:
     shown = block(faces.photographs.shown(_SHOWN), faces.mask)
+    mask = faces.mask.to(device) if row.objective["input"] == "blocked" else None
     return Job(
         data=faces.photographs.train,
-        loss=functools.partial(_loss, mask=faces.mask if row.objective["input"] == "blocked" else None),
+        loss=functools.partial(_loss, mask=mask),
         evaluate=functools.partial(_measure, faces=faces),
         metrics=METRICS,
         pictures=functools.partial(_complete, images=shown),

@@ -39,6 +39,11 @@ class CompletionLoss:
         self._half = 0 if steps is None else steps // 2
         self._iterations: Tensor | None = None
 
+    @property
+    def not_capturable(self) -> str | None:
+        """Why a training step cannot be recorded and replayed (`lmser.training.graphed`), or None."""
+        return None if self._later is None else "what it settles to changes after half of the steps"
+
     def __call__(
         self, model: nn.Module, images: Tensor, observed: Tensor, evidence: Tensor | None = None
     ) -> Tensor:

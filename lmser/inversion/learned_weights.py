@@ -72,13 +72,12 @@ class LearnedWeights:
         after = self._gradient(sum((w * term for w, term in zip(numbers, terms, strict=True)), terms[0] * 0))
         slopes = []
         for term, gradients in zip(terms, before, strict=True):
-            along = sum(
-                float((a.double() * b.double()).sum())
-                for a, b in zip(after, gradients, strict=True)
-                if a is not None and b is not None
-            )
-            slopes.append(-self.lr * along + (float(term) if self.explicit else 0.0))
-        (found,) = torch.autograd.grad(weights, values, torch.tensor(slopes, dtype=torch.float64))
+            along = torch.zeros((), dtype=torch.float64, device=term.device)
+            for a, b in zip(after, gradients, strict=True):
+                if a is not None and b is not None:
+                    along = along + (a.double() * b.double()).sum()
+            slopes.append(-self.lr * along + (term.detach().double() if self.explicit else 0.0))
+        (found,) = torch.autograd.grad(weights, values, torch.stack(slopes).cpu())
         highest = 1.0 if self.model.gammas is None else float("inf")
         self._values = (values.detach() - self.rate * found).clamp(0.0, highest)
         new = self.values

@@ -117,6 +117,12 @@ class SemiSupervised(nn.Module):
         self.reconstruction, self.method = reconstruction, method
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 
+    @property
+    def not_capturable(self) -> str | None:
+        """Why a training step cannot be recorded and replayed (`lmser.training.graphed`), or None."""
+        varies = any(map(callable, (self.alpha, self.beta, *(self.gammas or ()))))
+        return "its weights are functions of the step" if varies else None
+
     def forward(self, x: Tensor) -> Tensor:
         """Logits `(N, C)`."""
         logits: Tensor = self.model(x)

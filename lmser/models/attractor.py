@@ -81,6 +81,15 @@ class AttractorNetwork(Settle):
         """L, the number of hidden layers."""
         return len(self.weights)
 
+    @property
+    def not_capturable(self) -> str | None:
+        """Why a training step cannot be recorded and replayed (`lmser.training.graphed`), or None."""
+        if self.theta == 0 and self.backward == "bptt":
+            return None
+        return (
+            "how many sweeps it takes to settle is known when they are made (theta=0 makes max_steps of them)"
+        )
+
     def reset_parameters(self) -> None:
         """Draw all parameters anew by the scheme `init` (004 Appendix D), from torch's global generator."""
         check_scheme(self.init, self._fully_connected)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
+from lmser.training.beside import Beside
 from lmser.training.config import TrainConfig
 from lmser.training.distributed import rank, share
 from lmser.training.randomness import generators_kept, seed_generators
@@ -68,6 +69,7 @@ class Batches:
         self._sampler = self._new_sampler()
         self._read: Iterator[Batch] | None = None
         self._next = -1
+        self._beside = Beside(device)
         self.seconds_waiting = 0.0
 
     @property
@@ -77,15 +79,33 @@ class Batches:
 
     def take(self, step: int) -> tuple[Batch, float]:
         """This process's slice of the batch of a step, and its part of the whole batch's samples."""
-        start = perf_counter()
-        indices, weight = share(self._sampler.indices(step))
-        if isinstance(self._data, tuple):
-            found = tuple(tensor.index_select(0, indices) for tensor in self._data)
-        else:
-            found = self._from_loader(self._data, step)
-        self.seconds_waiting += perf_counter() - start
-        batch = tuple(tensor.to(self._device, non_blocking=True) for tensor in found)
-        return (batch if self._transform is None else self._transformed(batch)), weight
+        weight = 1.0
+
+        def work() -> Batch:
+            nonlocal weight
+            start = perf_counter()
+            indices, weight = share(self._sampler.indices(step))
+            if isinstance(self._data, tuple):
+                found = tuple(self._gathered(tensor, indices) for tensor in self._data)
+            else:
+                found = self._from_loader(self._data, step)
+            self.seconds_waiting += perf_counter() - start
+            batch = tuple(tensor.to(self._device, non_blocking=True) for tensor in found)
+            return batch if self._transform is None else self._transformed(batch)
+
+        return self._beside.make(work), weight
+
+    def follow(self) -> None:
+        """To be called after code that may have put data on the device that `transform` uses."""
+        self._beside.follow()
+
+    def _gathered(self, tensor: Tensor, indices: Tensor) -> Tensor:
+        indices = indices.to(tensor.device)
+        if self._device.type != "cuda" or tensor.is_cuda:
+            return tensor.index_select(0, indices)
+        # Memory that a copy to the device can be made from while the host goes on.
+        pinned = torch.empty((len(indices), *tensor.shape[1:]), dtype=tensor.dtype, pin_memory=True)
+        return torch.index_select(tensor, 0, indices, out=pinned)
 
     def _new_sampler(self) -> StepSampler:
         if self._given is not None:

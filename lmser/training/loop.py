@@ -313,6 +313,7 @@ class _Session:
             values = on_main(lambda: plain_values(evaluate(self.model)))
         self.model.train(training)
         self.do.check()
+        self.batches.follow()
         self.record.evaluated(self.step, values)
 
     # Saving.
