@@ -10,13 +10,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from lmser_kernels.gpu import interpreter
 
 
 @dataclass(frozen=True)
@@ -68,26 +69,12 @@ def launch(
         made.launches.append(Launch(kernel, grid, arguments, num_warps, num_stages))
         return
     if interpreting():
-        _let_scalars_bound_loops()
+        interpreter.correct()
         kernel[grid](**arguments)
         return
     device = next(value.device for value in arguments.values() if isinstance(value, Tensor))
     with torch.cuda.device(device):
         kernel[grid](**arguments, num_warps=num_warps, num_stages=num_stages)
-
-
-@cache
-def _let_scalars_bound_loops() -> None:
-    """Triton 3.6's interpreter keeps scalars as arrays of one value, which numpy 2.4 makes no loop's bound of."""
-    from triton.runtime import interpreter
-
-    patch: Any = interpreter._patch_lang_tensor
-
-    def patch_and_index(tensor: Any, scope: Any) -> None:
-        patch(tensor, scope)
-        scope.set_attr(tensor, "__index__", lambda scalar: int(scalar.handle.data.item()))
-
-    interpreter._patch_lang_tensor = patch_and_index
 
 
 def arch_of(tensor: Tensor) -> int:
