@@ -6,8 +6,8 @@ switch, which it reads when kernels are defined.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -42,6 +42,11 @@ class Recording:
 _recording: ContextVar[Recording | None] = ContextVar("lmser_kernels.gpu.launch.recording", default=None)
 
 
+_watcher: ContextVar[Callable[[], AbstractContextManager[None]] | None] = ContextVar(
+    "lmser_kernels.gpu.launch.watcher", default=None
+)
+
+
 @contextmanager
 def recording(arch: int) -> Iterator[Recording]:
     """Launch nothing inside, write down what would be."""
@@ -51,6 +56,21 @@ def recording(arch: int) -> Iterator[Recording]:
         yield made
     finally:
         _recording.reset(token)
+
+
+@contextmanager
+def watching(watcher: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+    """Inside, every launch is made within a `watcher()` of its own."""
+    token = _watcher.set(watcher)
+    try:
+        yield
+    finally:
+        _watcher.reset(token)
+
+
+def recording_now() -> bool:
+    """Whether launches are written down instead of made."""
+    return _recording.get() is not None
 
 
 def interpreting() -> bool:
@@ -68,12 +88,14 @@ def launch(
     if made is not None:
         made.launches.append(Launch(kernel, grid, arguments, num_warps, num_stages))
         return
+    watcher = _watcher.get()
     if interpreting():
         interpreter.correct()
-        kernel[grid](**arguments)
+        with watcher() if watcher is not None else nullcontext():
+            kernel[grid](**arguments)
         return
     device = next(value.device for value in arguments.values() if isinstance(value, Tensor))
-    with torch.cuda.device(device):
+    with torch.cuda.device(device), watcher() if watcher is not None else nullcontext():
         kernel[grid](**arguments, num_warps=num_warps, num_stages=num_stages)
 
 

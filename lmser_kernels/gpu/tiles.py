@@ -1,31 +1,65 @@
-"""The tile that a matrix-product kernel takes for a problem: (M, N) of the output, K of the sum."""
+"""The tile that a matrix-product kernel takes for a problem: (M, N) of the output, K of the sum.
+
+What was measured on this GPU by `tune` comes first, then what ships measured with this package (tiles.json), then the
+model's prediction. No call measures anything unless it was asked to.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import lru_cache
 
 import torch
-import triton
 
+from lmser_kernels.gpu import tile_table
+from lmser_kernels.gpu.launch import recording_now
+from lmser_kernels.gpu.tile_model import Problem, Tile, candidates, predicted
 
-@dataclass(frozen=True)
-class Tile:
-    """Block sizes of the output and of one step of the sum, warps of a block, stages of its load pipeline."""
+__all__ = ["Problem", "Tile", "candidates", "choose", "choosing", "forget", "predicted", "untuned"]
 
-    m: int
-    n: int
-    k: int
-    warps: int
-    stages: int
+Chooser = Callable[[Problem], Tile | None]
+_chooser: ContextVar[Chooser | None] = ContextVar("lmser_kernels.gpu.tiles.chooser", default=None)
 
 
 def choose(kernel: str, m: int, n: int, k: int, dtype: torch.dtype, precision: str, arch: int) -> Tile:
     """The tile for `(m, k) @ (k, n)` in `kernel`."""
-    wide = dtype == torch.float64 or (precision in ("ieee", "tf32x3") and dtype == torch.float32)
-    block_n = min(max(16, triton.next_power_of_2(n)), 64 if wide else 128)
-    block_m = 64 if wide or m * n < 128 * 128 * 132 else 128
-    block_m = min(block_m, max(16, triton.next_power_of_2(m)))
-    block_k = 16 if wide else 32 if dtype == torch.float32 else 64
-    block_k = min(block_k, max(16, triton.next_power_of_2(k)))
-    warps = 8 if block_m * block_n >= 128 * 128 else 4
-    return Tile(block_m, block_n, block_k, warps, 3 if not wide else 2)
+    problem = Problem(kernel, m, n, k, dtype, precision, arch)
+    chooser = _chooser.get()
+    if chooser is not None:
+        tile = chooser(problem)
+        if tile is not None:
+            return tile
+    return untuned(problem)
+
+
+def untuned(problem: Problem) -> Tile:
+    """The tile where no `choosing` decides."""
+    return _settled(problem, None if recording_now() else _device())
+
+
+def forget() -> None:
+    """Read the measured tables again when they are next asked for."""
+    tile_table.forget()
+    _settled.cache_clear()
+
+
+def _device() -> int | None:
+    """The GPU in use; None where CUDA is not in use."""
+    return torch.cuda.current_device() if torch.cuda.is_initialized() else None
+
+
+@lru_cache(maxsize=4096)
+def _settled(problem: Problem, device: int | None) -> Tile:
+    return tile_table.measured(problem, device) or predicted(problem)
+
+
+@contextmanager
+def choosing(chooser: Chooser) -> Iterator[None]:
+    """Inside, `chooser(problem)` decides, where it does not return None."""
+    token = _chooser.set(chooser)
+    try:
+        yield
+    finally:
+        _chooser.reset(token)

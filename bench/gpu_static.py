@@ -1,0 +1,267 @@
+"""``python -m bench.gpu_static [--quick] [--arch N …] [--only TEXT] [--kinds K …] [--jobs N]``: every Triton kernel, as
+the workloads launch it, compiled ahead of time for GPUs that are not here, and its binary read.
+
+What a workload launches is recorded without a GPU (`bench.gpu_record`), compiled the way Triton's JIT does it
+(`bench.gpu_compile`), and must not spill, must fit in shared memory, and must use matrix instructions where its dtype and
+precision mean them. Beside that stands what the workload costs at least on an H200. The CUDA sources are compiled by nvcc
+where that is at hand. Writes bench/results/gpu_static.md and .json unless told otherwise; exit code 1 where anything is
+wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+
+from bench.gpu_compile import Binary, Compiler
+from bench.gpu_costs import Cost
+from bench.gpu_entrants import Place, Workload
+from bench.gpu_record import record
+from bench.gpu_workloads import workloads
+from lmser._atomic import atomic_write
+from lmser_kernels.gpu.launch import Launch
+
+ARCHS = (80, 90, 100)
+KINDS = ("bf16", "fp16", "tf32", "tf32x3", "ieee", "float64")
+QUICK = ("Lmser 784-300-100-10", "layer 16→32 up, 28 px")  # the quick run's workloads, for Hopper
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass
+class Configuration:
+    """A compiled kernel: the launch that it serves first, and everything that launches it."""
+
+    arch: int
+    operator: str
+    launch: Launch
+    kinds: set[str] = field(default_factory=set)
+    served: set[str] = field(default_factory=set)
+
+    @property
+    def constants(self) -> dict[str, Any]:
+        """The compile-time constants, by name."""
+        given = self.launch.arguments
+        return {p.name: given.get(p.name, p.default) for p in self.launch.kernel.params if p.is_constexpr}
+
+
+@dataclass
+class Bound:
+    """What a workload costs at least on an H200, operator by operator; `launches` is how many kernels it takes."""
+
+    workload: str
+    kind: str
+    launches: int
+    gflop: float
+    megabytes: float
+    ms: float
+
+
+@dataclass
+class Survey:
+    """Every distinct kernel of some workloads."""
+
+    configurations: dict[Any, Configuration] = field(default_factory=dict)
+    bounds: list[Bound] = field(default_factory=list)
+    without_kernel: set[str] = field(default_factory=set)
+
+
+def survey(chosen: Sequence[Workload], archs: Sequence[int], kinds: Sequence[str] | None = None) -> Survey:
+    """Record what the workloads launch, each in its own kinds or in `kinds`."""
+    found = Survey()
+    for arch in archs:
+        compiler = Compiler(arch)
+        for work in chosen:
+            for kind in work.kinds if kinds is None else kinds:
+                place = Place("cpu", kind)
+                made = record(lambda work=work, place=place: work.ours.make(place)(), arch, place.products)  # type: ignore[misc]
+                found.without_kernel |= made.without_kernel
+                for operator, launch in made.launches:
+                    key = (arch, *compiler.key(launch))
+                    entry = found.configurations.setdefault(key, Configuration(arch, operator, launch))
+                    entry.kinds.add(kind)
+                    entry.served.add(work.name)
+                if arch == archs[0]:
+                    found.bounds.append(_bound(work, kind, made.costs, len(made.launches)))
+    return found
+
+
+def _bound(work: Workload, kind: str, costs: Iterable[Cost], launches: int) -> Bound:
+    costs = list(costs)
+    return Bound(
+        work.name,
+        kind,
+        launches,
+        sum(c.flops for c in costs) / 1e9,
+        sum(c.bytes for c in costs) / 1e6,
+        1e3 * sum(c.seconds(kind) for c in costs),
+    )
+
+
+def read(entry: Configuration) -> Binary | str:
+    """The binary of a configuration, or why there is none."""
+    try:
+        return Compiler(entry.arch).read(entry.launch)
+    except Exception as problem:  # whatever the compiler raises, the others are still read
+        return f"{type(problem).__name__}: {problem}".strip().splitlines()[0]
+
+
+_entries: list[Configuration] = []
+
+
+def _read(place: int) -> Binary | str:
+    return read(_entries[place])
+
+
+def read_all(
+    entries: Sequence[Configuration], jobs: int, say: Callable[[int], None] = lambda done: None
+) -> list[Binary | str]:
+    """`read` of each, in `jobs` processes. They inherit the launches: nothing of a kernel can be sent."""
+    if jobs == 1:
+        found = []
+        for entry in entries:
+            found.append(read(entry))
+            say(len(found))
+        return found
+    _entries[:] = entries
+    with multiprocessing.get_context("fork").Pool(jobs) as pool:
+        found = []
+        for binary in pool.imap(_read, range(len(entries))):
+            found.append(binary)
+            say(len(found))
+        return found
+
+
+def problems(entries: Sequence[Configuration], binaries: Sequence[Binary | str]) -> list[str]:
+    """What is wrong, a line each."""
+    lines = []
+    for entry, binary in zip(entries, binaries, strict=True):
+        wrong = [f"not compiled: {binary}"] if isinstance(binary, str) else binary.problems()
+        lines += [f"{title(entry)}, sm_{entry.arch}: {line}" for line in wrong]
+    return lines
+
+
+def title(entry: Configuration) -> str:
+    """The kernel with what tells its configurations apart."""
+    constants = ", ".join(f"{name}={value}" for name, value in entry.constants.items())
+    launch = entry.launch
+    how = f"{'/'.join(sorted(entry.kinds))}, {launch.num_warps} warps, {launch.num_stages} stages"
+    return f"{launch.kernel.__name__}[{constants}] ({how})"
+
+
+def as_json(found: Survey, binaries: Sequence[Binary | str], cuda: Sequence[Any]) -> dict[str, Any]:
+    """Everything, for a machine."""
+    rows = []
+    for entry, binary in zip(found.configurations.values(), binaries, strict=True):
+        rows.append(
+            {
+                "kernel": entry.launch.kernel.__name__,
+                "operator": entry.operator,
+                "arch": entry.arch,
+                "kinds": sorted(entry.kinds),
+                "constants": {name: str(value) for name, value in entry.constants.items()},
+                "warps": entry.launch.num_warps,
+                "stages": entry.launch.num_stages,
+                "serves": sorted(entry.served),
+                "binary": {"problem": binary} if isinstance(binary, str) else asdict(binary),
+            }
+        )
+    return {
+        "triton": triton.__version__,
+        "torch": torch.__version__,
+        "kernels": rows,
+        "bounds": [asdict(b) for b in found.bounds],
+        "without_kernel": sorted(found.without_kernel),
+        "cuda": list(cuda),
+        "problems": problems(list(found.configurations.values()), binaries),
+    }
+
+
+def cuda_sources() -> list[dict[str, Any]]:
+    """Registers, spills and shared memory of every kernel in csrc/cuda, where nvcc is there."""
+    try:
+        from bench.ptxas import compiled
+    except ImportError:
+        return []
+    rows: list[dict[str, Any]] = compiled()
+    return rows
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Survey, compile, read, write."""
+    from bench.gpu_static_report import markdown
+
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu_static", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a small network and a layer, for Hopper alone")
+    parser.add_argument("--only", default="", help="workloads whose name contains this")
+    parser.add_argument("--arch", type=int, nargs="+", choices=ARCHS, help="default: all, quick: 90")
+    parser.add_argument(
+        "--kinds", nargs="+", choices=KINDS, help="default: every kind of networks, bf16 and tf32 of layers"
+    )
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--out", type=Path, help="stem of the files; default: bench/results/gpu_static")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    chosen = [w for w in workloads() if options.only in w.name]
+    if options.quick:
+        chosen = [w for w in chosen if w.name.startswith(QUICK)]
+    if not chosen:
+        parser.error(f"no workload is called anything with {options.only!r}")
+    archs = options.arch or ((90,) if options.quick else ARCHS)
+    found = Survey()
+    if options.kinds or options.quick:
+        found = survey(chosen, archs, options.kinds)
+    else:
+        for part, kinds in (
+            ([w for w in chosen if not _single(w)], KINDS),
+            ([w for w in chosen if _single(w)], None),
+        ):
+            more = survey(part, archs, kinds)
+            for key, entry in more.configurations.items():
+                mine = found.configurations.setdefault(key, entry)
+                mine.kinds |= entry.kinds
+                mine.served |= entry.served
+            found.bounds += more.bounds
+            found.without_kernel |= more.without_kernel
+    entries = list(found.configurations.values())
+    print(f"{len(entries)} kernels for {', '.join(f'sm_{a}' for a in archs)}", flush=True)
+
+    def say(done: int) -> None:
+        if done % 50 == 0:
+            print(f"{done} of {len(entries)}", flush=True)
+
+    binaries = read_all(entries, options.jobs, say)
+    cuda = [] if options.quick or options.only else cuda_sources()
+    result = as_json(found, binaries, cuda)
+    wrong = [
+        *result["problems"],
+        *(f"{row['kernel']}: {row['problem']}" for row in cuda if row.get("problem")),
+    ]
+    wrong += [f"{name} has no Triton kernel" for name in result["without_kernel"]]
+    if options.out or not (options.quick or options.only or options.kinds or options.arch):
+        stem = options.out or RESULTS / "gpu_static"
+        with atomic_write(stem.with_suffix(".json"), "w") as file:
+            json.dump(result, file, indent=1, ensure_ascii=False)
+        with atomic_write(stem.with_suffix(".md"), "w") as file:
+            file.write(markdown(result))
+    for line in wrong:
+        print(line)
+    print(f"{len(wrong)} problems" if wrong else "nothing wrong")
+    return bool(wrong)
+
+
+def _single(work: Workload) -> bool:
+    return work.name.startswith(("layer", "neuron", "add_act"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
