@@ -102,9 +102,9 @@ def _device(_context: click.Context, _parameter: click.Parameter, name: str) -> 
     if device.type not in ("cpu", "cuda"):
         raise click.BadParameter(f"{name!r} is not supported, cpu and cuda are")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise click.BadParameter(
-            f"{name!r} is not there: torch sees {torch.cuda.device_count()} CUDA devices"
-        )
+        from lmser_kernels.chips import why_no
+
+        raise click.BadParameter(f"{name!r} is not there: {why_no(device)}")
     return name
 
 

@@ -1,5 +1,8 @@
 """`python -m lmser_kernels.doctor`: what is installed, which paths run here, and the measured peaks.
 
+With ``--device cuda`` about the GPU too: what it is, what its data sheet says, and with ``--measure`` its rates of
+copies and matrix products, measured for a second or two.
+
 Answers in one screen why a call takes the path that it takes. Exit status 0 whether or not the compiled
 library is there: a platform without it is supported, and the first line of the report says so.
 """
@@ -10,12 +13,12 @@ import argparse
 import json
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
-from lmser_kernels import _library, dispatch
+from lmser_kernels import _library, chips, dispatch
 
 OPERATIONS = (
     "conv2d_add_act",
@@ -29,8 +32,16 @@ OPERATIONS = (
 )
 
 
-def examine(seconds: float = 0.2) -> dict[str, Any]:
-    """The report as plain data; with the library loaded, each peak is measured for `seconds`."""
+def examine(
+    seconds: float = 0.2, device: torch.device | None = None, *, measure: bool = False
+) -> dict[str, Any]:
+    """The report as plain data; with the library loaded, each peak is measured for `seconds`.
+
+    device: a CUDA device to report on; by default torch's current one, where there is one
+    measure: whether its rates are measured too, each for `seconds`
+    """
+    if device is None and torch.cuda.is_available():
+        device = torch.device("cuda", torch.cuda.current_device())
     report: dict[str, Any] = {
         "library": {"loaded": _library.available, "reason": _library.error},
         "versions": {
@@ -42,6 +53,10 @@ def examine(seconds: float = 0.2) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "paths": {name: _paths(name) for name in OPERATIONS},
     }
+    if _library.available:
+        report["triton"] = {"loaded": _library.triton_error is None, "reason": _library.triton_error}
+    if device is not None and device.type == "cuda":
+        report["gpu"] = _gpu(device, seconds, measure)
     library = _library.module
     if library is not None:
         threads = torch.get_num_threads()
@@ -54,6 +69,18 @@ def examine(seconds: float = 0.2) -> dict[str, Any]:
                 str(n): library.measure_copy_bandwidth(seconds, n) for n in sorted({1, threads})
             },
         }
+    return report
+
+
+def _gpu(device: torch.device, seconds: float, measure: bool) -> dict[str, Any]:
+    """Of one CUDA device: facts, the data sheet's rates where its kind is known, measured rates where asked for."""
+    report = chips.facts(device)
+    report["device"] = str(device)
+    kind = chips.chip_of(device)
+    if kind is not None:
+        report["data_sheet"] = {"tflops": dict(kind.tflops), "copy_gbs": kind.gbs}
+    if measure:
+        report["measured"] = chips.measure(device, seconds)
     return report
 
 
@@ -88,6 +115,10 @@ def render(report: dict[str, Any]) -> str:
         for key, value in report.get(title, {}).items():
             shown = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
             lines.append(f"{title + ' ' + key.replace('_', ' '):<18} {shown}")
+    triton = report.get("triton")
+    if triton is not None and not triton["loaded"]:
+        lines.append(f"Triton kernels     none: {triton['reason']}")
+    lines += _gpu_lines(report["gpu"]) if "gpu" in report else []
     measured = report.get("measured")
     if measured:
         for name, unit, key in (
@@ -103,6 +134,39 @@ def render(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _gpu_lines(gpu: Mapping[str, Any]) -> list[str]:
+    driver = gpu["driver"] or "unknown"
+    lines = [
+        f"GPU                {gpu['name']} ({gpu['device']}), capability {gpu['capability']}, "
+        f"{gpu['multiprocessors']} multiprocessors, {gpu['memory_gib']} GiB, driver {driver}"
+    ]
+    sheet = gpu.get("data_sheet")
+    if sheet is None:
+        lines.append("GPU data sheet     none in the table of lmser_kernels.chips")
+    else:
+        rates = ", ".join(f"{name} {rate:g}" for name, rate in sheet["tflops"].items())
+        lines.append(f"GPU data sheet     {rates} TFLOP/s, copy {sheet['copy_gbs']:g} GB/s")
+    measured = dict(gpu.get("measured", {}))
+    if measured:
+        copy = measured.pop("copy_gbs")
+        rates = ", ".join(f"{n.removesuffix('_gflops')} {rate / 1e3:.1f}" for n, rate in measured.items())
+        lines.append(f"GPU measured now   {rates} TFLOP/s, copy {copy:.0f} GB/s")
+    return lines
+
+
+def _device(name: str) -> torch.device:
+    """The CUDA device called so; ValueError in one sentence where there is none."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"--device: {name!r} is not a device; cpu, cuda or cuda:1 are") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"--device: {name!r} is not supported, cpu and cuda are")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"--device: {name!r} is not there: {chips.why_no(device)}")
+    return device
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m lmser_kernels.doctor", description=__doc__.splitlines()[0]
@@ -111,10 +175,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--seconds", type=float, default=0.2, help="how long each peak is measured (default 0.2)"
     )
+    parser.add_argument(
+        "--device", help="cpu, or a GPU to report on (default: the current one, if there is one)"
+    )
+    parser.add_argument("--measure", action="store_true", help="measure the GPU's rates too")
     options = parser.parse_args(argv)
     if not options.seconds > 0:
         parser.error(f"--seconds must be positive; got {options.seconds}")
-    report = examine(options.seconds)
+    try:
+        device = None if options.device is None else _device(options.device)
+    except ValueError as error:
+        parser.error(str(error))
+    if options.measure and not (device.type == "cuda" if device is not None else torch.cuda.is_available()):
+        parser.error(f"--measure: expected a GPU to measure: {chips.why_no(torch.device('cuda'))}")
+    report = examine(options.seconds, device, measure=options.measure)
     print(json.dumps(report, indent=2) if options.json else render(report))
     return 0
 

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 
 from lmser.cli import main
@@ -159,6 +160,20 @@ def test_seeds_are_checked(seeds: str) -> None:
 @pytest.mark.parametrize("device", ["gpu", "meta", "cuda:99"])
 def test_devices_are_checked(device: str) -> None:
     assert repr(device) in refused(lmser("demo", "--device", device))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("command", [("demo",), ("run", "mnist-reconstruction")])
+def test_a_gpu_that_is_not_there_is_told_in_one_sentence(command: tuple[str, ...]) -> None:
+    message = refused(lmser(*command, "--device", "cuda"))
+    assert "'cuda' is not there: " in message
+
+
+def test_graphs_are_for_gpus(asked: list[Request], tmp_path: Path) -> None:
+    words = ("run", "mnist-reconstruction", "--data", str(tmp_path), "--out", str(tmp_path / "out"))
+    assert "--cuda-graph: expected --device cuda" in refused(lmser(*words, "--cuda-graph"))
+    assert lmser(*words, "--no-cuda-graph").exit_code == 0
+    assert asked[0].training == {"cuda_graph": False}
 
 
 def test_an_experiment_without_data_needs_no_folder(

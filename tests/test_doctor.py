@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from lmser_kernels import _library, doctor
+from lmser_kernels import _library, chips, doctor
 
 
 def test_without_the_library_says_so_in_one_line(monkeypatch, capsys):
@@ -58,3 +58,64 @@ def test_runs_as_a_module():
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("compiled library")
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("words", [["--device", "cuda:99"], ["--device", "gpu"], ["--device", "meta"]])
+def test_device_that_is_not_there_is_told_in_one_sentence(words, capsys):
+    with pytest.raises(SystemExit):
+        doctor.main(words)
+    *_, said = capsys.readouterr().err.splitlines()
+    assert f"--device: {words[1]!r} is " in said
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_nothing_is_measured(capsys):
+    with pytest.raises(SystemExit):
+        doctor.main(["--measure"])
+    assert "--measure: expected a GPU to measure: " in capsys.readouterr().err
+    assert "gpu" not in doctor.examine(0.02)
+
+
+def test_gpu_is_described(monkeypatch):
+    stated = {
+        "name": "NVIDIA H200",
+        "capability": "9.0",
+        "memory_gib": 139.8,
+        "multiprocessors": 132,
+        "driver": None,
+    }
+    rates = {"copy_gbs": 4300.0, "bfloat16_gflops": 790e3, "tf32_gflops": 400e3, "float32_gflops": 60e3}
+    monkeypatch.setattr(chips, "facts", lambda device: dict(stated))
+    monkeypatch.setattr(chips, "chip_of", lambda device: chips.chip_named("NVIDIA H200"))
+    monkeypatch.setattr(chips, "measure", lambda device, seconds: rates)
+    report = doctor.examine(0.02, torch.device("cuda", 0), measure=True)
+    text = doctor.render(report)
+    assert "NVIDIA H200 (cuda:0), capability 9.0, 132 multiprocessors, 139.8 GiB, driver unknown" in text
+    assert "bfloat16 989, tf32 494, float32 67, float64 67 TFLOP/s, copy 4800 GB/s" in text
+    assert "bfloat16 790.0, tf32 400.0, float32 60.0 TFLOP/s, copy 4300 GB/s" in text
+    json.dumps(report)
+
+
+@pytest.mark.parametrize(
+    ("name", "arch", "gbs"),
+    [
+        ("NVIDIA H200", 90, 4800),
+        ("NVIDIA H100 80GB HBM3", 90, 3350),
+        ("NVIDIA H100 PCIe", 90, 2000),
+        ("NVIDIA A100-SXM4-80GB", 80, 2039),
+        ("NVIDIA A100-SXM4-40GB", 80, 1555),
+        ("NVIDIA B200", 100, 8000),
+    ],
+)
+def test_chips_are_found_by_the_name_that_torch_gives(name, arch, gbs):
+    found = chips.chip_named(name)
+    assert found is not None
+    assert (found.arch, found.gbs) == (arch, gbs)
+    rate = found.gflops
+    assert rate(torch.float16) == rate(torch.bfloat16) > rate(torch.float32, "tf32")
+    assert rate(torch.float32, "tf32") == pytest.approx(3 * rate(torch.float32, "tf32x3"))
+    assert rate(torch.float32, "tf32x3") > rate(torch.float32) >= rate(torch.float64)
+
+
+def test_unknown_chips_have_no_rates():
+    assert chips.chip_named("Some other accelerator") is None

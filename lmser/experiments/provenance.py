@@ -23,7 +23,7 @@ def machine(device: torch.device | str = "cpu") -> dict[str, str]:
         else str(chosen),
         "processor": _processor(),
         "threads": str(torch.get_num_threads()),
-        "kernels": "compiled" if _library.available else f"reference ({_library.error})",
+        "kernels": _kernels(chosen),
         "torch": torch.__version__,
         "numpy": _version("numpy"),
         "lmser": _version("lmser"),
@@ -34,6 +34,14 @@ def machine(device: torch.device | str = "cpu") -> dict[str, str]:
     if revision is not None:
         facts["commit"] = revision
     return facts
+
+
+def _kernels(device: torch.device) -> str:
+    if not _library.available:
+        return f"reference ({_library.error})"
+    if device.type != "cuda":
+        return "compiled"
+    return "Triton" if _library.triton_error is None else f"compiled ({_library.triton_error})"
 
 
 def commit() -> str | None:
