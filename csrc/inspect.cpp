@@ -13,6 +13,7 @@
 
 #include "cpu/engine.h"
 #include "cpu/output_store.h"
+#include "cuda/settle_plan.h"
 
 namespace py = pybind11;
 
@@ -207,6 +208,25 @@ py::dict plan(const std::string& op, const std::string& dtype, Four shape, Four 
   return d;
 }
 
+SettlePlan settle_plan_for(std::vector<std::int64_t> sizes, std::int64_t samples, int itemsize, bool up_down,
+                           bool together, std::int64_t shared_bytes, std::vector<std::int64_t> clusters) {
+  if (itemsize != 4 && itemsize != 8)
+    throw py::value_error("itemsize is " + std::to_string(itemsize) + "; expected 4 or 8");
+  if (clusters.empty() || clusters.size() > 4)
+    throw py::value_error(
+        "clusters has " + std::to_string(clusters.size()) +
+        " values; expected how many of 1, 2, 4 and 8 blocks run at the same time, the first at least");
+  return settle_plan({std::move(sizes), samples, itemsize, up_down, together}, {shared_bytes, std::move(clusters)});
+}
+
+py::dict describe(const SettlePlan& p) {
+  py::dict d;
+  d["fits"] = p.fits, d["cluster"] = p.cluster, d["samples_per_cluster"] = p.group, d["samples_per_warp"] = p.tile;
+  d["clusters"] = p.groups, d["shared_bytes"] = p.shared_bytes;
+  d["resident_weight_bytes"] = p.resident_bytes, d["streamed_weight_bytes"] = p.streamed_bytes;
+  return d;
+}
+
 }  // namespace
 }  // namespace lmser
 
@@ -224,4 +244,24 @@ PYBIND11_MODULE(_C, m) {
         "Bytes read plus bytes written by copies of 64 MiB a thread, GB/s, best of short rounds.");
   m.def("plan", &lmser::plan, py::arg("op"), py::arg("dtype"), py::arg("shape"), py::arg("weight"), py::arg("stride"),
         py::arg("padding"), py::arg("pool"), py::arg("output_size"), py::arg("channels_last"), py::arg("threads"));
+  m.def(
+      "settle_persistent_plan",
+      [](std::vector<std::int64_t> sizes, std::int64_t samples, int itemsize, bool up_down, bool together,
+         std::int64_t shared_bytes, std::vector<std::int64_t> clusters) {
+        return lmser::describe(
+            lmser::settle_plan_for(std::move(sizes), samples, itemsize, up_down, together, shared_bytes, clusters));
+      },
+      py::arg("sizes"), py::arg("samples"), py::arg("itemsize"), py::arg("up_down"), py::arg("together"),
+      py::arg("shared_bytes"), py::arg("clusters"),
+      "How a whole solve of a fully connected network is laid onto a GPU whose blocks have `shared_bytes` of shared "
+      "memory and that runs clusters[i] clusters of 2**i blocks at the same time. `together`: one stop for the batch.");
+  m.def(
+      "settle_persistent_fits",
+      [](std::vector<std::int64_t> sizes, std::int64_t samples, int itemsize, bool up_down, bool together,
+         std::int64_t shared_bytes, std::vector<std::int64_t> clusters) {
+        return lmser::settle_plan_for(std::move(sizes), samples, itemsize, up_down, together, shared_bytes, clusters)
+            .fits;
+      },
+      py::arg("sizes"), py::arg("samples"), py::arg("itemsize"), py::arg("up_down"), py::arg("together"),
+      py::arg("shared_bytes"), py::arg("clusters"), "Whether settle_persistent_plan finds a layout.");
 }

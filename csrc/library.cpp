@@ -59,4 +59,15 @@ STABLE_TORCH_LIBRARY(lmser, m) {
       "reverse_weights, Tensor? evidence, Tensor? hold, bool external, Tensor readout, SymInt[] pools, SymInt[] "
       "padding, str activation, float slope, str order, float theta, SymInt max_steps, bool[] needs) -> (Tensor[], "
       "Tensor, Tensor)");
+  // Fully connected networks on the GPU, a whole solve in one launch (csrc/cuda/settle.cu).
+  m.def(
+      "settle_persistent(Tensor[] states, Tensor[] weights, Tensor[] reverse_weights, Tensor[] biases, Tensor? "
+      "evidence, "
+      "Tensor? hold, Tensor? external, str activation, float slope, str order, float theta, SymInt max_steps, bool "
+      "per_sample, bool keep, bool half, bool readouts) -> (Tensor[], Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "settle_adjoint_persistent(Tensor[] grad_states, Tensor grad_readout, Tensor[] states, Tensor[] weights, "
+      "Tensor[] "
+      "reverse_weights, Tensor? hold, Tensor readout, str activation, float slope, str order, float theta, SymInt "
+      "max_steps) -> (Tensor[], Tensor, Tensor, Tensor)");
 }

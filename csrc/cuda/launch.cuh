@@ -6,6 +6,7 @@
 #include <cuda_runtime.h>
 
 #include "../tensor.h"
+#include "device.cuh"
 
 // The current stream belongs to the CUDA build of torch. Weak, so that the library also loads where there is none.
 extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index,
@@ -31,31 +32,6 @@ struct OnDevice {
     cudaSetDevice(t.get_device_index());
   }
   ~OnDevice() { cudaSetDevice(before); }
-};
-
-template <class F>
-void with_activation(Activation a, F&& f) {
-  switch (a) {
-    case Activation::identity:
-      return f.template operator()<Activation::identity>();
-    case Activation::relu:
-      return f.template operator()<Activation::relu>();
-    case Activation::leaky_relu:
-      return f.template operator()<Activation::leaky_relu>();
-    case Activation::sigmoid:
-      return f.template operator()<Activation::sigmoid>();
-    case Activation::tanh:
-      return f.template operator()<Activation::tanh>();
-    case Activation::leaky_sigmoid:
-      return f.template operator()<Activation::leaky_sigmoid>();
-  }
-}
-
-template <class T>
-struct DeviceMath {
-  static __device__ T splat(T x) { return x; }
-  static __device__ T sigmoid(T z) { return T(1) / (T(1) + exp(-z)); }
-  static __device__ T tanh(T z) { return ::tanh(z); }
 };
 
 template <class T>

@@ -1,0 +1,343 @@
+// Settling of fully connected networks in one launch: the whole solve, and the adjoint of a fixed point.
+//
+// Layers are (N, C, 1, 1), weights (C_above, C_below, 1, 1), float32 or float64. `lmser::settle_persistent` returns
+// what `lmser::settle` does. Its number of sweeps stays on the device; where readouts or states of every sweep are
+// returned and a threshold may end the solve early, it is read once, after the launch.
+#include <array>
+#include <mutex>
+
+#include "launch.cuh"
+#include "settle_kernel.cuh"
+
+namespace lmser {
+namespace {
+
+using Tensors = std::vector<Tensor>;
+using Maybe = std::optional<Tensor>;
+using Sizes = torch::headeronly::IntHeaderOnlyArrayRef;
+
+void check(cudaError_t error, const char* what) {
+  STD_TORCH_CHECK(error == cudaSuccess, "settle_persistent: ", what, ": ", cudaGetErrorString(error));
+}
+
+template <class T>
+using Kernel = void (*)(SettleArguments<T>);
+template <class T>
+Kernel<T> kernel_of(int tile) {
+  switch (tile) {
+    case 1:
+      return settle_kernel<T, 1>;
+    case 2:
+      return settle_kernel<T, 2>;
+    case 4:
+      return settle_kernel<T, 4>;
+    default:
+      if constexpr (sizeof(T) == 4) return settle_kernel<T, 8>;
+      STD_TORCH_CHECK(false, "settle_persistent: no kernel for tiles of ", tile, " samples");
+  }
+}
+
+template <class T>
+cudaError_t launch(int tile, const SettlePlan& plan, bool together, cudaStream_t stream, const SettleArguments<T>& a) {
+  cudaLaunchAttribute attributes[2];
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(unsigned(plan.groups * plan.cluster)), config.blockDim = dim3(kSettleThreads);
+  config.dynamicSmemBytes = std::size_t(plan.shared_bytes), config.stream = stream, config.attrs = attributes;
+  if (plan.cluster > 1) {
+    attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
+    attributes[config.numAttrs++].val.clusterDim = {unsigned(plan.cluster), 1, 1};
+  }
+  if (together) {  // refused, not stuck, where the groups cannot run at the same time
+    attributes[config.numAttrs].id = cudaLaunchAttributeCooperative;
+    attributes[config.numAttrs++].val.cooperative = 1;
+  }
+  return cudaLaunchKernelEx(&config, kernel_of<T>(tile), a);
+}
+
+// What this device offers the kernels for T; asked once.
+template <class T>
+SettleDevice device_of(int index) {
+  constexpr int kDevices = 64;
+  static std::mutex mutex;
+  static std::array<SettleDevice, kDevices> known;
+  STD_TORCH_CHECK(index >= 0 && index < kDevices, "settle_persistent: device ", index, " is beyond the last, ",
+                  kDevices - 1);
+  const std::lock_guard<std::mutex> lock(mutex);
+  SettleDevice& d = known[index];
+  if (!d.clusters.empty()) return d;
+  int shared = 0, processors = 0, major = 0;
+  check(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, index), "shared memory");
+  check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, index), "multiprocessors");
+  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index), "compute capability");
+  for (const int tile : {1, 2, 4, 8})
+    if (tile < 8 || sizeof(T) == 4)
+      check(cudaFuncSetAttribute(kernel_of<T>(tile), cudaFuncAttributeMaxDynamicSharedMemorySize, shared),
+            "shared memory");
+  SettleDevice found{shared, {processors}};
+  for (unsigned blocks = 2; major >= 9 && blocks <= 8; blocks *= 2) {
+    cudaLaunchAttribute attribute;
+    attribute.id = cudaLaunchAttributeClusterDimension, attribute.val.clusterDim = {blocks, 1, 1};
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(blocks), config.blockDim = dim3(kSettleThreads);
+    config.dynamicSmemBytes = std::size_t(shared), config.attrs = &attribute, config.numAttrs = 1;
+    int clusters = 0;
+    check(cudaOccupancyMaxActiveClusters(&clusters, kernel_of<T>(4), &config), "clusters at a time");
+    found.clusters.push_back(clusters);
+  }
+  return d = found;
+}
+
+template <class T>
+Strided<T> strided(const Tensor& t, const char* name, const Tensor& first, std::int64_t n, std::int64_t c) {
+  check_like(t, name, first, "states[0]");
+  const View v = view_of(t, name);
+  STD_TORCH_CHECK(v.n == n && v.c == c && v.h == 1 && v.w == 1, name, " has shape ", shape_text(t), "; expected (", n,
+                  ", ", c, ", 1, 1)");
+  return {static_cast<const T*>(v.data), v.sn, v.sc};
+}
+template <class T>
+Strided<T> maybe(const Maybe& t, const char* name, const Tensor& first, std::int64_t n, std::int64_t c) {
+  return t ? strided<T>(*t, name, first, n, c) : Strided<T>{};
+}
+// Nothing where the tensor is empty.
+template <class T>
+Strided<T> given(const Tensor& t, const char* name, const Tensor& first, std::int64_t n, std::int64_t c) {
+  return t.numel() ? strided<T>(t, name, first, n, c) : Strided<T>{};
+}
+
+Tensor empty_of(const Tensor& like, const std::vector<std::int64_t>& size, ScalarType dtype) {
+  return torch::stable::empty(Sizes(size.data(), size.size()), dtype, std::nullopt, like.device());
+}
+// (sweeps, N, C, 1, 1) as the CPU's: channels-last.
+Tensor empty_readouts(const Tensor& like, std::int64_t sweeps, std::int64_t n, std::int64_t c) {
+  return torch::stable::transpose(empty_of(like, {sweeps, n, 1, 1, c}, like.scalar_type()), 2, 4);
+}
+
+SettleShape shape_of(const Tensors& states, const Tensors& weights, const Tensors& reverse, bool up_down,
+                     bool together) {
+  STD_TORCH_CHECK(!weights.empty() && states.size() == weights.size() + 1,
+                  "settle_persistent: expected one state more than weights, got ", states.size(), " and ",
+                  weights.size());
+  STD_TORCH_CHECK(reverse.empty() || reverse.size() == weights.size(), "reverse_weights: expected ", weights.size(),
+                  " or none, got ", reverse.size());
+  const DType dtype = dtype_of(states[0], "states[0]");
+  STD_TORCH_CHECK(dtype == DType::f32 || dtype == DType::f64, "states must be float32 or float64");
+  SettleShape s;
+  for (const Tensor& t : states) s.sizes.push_back(view_of(t, "states").c);
+  s.samples = states[0].size(0), s.itemsize = int(states[0].element_size());
+  s.up_down = up_down, s.together = together;
+  return s;
+}
+
+// A solve on its way to the device.
+template <class T>
+struct Solve {
+  const Tensor& like;
+  SettleShape shape;
+  cudaStream_t stream;
+  SettlePlan plan;
+  SettleArguments<T> a;
+  Tensor packed, meetings;
+
+  Solve(const Tensors& states, const SettleShape& s, bool keep)
+      : like(states[0]),
+        shape(s),
+        stream(stream_of(like)),
+        plan(settle_plan(s, device_of<T>(like.get_device_index()))) {
+    STD_TORCH_CHECK(plan.fits, "settle_persistent: ", s.samples, " samples of ", s.sizes.size(),
+                    " layers do not fit on this device at once; settle_persistent_fits tells beforehand");
+    a = settle_arguments<T>(s, plan, keep);
+  }
+
+  // Tensors (N, C, 1, 1) that the states end in.
+  Tensors results() {
+    Tensors out;
+    for (int l = 0; l < a.layers; ++l) {
+      out.push_back(empty_4d(like, true, shape.samples, shape.sizes[l], 1, 1));
+      a.layer[l].result = static_cast<T*>(out[l].data_ptr());
+    }
+    return out;
+  }
+
+  void pack(const Tensors& up, const Tensors& down) {
+    std::vector<Strided<T>> u, d;
+    for (int e = 0; e + 1 < a.layers; ++e) {
+      u.push_back(strided<T>(up[e], "weights", like, shape.sizes[e + 1], shape.sizes[e]));
+      d.push_back(strided<T>(down[e], "weights", like, shape.sizes[e + 1], shape.sizes[e]));
+    }
+    packed = empty_1d(like, settle_packed_values(shape.sizes));
+    const SettlePacking<T> p = settle_packing(a, u.data(), d.data(), static_cast<T*>(packed.data_ptr()));
+    settle_pack_kernel<T><<<dim3(64, unsigned(p.count)), 256, 0, stream>>>(p);
+    check_launch("settle_persistent, weights");
+  }
+
+  void run(const Tensor& steps, const Tensor& change) {
+    a.steps = static_cast<std::int64_t*>(steps.data_ptr()), a.change = static_cast<T*>(change.data_ptr());
+    check(cudaMemsetAsync(a.change, 0, sizeof(T) * change.numel(), stream), "zeros");
+    if (shape.together) {
+      const std::int64_t bytes = std::int64_t(sizeof(SettleMeeting)) * a.max_steps;
+      meetings = empty_of(like, {bytes / 8}, ScalarType::Long);
+      a.meetings = static_cast<SettleMeeting*>(meetings.data_ptr());
+      check(cudaMemsetAsync(a.meetings, 0, std::size_t(bytes), stream), "zeros");
+    }
+    check(launch<T>(plan.tile, plan, shape.together, stream, a), "launch");
+  }
+};
+
+// The largest count of sweeps; waits for the solve.
+std::int64_t sweeps_made(const Tensor& steps, cudaStream_t stream) {
+  std::vector<std::int64_t> made(std::size_t(steps.numel()));
+  check(cudaMemcpyAsync(made.data(), steps.data_ptr(), made.size() * 8, cudaMemcpyDeviceToHost, stream), "steps");
+  check(cudaStreamSynchronize(stream), "steps");
+  return *std::max_element(made.begin(), made.end());
+}
+
+struct How {
+  Activation activation;
+  double slope, theta;
+  std::int64_t max_steps;
+  bool up_down, per_sample, keep, half, every;
+};
+
+bool up_down_of(const std::string& order) {
+  STD_TORCH_CHECK(order == "up_down" || order == "odd_even", "order is '", order, "'; expected up_down or odd_even");
+  return order == "up_down";
+}
+
+using Found = std::tuple<Tensors, Tensor, Tensor, Tensor, Tensor>;
+
+// No sample, no launch: nothing moves, so that the first sweep ends a solve that may end early.
+Found settle_nothing(const Tensors& states, const How& how) {
+  const Tensor& like = states[0];
+  Tensors out;
+  for (const Tensor& s : states) out.push_back(empty_4d(like, true, 0, s.size(1), 1, 1));
+  const std::int64_t sweeps = how.theta > 0 || how.per_sample ? 1 : how.max_steps;
+  std::vector<std::int64_t> size;
+  if (how.per_sample) size.push_back(0);
+  Tensor steps = empty_of(like, size, ScalarType::Long), change = empty_of(like, size, like.scalar_type());
+  torch::stable::fill_(steps, double(sweeps)), torch::stable::zero_(change);
+  return {std::move(out), empty_readouts(like, how.every ? sweeps : 1, 0, states[0].size(1)),
+          empty_of(like, {0}, how.keep && how.half ? ScalarType::BFloat16 : like.scalar_type()), steps, change};
+}
+
+template <class T>
+Found settle_as(const SettleShape& shape, const Tensors& states, const Tensors& weights, const Tensors& reverse,
+                const Tensors& biases, const Maybe& evidence, const Maybe& hold, const Maybe& external,
+                const How& how) {
+  Solve<T> solve(states, shape, how.keep);
+  SettleArguments<T>& a = solve.a;
+  const Tensor& like = states[0];
+  const std::int64_t n = shape.samples, visible = shape.sizes[0];
+  for (int l = 0; l < a.layers; ++l) {
+    a.layer[l].start = strided<T>(states[l], "states", like, n, shape.sizes[l]);
+    if (biases[l].numel() == 0) continue;
+    const View b = bias_view(biases[l], like, "states[0]", shape.sizes[l]);
+    a.layer[l].bias = {static_cast<const T*>(b.data), 0, b.sc};
+  }
+  a.activation = how.activation, a.slope = T(how.slope), a.theta = how.theta, a.max_steps = how.max_steps;
+  a.per_sample = how.per_sample, a.every = how.every, a.half = how.half;
+  a.evidence = maybe<T>(evidence, "evidence", like, n, visible), a.hold = maybe<T>(hold, "hold", like, n, visible);
+  a.external = maybe<T>(external, "external", like, n, visible);
+  Tensors out = solve.results();
+  Tensor readouts = empty_readouts(like, how.every ? how.max_steps : 1, n, visible);
+  Tensor trajectory = empty_of(like, {how.keep ? a.kept * how.max_steps : 0},
+                               how.keep && how.half ? ScalarType::BFloat16 : like.scalar_type());
+  a.readouts = static_cast<T*>(readouts.data_ptr()), a.trajectory = trajectory.data_ptr();
+  std::vector<std::int64_t> size;
+  if (how.per_sample) size.push_back(n);
+  Tensor steps = empty_of(like, size, ScalarType::Long), change = empty_of(like, size, like.scalar_type());
+  solve.pack(weights, reverse.empty() ? weights : reverse);
+  solve.run(steps, change);
+  if (how.every && how.theta > 0) {
+    cudaStreamCaptureStatus capturing = cudaStreamCaptureStatusNone;
+    check(cudaStreamIsCapturing(solve.stream, &capturing), "capture");
+    STD_TORCH_CHECK(capturing == cudaStreamCaptureStatusNone,
+                    "settle_persistent: in a CUDA graph, what is kept of every sweep needs a number of sweeps that is "
+                    "known beforehand: theta must be 0, got ",
+                    how.theta);
+    const std::int64_t made = sweeps_made(steps, solve.stream);
+    readouts = torch::stable::narrow(readouts, 0, 0, made);
+    if (how.keep) trajectory = torch::stable::narrow(trajectory, 0, 0, made * a.kept);
+  }
+  return {std::move(out), readouts, trajectory, steps, change};
+}
+
+Found settle_persistent(const Tensors& states, const Tensors& weights, const Tensors& reverse, const Tensors& biases,
+                        const Maybe& evidence, const Maybe& hold, const Maybe& external, const std::string& activation,
+                        double slope, const std::string& order, double theta, std::int64_t max_steps, bool per_sample,
+                        bool keep, bool half, bool readouts) {
+  const How how{activation_named(activation),
+                slope,
+                theta,
+                max_steps,
+                up_down_of(order),
+                per_sample,
+                keep,
+                half,
+                keep || readouts};
+  STD_TORCH_CHECK(max_steps >= 1, "max_steps is ", max_steps, "; expected at least 1");
+  STD_TORCH_CHECK(!(keep && per_sample), "per_sample cannot keep a trajectory");
+  STD_TORCH_CHECK(evidence.has_value() == hold.has_value(), "evidence and hold must be given together");
+  const SettleShape shape = shape_of(states, weights, reverse, how.up_down, !per_sample && theta > 0);
+  STD_TORCH_CHECK(biases.size() == states.size(), "biases: expected one for each layer, got ", biases.size());
+  STD_TORCH_CHECK(!half || shape.itemsize == 4, "a bfloat16 trajectory is for float32 states");
+  const OnDevice device(states[0]);
+  if (shape.samples == 0) return settle_nothing(states, how);
+  const auto solve = shape.itemsize == 8 ? settle_as<double> : settle_as<float>;
+  return solve(shape, states, weights, reverse, biases, evidence, hold, external, how);
+}
+
+using Adjoint = std::tuple<Tensors, Tensor, Tensor, Tensor>;
+
+template <class T>
+Adjoint adjoint_as(const SettleShape& shape, const Tensors& grad_states, const Tensor& grad_readout,
+                   const Tensors& states, const Tensors& weights, const Tensors& reverse, const Maybe& hold,
+                   const Tensor& readout, const How& how) {
+  Solve<T> solve(states, shape, false);
+  SettleArguments<T>& a = solve.a;
+  const Tensor& like = states[0];
+  const std::int64_t n = shape.samples, visible = shape.sizes[0];
+  for (int l = 0; l < a.layers; ++l) {
+    a.layer[l].fixed = strided<T>(l ? states[l] : readout, l ? "states" : "readout", like, n, shape.sizes[l]);
+    a.layer[l].grad = given<T>(grad_states[l], "grad_states", like, n, shape.sizes[l]);
+  }
+  a.adjoint = true;
+  a.activation = how.activation, a.slope = T(how.slope), a.theta = how.theta, a.max_steps = how.max_steps;
+  a.hold = maybe<T>(hold, "hold", like, n, visible);
+  a.grad_readout = given<T>(grad_readout, "grad_readout", like, n, visible);
+  Tensors out = solve.results();
+  Tensor drive = empty_4d(like, true, n, visible, 1, 1);
+  a.readouts = static_cast<T*>(drive.data_ptr());
+  Tensor steps = empty_of(like, {}, ScalarType::Long), change = empty_of(like, {}, like.scalar_type());
+  // what went up comes down
+  solve.pack(reverse.empty() ? weights : reverse, weights);
+  solve.run(steps, change);
+  return {std::move(out), drive, steps, change};
+}
+
+Adjoint settle_adjoint_persistent(const Tensors& grad_states, const Tensor& grad_readout, const Tensors& states,
+                                  const Tensors& weights, const Tensors& reverse, const Maybe& hold,
+                                  const Tensor& readout, const std::string& activation, double slope,
+                                  const std::string& order, double theta, std::int64_t max_steps) {
+  const How how{activation_named(activation), slope, theta, max_steps, up_down_of(order), false, false, false, false};
+  STD_TORCH_CHECK(max_steps >= 1, "max_steps is ", max_steps, "; expected at least 1");
+  STD_TORCH_CHECK(grad_states.size() == states.size(), "grad_states: expected one for each layer, got ",
+                  grad_states.size());
+  const SettleShape shape = shape_of(states, weights, reverse, how.up_down, true);
+  const OnDevice device(states[0]);
+  if (shape.samples == 0) {
+    auto [out, drive, path, steps, change] = settle_nothing(states, how);
+    torch::stable::fill_(steps, 1.0);
+    return {std::move(out), empty_4d(states[0], true, 0, shape.sizes[0], 1, 1), steps, change};
+  }
+  const auto solve = shape.itemsize == 8 ? adjoint_as<double> : adjoint_as<float>;
+  return solve(shape, grad_states, grad_readout, states, weights, reverse, hold, readout, how);
+}
+
+}  // namespace
+}  // namespace lmser
+
+STABLE_TORCH_LIBRARY_IMPL(lmser, CUDA, m) {
+  m.impl("settle_persistent", TORCH_BOX(&lmser::settle_persistent));
+  m.impl("settle_adjoint_persistent", TORCH_BOX(&lmser::settle_adjoint_persistent));
+}
