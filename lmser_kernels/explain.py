@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from lmser_kernels import _library, dispatch
+from lmser_kernels import _library, chips, dispatch
 from lmser_kernels.add_act.api import add_act, pull_back
 from lmser_kernels.arguments import pair
 from lmser_kernels.max_pool.api import max_pool2d_act, max_unpool2d
@@ -42,7 +43,8 @@ class Explanation:
     `flops` counts a multiply-add as two and only what the definition asks for; `bytes` is every argument
     read and every result written once. `peak_gflops` (of this dtype's arithmetic) and `bandwidth_gbs` are
     measured by the call, for the threads in use; both are None without the compiled library, and so are
-    `bound` and `seconds`.
+    `bound` and `seconds`. Of a GPU they are those of its data sheet, or measured where `lmser_kernels.chips` has
+    none of it: `source` says which. `plans` are by direction on the CPU, by launch on a GPU.
     """
 
     operation: str
@@ -57,6 +59,7 @@ class Explanation:
     peak_gflops: float | None = None
     bandwidth_gbs: float | None = None
     plans: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    source: str = ""
 
     @property
     def intensity(self) -> float:
@@ -90,7 +93,8 @@ class Explanation:
                 "  bound     unknown: peaks are measured by the compiled library, which is not loaded"
             )
         else:
-            peaks = f"{self.peak_gflops:.0f} GFLOP/s, {self.bandwidth_gbs:.1f} GB/s, {self.threads} thread(s)"
+            whose = self.source or f"{self.threads} thread(s)"
+            peaks = f"{self.peak_gflops:.0f} GFLOP/s, {self.bandwidth_gbs:.1f} GB/s, {whose}"
             lines.append(f"  bound     {self.bound}: at least {self.seconds * 1e6:.3g} µs ({peaks})")
         for name, plan in self.plans.items():
             rest = {key: value for key, value in plan.items() if key not in _SAID_ABOVE}
@@ -98,28 +102,35 @@ class Explanation:
         return "\n".join(lines)
 
 
-def explain(operation: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:
+def explain(
+    operation: str | Callable[..., Any], *args: Any, on: str | None = None, **kwargs: Any
+) -> Explanation:
     """Explains the call `operation(*args, **kwargs)` of one of this package's operations (or its name).
+
+    on: a kind of GPU (a name of `lmser_kernels.chips.CHIPS`): what the call would take there, wherever the tensors
+        are; there need be no GPU.
 
     The arguments are checked as the call would check them and raise the same errors. Of `settle`, whose number of
     sweeps only the solve tells, flops, bytes and floor are those of one sweep: every drive once, every state read and
     written once, the weights read once.
 
         print(explain(conv2d_add_act, x, weight, stride=2, padding=1))
+        print(explain(conv2d_add_act, x, weight, stride=2, padding=1, on="H200"))
     """
     name = operation if isinstance(operation, str) else getattr(operation, "__name__", repr(operation))
     if name not in _OPERATIONS or (callable(operation) and operation is not _OPERATIONS[name]):
         raise ValueError(f"operation must be one of {', '.join(_OPERATIONS)}; got {operation!r}")
     function = _OPERATIONS[name]
+    chip = None if on is None else _known(on)
     if name == "settle":
-        return _explain_settle(inspect.signature(settle).bind(*args, **kwargs))
+        return _explain_settle(inspect.signature(settle).bind(*args, **kwargs), chip)
     bound = inspect.signature(function).bind(*args, **kwargs)
     bound.apply_defaults()
     given = bound.arguments
     first = next(iter(given.values()))
     if not isinstance(first, Tensor):
         function(*args, **kwargs)  # raises, naming the argument
-    operators = dispatch.chosen(_KERNEL_OF.get(name, name), given["impl"], first)
+    operators = _operators(_KERNEL_OF.get(name, name), given["impl"], first, chip)
     native = operators is dispatch.compiled
 
     # The public function itself checks the arguments and gives sizes and dtype, on tensors without memory.
@@ -129,13 +140,16 @@ def explain(operation: str | Callable[..., Any], *args: Any, **kwargs: Any) -> E
     outputs = result if isinstance(result, tuple) else (result,)
     tensors = [value for value in given.values() if isinstance(value, Tensor)]
     threads = torch.get_num_threads()
-    peak, bandwidth = _peaks(outputs[0].dtype, threads) if first.is_cpu else (None, None)
-    plans = _plans(name, given, outputs, threads) if native else {}
+    if operators is dispatch.triton:
+        plans = _launches(function, given, chip, first.device)
+    else:
+        plans = _plans(name, given, outputs, threads) if native and first.is_cpu else {}
+    peak, bandwidth, source = _rates(outputs[0].dtype, threads, first.device, chip)
     return Explanation(
         operation=name,
         implementation=dispatch.name_of(operators),
-        kernel=_kernel(name, plans) if native else "eager PyTorch",
-        reason=_reason(_KERNEL_OF.get(name, name), given["impl"], first, plans),
+        kernel="eager PyTorch" if operators is None else _kernel(name, plans),
+        reason=_reason(_KERNEL_OF.get(name, name), given["impl"], first, plans, chip),
         output_shapes=tuple(tuple(output.shape) for output in outputs),
         dtype=outputs[0].dtype,
         threads=threads,
@@ -144,10 +158,11 @@ def explain(operation: str | Callable[..., Any], *args: Any, **kwargs: Any) -> E
         peak_gflops=peak,
         bandwidth_gbs=bandwidth,
         plans=plans,
+        source=source,
     )
 
 
-def _explain_settle(bound: inspect.BoundArguments) -> Explanation:
+def _explain_settle(bound: inspect.BoundArguments, chip: chips.Chip | None) -> Explanation:
     bound.apply_defaults()
     given = bound.arguments
     names = (
@@ -163,20 +178,25 @@ def _explain_settle(bound: inspect.BoundArguments) -> Explanation:
     )
     problem = checked(*(given[name] for name in names))
     visible, threads = problem.states[0], torch.get_num_threads()
-    operators = dispatch.chosen("settle", given["impl"], visible)
-    native = operators is dispatch.compiled
-    peak, bandwidth = _peaks(visible.dtype, threads) if visible.is_cpu else (None, None)
+    operators = _operators("settle", given["impl"], visible, chip)
+    native = operators is dispatch.compiled and visible.is_cpu
+    peak, bandwidth, source = _rates(visible.dtype, threads, visible.device, chip)
     flops = sum(
         4.0 * weight.numel() * above.shape[0] * above.shape[2] * above.shape[3]
         for weight, above in zip(problem.weights, problem.states[1:], strict=True)
     )
     memory = 2 * sum(h.numel() for h in problem.states) + sum(w.numel() for w in problem.weights)
     plans = _settle_plans(problem, threads) if native else {}
+    if operators is dispatch.triton:
+        one = {"theta": 0.0, "max_steps": 1, "checkpoint_every": None, "trajectory_dtype": None}
+        plans = _launches(settle, given | one, chip, visible.device)
     return Explanation(
         operation="settle",
         implementation=dispatch.name_of(operators),
-        kernel=f"one operation, per sweep: {_kernel('settle', plans)}" if native else "eager PyTorch",
-        reason=_reason("settle", given["impl"], visible, plans),
+        kernel="eager PyTorch"
+        if operators is None
+        else f"one operation, per sweep: {_kernel('settle', plans)}",
+        reason=_reason("settle", given["impl"], visible, plans, chip),
         output_shapes=tuple(tuple(h.shape) for h in problem.states),
         dtype=visible.dtype,
         threads=threads,
@@ -185,7 +205,81 @@ def _explain_settle(bound: inspect.BoundArguments) -> Explanation:
         peak_gflops=peak,
         bandwidth_gbs=bandwidth,
         plans=plans,
+        source=source,
     )
+
+
+def _known(on: str) -> chips.Chip:
+    found = chips.chip_named(on)
+    if found is None:
+        raise ValueError(f"on: expected one of {', '.join(chip.name for chip in chips.CHIPS)}, got {on!r}")
+    return found
+
+
+def _operators(name: str, impl: str, first: Tensor, chip: chips.Chip | None) -> dispatch.Operators | None:
+    """What the call takes, or would take on `chip`."""
+    if chip is None or impl not in ("auto", "native", "triton") or not _library.available:
+        return dispatch.chosen(name, impl, first)
+    if impl == "native":
+        if name not in _library.cuda_operators:
+            raise RuntimeError(f'impl="native": no compiled kernel of {name} for CUDA tensors')
+        return dispatch.compiled
+    if _library.triton_error is not None:
+        raise RuntimeError(
+            f"on: without Triton it is not known what runs on {chip.name}: {_library.triton_error}"
+        )
+    return dispatch.triton
+
+
+def _launches(
+    function: Callable[..., Any], given: Mapping[str, Any], chip: chips.Chip | None, device: torch.device
+) -> dict[str, Mapping[str, Any]]:
+    """The launches of a call, in order."""
+    from lmser_kernels.gpu import planned  # imports Triton
+
+    if chip is not None:
+        arch = chip.arch
+    else:
+        major, minor = torch.cuda.get_device_capability(device)
+        arch = 10 * major + minor
+    made = planned.launches(function, given, arch)
+    return {f"launch {number}": planned.described(launch) for number, launch in enumerate(made, 1)}
+
+
+def _rates(
+    dtype: torch.dtype, threads: int, device: torch.device, chip: chips.Chip | None
+) -> tuple[float | None, float | None, str]:
+    """GFLOP/s and GB/s, and where they are from ("" for this processor's)."""
+    if chip is None and device.type == "cpu":
+        return *_peaks(dtype, threads), ""
+    if chip is None and device.type != "cuda":
+        return None, None, ""
+    precision = _precision(dtype)
+    chip = chips.chip_of(device) if chip is None else chip
+    if chip is not None:
+        return chip.gflops(dtype, precision), chip.gbs, f"data sheet of {chip.name}"
+    found = _measured(device)
+    if dtype in (torch.bfloat16, torch.float16):
+        return found["bfloat16_gflops"], found["copy_gbs"], "measured"
+    if dtype == torch.float64:
+        return None, None, ""
+    share = {"tf32": ("tf32_gflops", 1), "tf32x3": ("tf32_gflops", 3), "ieee": ("float32_gflops", 1)}[
+        precision
+    ]
+    return found[share[0]] / share[1], found["copy_gbs"], "measured"
+
+
+@functools.cache
+def _measured(device: torch.device) -> dict[str, float]:
+    return chips.measure(device, _MEASURE_SECONDS)
+
+
+def _precision(dtype: torch.dtype) -> str:
+    if _library.triton_error is not None:
+        return "ieee"
+    from lmser_kernels.gpu.launch import dot_precision  # imports Triton
+
+    return dot_precision(dtype)
 
 
 def _settle_plans(problem: Problem, threads: int) -> dict[str, Mapping[str, Any]]:
@@ -289,7 +383,16 @@ def _kernel(name: str, plans: Mapping[str, Mapping[str, Any]]) -> str:
     )
 
 
-def _reason(name: str, impl: str, first: Tensor, plans: Mapping[str, Mapping[str, Any]]) -> str:
-    reasons = [dispatch.reason(name, impl, first)]
+def _reason(
+    name: str,
+    impl: str,
+    first: Tensor,
+    plans: Mapping[str, Mapping[str, Any]],
+    chip: chips.Chip | None,
+) -> str:
+    planned = chip is not None and impl in ("auto", "triton") and _library.available
+    reasons = [
+        f"Triton kernel, planned for {chip.name}" if planned and chip else dispatch.reason(name, impl, first)
+    ]
     reasons += dict.fromkeys(str(plan["reason"]) for plan in plans.values() if plan.get("reason"))
     return "; ".join(reasons)

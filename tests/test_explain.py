@@ -105,6 +105,63 @@ class TestCompiled:
         assert torch.equal(x, X)
 
 
+@pytest.mark.native
+@pytest.mark.skipif(_library.triton_error is not None, reason="without Triton nothing is planned")
+class TestPlannedForAGpu:
+    """No GPU is needed: tensors are wherever they are, and the launches of the call are written down."""
+
+    def test_launches_and_floor(self):
+        found = explain(conv2d_add_act, X, W, stride=2, padding=1, on="H200")
+        assert (found.implementation, found.kernel) == ("triton", "conv_up")
+        assert found.reason == "Triton kernel, planned for H200"
+        (launch,) = found.plans.values()
+        assert launch["products"] in ("tf32", "tf32x3", "ieee")
+        rows, columns, _ = map(int, launch["tile"].split("x"))
+        assert launch["grid"] == (-(-2 * 5 * 4 // rows) * -(-5 // columns), 1)
+        assert (found.bandwidth_gbs, found.source) == (4800, "data sheet of H200")
+        assert found.seconds == pytest.approx(max(found.flops / found.peak_gflops, found.bytes / 4800) / 1e9)
+        assert "launch 1: does convolution as an implicit matrix product" in str(found)
+        assert explain(conv2d_add_act, X, W, stride=2, padding=1).flops == found.flops
+
+    def test_sub_pixel_phases_are_part_of_the_grid(self):
+        found = explain(conv_transpose2d_add_act, Z, W, stride=2, padding=1, output_size=(9, 8), on="A100")
+        assert found.plans["launch 1"]["grid"][1] == 4
+        assert "one for each sub-pixel phase" in found.plans["launch 1"]["does"]
+
+    def test_both_directions_are_one_launch(self):
+        found = explain(tied_conv2d, X, Z, W, stride=2, padding=1, on="B200")
+        assert (found.kernel, len(found.plans)) == ("conv_pair", 1)
+        assert set(found.plans["launch 1"]) >= {"up tile", "down tile"}
+
+    def test_arithmetic_decides_the_floor(self):
+        peaks = {
+            d: explain(conv2d_add_act, X.to(d), W.to(d), on="H200") for d in (torch.bfloat16, torch.float64)
+        }
+        assert peaks[torch.bfloat16].peak_gflops == 989e3
+        assert peaks[torch.float64].peak_gflops == 67e3
+        assert "products" not in peaks[torch.bfloat16].plans["launch 1"]
+
+    @pytest.mark.parametrize("device", ["cpu", "meta"])
+    def test_tensors_may_have_no_memory(self, device):
+        x = torch.empty(2, 3, 8, 6, device=device)
+        assert explain(add_act, x, x, on="H200").implementation == "triton"
+        assert explain(pull_back, x, x, activation="tanh", on="H200").bound == "memory"
+        assert explain(max_pool2d_act, x, 2, on="H200").output_shapes == ((2, 3, 4, 3),)
+
+    def test_reference_is_eager_there_too(self):
+        found = explain(add_act, X, X, impl="reference", on="H200")
+        assert (found.implementation, found.kernel) == ("reference", "eager PyTorch")
+        assert found.source == "data sheet of H200"
+
+    def test_errors(self):
+        with pytest.raises(ValueError, match=r"on: expected one of .*H200.*, got 'abacus'"):
+            explain(add_act, X, X, on="abacus")
+        with pytest.raises(ValueError, match="impl must be one of"):
+            explain(add_act, X, X, impl="none", on="H200")
+        with pytest.raises(ValueError, match="x must have the weight's C_in"):
+            explain(conv2d_add_act, X[:, :1], W, on="H200")
+
+
 class TestErrors:
     def test_unknown_operation(self):
         with pytest.raises(ValueError, match="operation must be one of add_act, conv2d_add_act"):
