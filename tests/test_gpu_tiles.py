@@ -56,7 +56,7 @@ def test_tiles_are_no_larger_than_the_problem_asks() -> None:
 
 def test_few_rows_take_small_tiles_and_many_take_large_ones() -> None:
     """A tile of 128 x 128 for 256 x 256 would leave 128 of 132 multiprocessors idle."""
-    few = tiles.choose("conv_up", 256, 256, 2304, torch.bfloat16, "ieee", 90)
+    few = tiles.choose("conv_pair", 256, 256, 2304, torch.bfloat16, "ieee", 90)
     many = tiles.choose("conv_up", 1 << 20, 256, 2304, torch.bfloat16, "ieee", 90)
     assert few.m * few.n <= 32 * 32
     assert many.m * many.n == 128 * 128
@@ -66,6 +66,13 @@ def test_a_sum_that_is_split_needs_no_small_tiles() -> None:
     whole = tiles.choose("conv_up", 256, 2304, 65536, torch.bfloat16, "ieee", 90)
     split = tiles.choose("weight_grad", 256, 2304, 65536, torch.bfloat16, "ieee", 90)
     assert split.m * split.n >= whole.m * whole.n
+
+
+def test_a_long_sum_of_few_tiles_is_cut() -> None:
+    few = tiles.choose("conv_up", 256, 256, 2304, torch.bfloat16, "ieee", 90)
+    assert few.m * few.n >= 64 * 64
+    assert tile_model.split(8, 72, 132) == 9
+    assert tile_model.split(8, 16, 132) == tile_model.split(100, 72, 132) == 1
 
 
 def test_the_shipped_table_can_be_read_and_says_what_it_is() -> None:

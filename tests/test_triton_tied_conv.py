@@ -282,3 +282,39 @@ def test_a_layer_of_several_tiles(transposed):
     magnitude = operation(*(wide(t).abs() for t in (source, weight, add, bias)), **case.linear_keywords())
     close("h", h, want, magnitude, 0)
     assert h.device == DEVICE
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_long_sum_of_few_tiles_is_cut_into_pieces(transposed, dtype):
+    """And the pieces, once they are added, go through the same epilogue."""
+    x, z = random((1, 38, 2, 3), dtype=dtype), random((1, 36, 2, 3), dtype=dtype, seed=1)
+    weight, geometry = random((36, 38, 5, 5), "contiguous", dtype, 2), {"stride": (1, 1), "padding": (2, 2)}
+    given: dict = {"activation": "leaky_relu", "slope": 0.1, "drive": True}
+    if transposed:
+        out = (1, 38, 2, 6)
+        extra: dict = {"upsample": (1, 2), "spread": True, "gate": random(out, dtype=dtype, seed=5)}
+        run, source, size = down, z, (2, 3)
+    else:
+        out, extra = (1, 36, 2, 3), {}
+        run, source, size = up, x, (2, 3)
+    add, bias = (
+        random(out, "contiguous", dtype, 3),
+        random((out[1], 1, 1, 1), dtype=dtype, seed=4)[:, 0, 0, 0],
+    )
+    with recording(90) as made:
+        run(source, weight, **geometry, size=size, add=add, bias=bias, **given, **extra)
+    kernels = [launched.kernel.__name__ for launched in made.launches]
+    assert kernels == ["conv_down" if transposed else "conv_up", "sum_and_finish"]
+    h, drive = run(source, weight, **geometry, size=size, add=add, bias=bias, **given, **extra)
+    tensors = [wide(t) for t in (source, weight, add, bias)]
+    geometry |= {"output_size": size, "upsample": (1, 2), "spread": True} if transposed else {}
+    operation = reference.conv_transpose2d_add_act if transposed else reference.conv2d_add_act
+    gates = {"gate": wide(extra["gate"])} if transposed else {}
+    want, want_drive = operation(
+        *tensors, **geometry, **gates, activation="leaky_relu", slope=0.1, return_drive=True
+    )
+    magnitude = operation(*(t.abs() for t in tensors), **geometry)
+    close("h", h, want, magnitude, 0)
+    assert drive is not None
+    close("drive", drive, want_drive, magnitude, 0)

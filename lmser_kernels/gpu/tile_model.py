@@ -16,12 +16,15 @@ import torch
 
 # Kernels that split their sum over the blocks that a GPU has room for, so that few tiles do not leave it idle.
 SPLIT = ("weight_grad",)
+# Kernels that cut a long sum into pieces where few tiles would leave much of the GPU idle (`split`).
+CUT = ("conv_up", "conv_down")
 MULTIPROCESSORS = {80: 108, 90: 132, 100: 148}
 _SHARED_KB = {80: 163, 90: 227, 100: 227}
 _OTHER_SHARED_KB = 99  # the smallest of the later ones (sm_86, 89, 120)
 _L2_BYTES_PER_CYCLE = 40.0
 _STEP_LATENCY = 900.0  # cycles from asking for an operand to having it, shared among a pipeline's stages
 _TILE_OVERHEAD = 1500.0  # prologue and epilogue of a tile
+_SECOND_LAUNCH = 3000.0
 _REGISTERS = 65536
 
 
@@ -142,16 +145,26 @@ def cycles(problem: Problem, tile: Tile) -> float:
     tiles = math.ceil(problem.m / tile.m) * math.ceil(problem.n / tile.n)
     steps = float(math.ceil(problem.k / tile.k))
     processors = MULTIPROCESSORS.get(problem.arch, 132)
+    overhead = 0.0
     if problem.kernel.startswith(SPLIT):
         # As many blocks as there is room for share the steps of all tiles.
         mine, steps = 1.0, max(1.0, tiles * steps / processors)
     else:
-        mine = float(math.ceil(tiles / processors))
+        parts = split(tiles, int(steps), processors) if problem.kernel in CUT else 1
+        mine, steps = float(max(1, math.ceil(tiles * parts / processors))), steps / parts
+        overhead += _SECOND_LAUNCH if parts > 1 else 0.0
     products = tile.m * tile.n * tile.k / _products_per_cycle(problem, tile)
     operands = (tile.m + tile.n) * tile.k * itemsize / _L2_BYTES_PER_CYCLE
     together = min(mine, _resident(tile, itemsize, problem.arch))
     latency = _STEP_LATENCY / (tile.stages * together)
-    return mine * (steps * max(products, operands, latency) + _TILE_OVERHEAD)
+    return mine * (steps * max(products, operands, latency) + _TILE_OVERHEAD) + overhead
+
+
+def split(tiles: int, steps: int, processors: int) -> int:
+    """Pieces to cut a sum of `steps` into, whose parts a second kernel adds: 1 where that would save little."""
+    if 2 * tiles > processors or steps < 24:
+        return 1
+    return max(1, min(processors // max(tiles, 1), steps // 8))
 
 
 def _resident(tile: Tile, itemsize: int, arch: int) -> float:

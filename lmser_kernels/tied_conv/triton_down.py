@@ -98,7 +98,8 @@ def down_tile(
     )  # fmt: skip
     if PARTS > 1:
         keep(
-            acc, image, inner_row, inner_column, valid, cols, n_cols, partial, part, images, inner_height, inner_width,
+            acc, image, inner_row, inner_column, valid, cols, n_cols,
+            partial, part, images, inner_height, inner_width, OUT_ALIGN,
         )  # fmt: skip
     else:
         finish(

@@ -8,43 +8,38 @@ Both are adjoint to each other with the same weight, average pooling to `spread`
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
-from lmser_kernels.gpu import tiles
-from lmser_kernels.gpu.launch import arch_of, dot_precision, dot_type, launch, nhwc
+from lmser_kernels.gpu.launch import dot_precision, dot_type, launch
 from lmser_kernels.layout import empty_like_layout
+from lmser_kernels.tied_conv.triton_arguments import (
+    PLAIN,
+    Source,
+    choose,
+    geometry_arguments,
+    largest_phase,
+    operand_arguments,
+    packed_down,
+    packed_up,
+    partial_arguments,
+    parts_of_sum,
+    result_arguments,
+    sum_arguments,
+    weight_arguments,
+)
 from lmser_kernels.tied_conv.triton_down import conv_down
+from lmser_kernels.tied_conv.triton_epilogue import sum_and_finish
 from lmser_kernels.tied_conv.triton_pair import conv_pair
 from lmser_kernels.tied_conv.triton_up import conv_up
 
+__all__ = ["Source", "down", "packed_down", "packed_up", "pair", "up"]
+
 Ints = Sequence[int]
-_WIDEST = 16  # bytes of one load
-
-
-@dataclass(frozen=True)
-class Source:
-    """What becomes of an operand `x` while it is read: `pull_back(x, h) · (gate > 0 ? 1 : gate_slope) + plus`.
-
-    `h`, `gate` and `plus`, each None or of the operand's shape, are a layer's output, whose activation's derivative
-    is taken, its gate, and what else flows into its linear part.
-    """
-
-    h: Tensor | None = None
-    activation: str = "identity"
-    slope: float = 0.0
-    gate: Tensor | None = None
-    gate_slope: float = 0.0
-    plus: Tensor | None = None
-
-
-PLAIN = Source()
 
 
 def up(
@@ -74,18 +69,23 @@ def up(
     shape = (x.shape[0], weight.shape[0], size[0], size[1])
     h, linear = _results(like, shape, drive)
     operand, align = operand_arguments(x, source)
-    taps = weight.shape[2] * weight.shape[3]
-    tile = choose("conv_up", math.prod(shape) // max(shape[1], 1), shape[1], weight.shape[1], taps, x)
-    pixels = shape[0] * shape[2] * shape[3]
+    pixels, taps = shape[0] * shape[2] * shape[3], weight.shape[2] * weight.shape[3]
+    tile = choose("conv_up", pixels, shape[1], weight.shape[1], taps, x)
+    blocks = triton.cdiv(pixels, tile.m) * triton.cdiv(shape[1], tile.n)
+    parts = parts_of_sum(blocks, weight.shape[1], taps, tile, x)
+    partial = None if parts == 1 else _workspace(x, (parts, shape[0], shape[2], shape[3], shape[1]))
+    results = result_arguments(h, linear, add, gate, bias)
+    epilogue = {"ACT": activation, "SLOPE": slope, "GATE_SLOPE": gate_slope}
     launch(
         conv_up,
-        (triton.cdiv(pixels, tile.m) * triton.cdiv(shape[1], tile.n), 1),
+        (blocks, parts),
         num_warps=tile.warps,
         num_stages=tile.stages,
         **operand,
         **weight_arguments(packed_up(weight), up=True),
-        **result_arguments(h, linear, add, gate, bias),
-        partial=None,
+        **results,
+        **epilogue,
+        partial=partial,
         images=shape[0],
         channels=weight.shape[1],
         height=x.shape[2] // pool[0],
@@ -94,19 +94,18 @@ def up(
         out_height=shape[2],
         out_width=shape[3],
         **geometry_arguments(weight, stride, padding),
-        PARTS=1,
+        PARTS=parts,
         POOL_H=pool[0],
         POOL_W=pool[1],
         MEAN=not sum_pool,
-        ACT=activation,
-        SLOPE=slope,
-        GATE_SLOPE=gate_slope,
         ALIGN=align,
         **sum_arguments(x, weight.shape[1], tile),
         WIDE=pixels + tile.m >= 2**31,
         BLOCK_M=tile.m,
         BLOCK_N=tile.n,
     )
+    if partial is not None:
+        _finish(partial.permute(0, 1, 4, 2, 3), h, results, epilogue, (1, 1), False)
     return h, linear
 
 
@@ -142,17 +141,24 @@ def down(
     h, linear = _results(like, shape, drive)
     operand, align = operand_arguments(z, source)
     covering = (triton.cdiv(full[0], upsample[0]), triton.cdiv(full[1], upsample[1]))
-    pixels, taps = _largest_phase(z.shape[0], covering, weight, stride)
-    tile = choose("conv_down", pixels, shape[1], weight.shape[0], taps, z)
+    pixels, taps = largest_phase(z.shape[0], covering, weight, stride)
+    phases = stride[0] * stride[1]
+    tile = choose("conv_down", pixels * phases, shape[1], weight.shape[0], taps, z)
+    blocks = triton.cdiv(pixels, tile.m) * triton.cdiv(shape[1], tile.n)
+    parts = parts_of_sum(blocks * phases, weight.shape[0], taps, tile, z)
+    partial = None if parts == 1 else _workspace(z, (parts, shape[0], size[0], size[1], shape[1]))
+    results = result_arguments(h, linear, add, gate, bias)
+    epilogue = {"ACT": activation, "SLOPE": slope, "GATE_SLOPE": gate_slope}
     launch(
         conv_down,
-        (triton.cdiv(pixels, tile.m) * triton.cdiv(shape[1], tile.n), stride[0] * stride[1], 1),
+        (blocks, phases, parts),
         num_warps=tile.warps,
         num_stages=tile.stages,
         **{"z" + name[1:] if name.startswith("x") else name: value for name, value in operand.items()},
         **weight_arguments(packed_down(weight), up=False),
-        **result_arguments(h, linear, add, gate, bias),
-        partial=None,
+        **results,
+        **epilogue,
+        partial=partial,
         images=shape[0],
         channels=weight.shape[0],
         height=z.shape[2],
@@ -163,19 +169,18 @@ def down(
         out_height=shape[2],
         out_width=shape[3],
         **geometry_arguments(weight, stride, padding),
-        PARTS=1,
+        PARTS=parts,
         UP_H=upsample[0],
         UP_W=upsample[1],
         SPREAD=spread,
-        ACT=activation,
-        SLOPE=slope,
-        GATE_SLOPE=gate_slope,
         ALIGN=align,
         **sum_arguments(z, weight.shape[0], tile),
         WIDE=pixels + tile.m >= 2**31,
         BLOCK_M=tile.m,
         BLOCK_N=tile.n,
     )
+    if partial is not None:
+        _finish(partial.permute(0, 1, 4, 2, 3), h, results, epilogue, upsample, spread)
     return h, linear
 
 
@@ -185,9 +190,9 @@ def pair(x: Tensor, z: Tensor, weight: Tensor, *, stride: Ints, padding: Ints) -
     c_out, size = weight.shape[0], z.shape[2:]
     y, u = empty_like_layout(x, z.shape), empty_like_layout(x, x.shape)
     up_pixels = images * size[0] * size[1]
-    up_tile = choose("conv_up", up_pixels, c_out, c_in, weight.shape[2] * weight.shape[3], x)
-    down_pixels, down_taps = _largest_phase(images, (height, width), weight, stride)
-    down_tile = choose("conv_down", down_pixels, c_in, c_out, down_taps, x)
+    up_tile = choose("conv_pair", up_pixels, c_out, c_in, weight.shape[2] * weight.shape[3], x)
+    down_pixels, down_taps = largest_phase(images, (height, width), weight, stride)
+    down_tile = choose("conv_pair", down_pixels * stride[0] * stride[1], c_in, c_out, down_taps, x)
     # A block has the warps and stages of one of the two, of that with more to keep in flight.
     leading = up_tile if up_tile.m * up_tile.n >= down_tile.m * down_tile.n else down_tile
     up_tiles = triton.cdiv(up_pixels, up_tile.m) * triton.cdiv(c_out, up_tile.n)
@@ -244,128 +249,47 @@ def pair(x: Tensor, z: Tensor, weight: Tensor, *, stride: Ints, padding: Ints) -
     return y, u
 
 
-# the arguments of the kernels
-
-
-def _largest_phase(images: int, size: Ints, weight: Tensor, stride: Ints) -> tuple[int, int]:
-    """Pixels of the largest sub-pixel phase of an output of `size`, and taps of the one that has most."""
-    rows, columns = triton.cdiv(size[0], stride[0]), triton.cdiv(size[1], stride[1])
-    taps = triton.cdiv(weight.shape[2], stride[0]) * triton.cdiv(weight.shape[3], stride[1])
-    return images * rows * columns, taps
-
-
-def choose(kernel: str, pixels: int, columns: int, channels: int, taps: int, like: Tensor) -> tiles.Tile:
-    return tiles.choose(
-        kernel, pixels, columns, channels * taps, like.dtype, dot_precision(like.dtype), arch_of(like)
-    )
-
-
 def _results(like: Tensor, shape: Ints, drive: bool) -> tuple[Tensor, Tensor | None]:
     return empty_like_layout(like, shape), empty_like_layout(like, shape) if drive else None
 
 
-def _steps(tensor: Tensor, axes: Ints) -> list[int]:
-    """Strides of `axes`, 0 of those that have one value only: theirs says nothing."""
-    return [tensor.stride(axis) if tensor.shape[axis] > 1 else 0 for axis in axes]
+def _workspace(like: Tensor, shape: Ints) -> Tensor:
+    return like.new_empty(shape, dtype=torch.float64 if like.dtype == torch.float64 else torch.float32)
 
 
-def _alignment(tensor: Tensor, strides: Sequence[int]) -> int:
-    """The power of two that divides all `strides`, as far as it makes loads wider."""
-    return math.gcd(_WIDEST // min(tensor.element_size(), 8), *strides)
-
-
-def operand_arguments(x: Tensor, source: Source = PLAIN) -> tuple[dict[str, Any], int]:
-    """Arguments `x, x_n … plus_w` and the `SOURCE_…` constants, and what divides all their strides."""
-    arguments: dict[str, Any] = {}
-    align = math.gcd(_WIDEST // min(x.element_size(), 8), x.shape[1])
-    for name, tensor in (("x", x), ("h", source.h), ("gate", source.gate), ("plus", source.plus)):
-        if name == "h" and source.activation == "identity":
-            tensor = None
-        if tensor is None:
-            strides = [0, 0, 0]
-        else:
-            tensor = nhwc(tensor)
-            strides = _steps(tensor, (0, 2, 3))
-            align = math.gcd(align, *strides)
-        arguments |= {name: tensor, f"{name}_n": strides[0], f"{name}_h": strides[1], f"{name}_w": strides[2]}
-    arguments |= {
-        "SOURCE_ACT": source.activation,
-        "SOURCE_SLOPE": source.slope,
-        "SOURCE_GATE_SLOPE": source.gate_slope,
-    }
-    return arguments, align
-
-
-def weight_arguments(weight: Tensor, up: bool) -> dict[str, Any]:
-    """Arguments `weight, w_k, w_n, w_h, w_w` and what divides them; `w_k` is the stride between summed channels."""
-    w_k, w_n, w_h, w_w = _steps(weight, (1, 0, 2, 3) if up else (0, 1, 2, 3))
-    return {
-        "weight": weight,
-        "w_k": w_k,
-        "w_n": w_n,
-        "w_h": w_h,
-        "w_w": w_w,
-        "K_ALIGN": _alignment(weight, (w_k, w_h, w_w)),
-        "N_ALIGN": _alignment(weight, (w_n, w_h, w_w)),
-    }
-
-
-def result_arguments(
-    out: Tensor, drive: Tensor | None, add: Tensor | None, gate: Tensor | None, bias: Tensor | None
-) -> dict[str, Any]:
-    """Arguments `out … bias_c` of the epilogue, and what divides their strides."""
-    arguments: dict[str, Any] = {"out": out, "drive": drive, "add": add, "closed": gate, "bias": bias}
-    arguments["bias_c"] = 0 if bias is None else bias.stride(0)
-    align = _alignment(out, (out.shape[1],))
-    for name, tensor in (("out", out), ("add", add), ("closed", gate)):
-        strides = [0, 0, 0, 0] if tensor is None else _steps(tensor, range(4))
-        arguments |= {f"{name}_{axis}": step for axis, step in zip("nchw", strides, strict=True)}
-        align = math.gcd(align, strides[0], *strides[2:])
-    arguments["OUT_ALIGN"] = align
-    return arguments
-
-
-def geometry_arguments(weight: Tensor, stride: Ints, padding: Ints) -> dict[str, Any]:
-    return {
-        "taps_h": weight.shape[2],
-        "taps_w": weight.shape[3],
-        "stride_h": stride[0],
-        "stride_w": stride[1],
-        "padding_h": padding[0],
-        "padding_w": padding[1],
-    }
-
-
-def sum_arguments(x: Tensor, channels: int, tile: tiles.Tile) -> dict[str, Any]:
-    """How the sum over taps and channels goes: steps that taps would leave partly empty run through them all."""
-    return {
-        "FLAT": 0 if channels % tile.k == 0 else channels,
-        "PRECISION": dot_precision(x.dtype),
-        "DOT": dot_type(x.dtype),
-        "BLOCK_K": tile.k,
-    }
-
-
-# the weight's layout
-
-
-def packed_up(weight: Tensor) -> Tensor:
-    """`weight` with input channels side by side, copied where they are not: what `up` sums lies together.
-
-    Of a contiguous 3 x 3 weight every value that a block reads lies in another 32-byte sector, 8 to 16 times the bytes
-    for each of the many blocks. A copy costs the weight's size twice, once. It is one of PyTorch's own kernels.
-    """
-    if weight.stride(1) == 1 or weight.shape[1] == 1:
-        return weight
-    return weight.contiguous(memory_format=torch.channels_last)
-
-
-def packed_down(weight: Tensor) -> Tensor:
-    """`weight` with output channels side by side, what `down` sums, or with input channels where that serves as well.
-
-    Matrix units take half precision with either side by side; tf32 only what is summed.
-    """
-    by_column = weight.stride(1) == 1 and dot_precision(weight.dtype) not in ("tf32", "tf32x3")
-    if by_column or weight.stride(0) == 1 or weight.shape[0] == 1:
-        return weight
-    return weight.transpose(0, 1).contiguous(memory_format=torch.channels_last).transpose(0, 1)
+def _finish(
+    partial: Tensor,
+    out: Tensor,
+    results: dict[str, Any],
+    epilogue: dict[str, Any],
+    upsample: Ints,
+    spread: bool,
+) -> None:
+    """The epilogue of the sum over the first axis of `partial (parts, N, C, H, W)`, into what `results` names."""
+    rows, columns = triton.cdiv(out.shape[2], upsample[0]), triton.cdiv(out.shape[3], upsample[1])
+    pixels, channels = out.shape[0] * rows * columns, out.shape[1]
+    block_n = min(64, max(8, triton.next_power_of_2(channels)))
+    block_m = 1024 // block_n
+    launch(
+        sum_and_finish,
+        (triton.cdiv(pixels, block_m) * triton.cdiv(channels, block_n),),
+        num_warps=4,
+        num_stages=1,
+        **partial_arguments(partial),
+        **results,
+        **epilogue,
+        pixels=pixels,
+        rows=rows,
+        columns=columns,
+        n_cols=channels,
+        inner_height=partial.shape[3],
+        inner_width=partial.shape[4],
+        height=out.shape[2],
+        width=out.shape[3],
+        PARTS=partial.shape[0],
+        UP_H=upsample[0],
+        UP_W=upsample[1],
+        SPREAD=spread,
+        BLOCK_M=block_m,
+        BLOCK_N=block_n,
+    )

@@ -57,10 +57,11 @@ def finish(
 
 @triton.jit
 def keep(
-    acc, image, row, column, valid, cols, n_cols, partial, part, images, height, width,
+    acc, image, row, column, valid, cols, n_cols, partial, part, images, height, width, OUT_ALIGN: tl.constexpr,
 ):  # fmt: skip
     """`acc` as part number `part` in the workspace `partial (parts, images, height, width, n_cols)`."""
     at = ((part.to(tl.int64) * images + image) * height + row) * width + column
+    n_cols = aligned(n_cols, OUT_ALIGN)
     mask = (valid & (row < height) & (column < width))[:, None] & (cols < n_cols)[None, :]
     tl.store(partial + at[:, None] * n_cols + cols[None, :], acc, mask=mask)
 
@@ -69,9 +70,10 @@ def keep(
 def sum_and_finish(
     partial, partial_part, partial_n, partial_c, partial_h, partial_w,
     out, drive, out_n, out_c, out_h, out_w,
-    add, add_n, add_c, add_h, add_w, gate, gate_n, gate_c, gate_h, gate_w, bias, bias_c,
+    add, add_n, add_c, add_h, add_w, closed, closed_n, closed_c, closed_h, closed_w, bias, bias_c,
     pixels, rows, columns, n_cols, inner_height, inner_width, height, width,
-    PARTS: tl.constexpr, UP_H: tl.constexpr, UP_W: tl.constexpr, SPREAD: tl.constexpr,
+    PARTS: tl.constexpr, PARTIAL_ALIGN: tl.constexpr,
+    UP_H: tl.constexpr, UP_W: tl.constexpr, SPREAD: tl.constexpr,
     ACT: tl.constexpr, SLOPE: tl.constexpr, GATE_SLOPE: tl.constexpr, OUT_ALIGN: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
@@ -88,18 +90,18 @@ def sum_and_finish(
     column = (pixel % columns).to(tl.int32)
     valid = pixel < pixels
     summed = valid & (row < inner_height) & (column < inner_width)
-    at = (
-        image[:, None] * partial_n
-        + (row * partial_h + column * partial_w)[:, None]
-        + (cols * partial_c)[None, :]
-    )
-    mask = summed[:, None] & (cols < n_cols)[None, :]
+    at = offsets(
+        image[:, None], row[:, None], column[:, None], (cols * partial_c)[None, :],
+        partial_n, partial_h, partial_w, PARTIAL_ALIGN,
+    )  # fmt: skip
+    mask = summed[:, None] & (cols < aligned(n_cols, PARTIAL_ALIGN))[None, :]
     acc = zeros(partial, BLOCK_M, BLOCK_N)
-    for part in tl.static_range(PARTS):
-        acc += widen(tl.load(partial + part * partial_part.to(tl.int64) + at, mask=mask, other=0.0))
+    for part in range(PARTS):
+        piece = partial + tl.cast(part, tl.int64) * aligned(partial_part, PARTIAL_ALIGN)
+        acc += widen(tl.load(piece + at, mask=mask, other=0.0))
     finish(
         acc, image, row, column, valid, cols, n_cols,
         out, drive, out_n, out_c, out_h, out_w,
-        add, add_n, add_c, add_h, add_w, gate, gate_n, gate_c, gate_h, gate_w, bias, bias_c,
+        add, add_n, add_c, add_h, add_w, closed, closed_n, closed_c, closed_h, closed_w, bias, bias_c,
         height, width, UP_H, UP_W, SPREAD, ACT, SLOPE, GATE_SLOPE, OUT_ALIGN,
     )  # fmt: skip

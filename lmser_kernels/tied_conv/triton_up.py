@@ -92,7 +92,21 @@ def up_tile(
         FLAT, ALIGN, K_ALIGN, N_ALIGN, BLOCK_K, PRECISION, DOT,
     )  # fmt: skip
     if PARTS > 1:
-        keep(acc, image, row, column, valid, cols, n_cols, partial, part, images, out_height, out_width)
+        keep(
+            acc,
+            image,
+            row,
+            column,
+            valid,
+            cols,
+            n_cols,
+            partial,
+            part,
+            images,
+            out_height,
+            out_width,
+            OUT_ALIGN,
+        )
     else:
         finish(
             acc, image, row, column, valid, cols, n_cols,

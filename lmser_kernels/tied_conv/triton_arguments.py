@@ -1,0 +1,172 @@
+"""What the drives' launches have in common: tiles, arguments of the kernels, the weight's layout."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from lmser_kernels.gpu import tiles
+from lmser_kernels.gpu.launch import arch_of, dot_precision, dot_type, multiprocessors, nhwc
+from lmser_kernels.gpu.tile_model import split
+
+Ints = Sequence[int]
+_WIDEST = 16  # bytes of one load
+
+
+@dataclass(frozen=True)
+class Source:
+    """What becomes of an operand `x` while it is read: `pull_back(x, h) · (gate > 0 ? 1 : gate_slope) + plus`.
+
+    `h`, `gate` and `plus`, each None or of the operand's shape, are a layer's output, whose activation's derivative
+    is taken, its gate, and what else flows into its linear part.
+    """
+
+    h: Tensor | None = None
+    activation: str = "identity"
+    slope: float = 0.0
+    gate: Tensor | None = None
+    gate_slope: float = 0.0
+    plus: Tensor | None = None
+
+
+PLAIN = Source()
+
+
+def largest_phase(images: int, size: Ints, weight: Tensor, stride: Ints) -> tuple[int, int]:
+    """Pixels of the largest sub-pixel phase of an output of `size`, and taps of the one that has most."""
+    rows, columns = triton.cdiv(size[0], stride[0]), triton.cdiv(size[1], stride[1])
+    taps = triton.cdiv(weight.shape[2], stride[0]) * triton.cdiv(weight.shape[3], stride[1])
+    return images * rows * columns, taps
+
+
+def choose(kernel: str, pixels: int, columns: int, channels: int, taps: int, like: Tensor) -> tiles.Tile:
+    return tiles.choose(
+        kernel, pixels, columns, channels * taps, like.dtype, dot_precision(like.dtype), arch_of(like)
+    )
+
+
+def parts_of_sum(blocks: int, channels: int, taps: int, tile: tiles.Tile, like: Tensor) -> int:
+    """Pieces that the sum of a launch of `blocks` is cut into."""
+    return split(blocks, triton.cdiv(channels * taps, tile.k), multiprocessors(like))
+
+
+def _strides(tensor: Tensor, axes: Ints) -> list[int]:
+    """Strides of `axes`, 0 of those that have one value only: theirs says nothing."""
+    return [tensor.stride(axis) if tensor.shape[axis] > 1 else 0 for axis in axes]
+
+
+def _alignment(tensor: Tensor, strides: Sequence[int]) -> int:
+    """The power of two that divides all `strides`, as far as it makes loads wider."""
+    return math.gcd(_WIDEST // min(tensor.element_size(), 8), *strides)
+
+
+def operand_arguments(x: Tensor, source: Source = PLAIN) -> tuple[dict[str, Any], int]:
+    """Arguments `x, x_n … plus_w` and the `SOURCE_…` constants, and what divides all their strides."""
+    arguments: dict[str, Any] = {}
+    align = math.gcd(_WIDEST // min(x.element_size(), 8), x.shape[1])
+    for name, tensor in (("x", x), ("h", source.h), ("gate", source.gate), ("plus", source.plus)):
+        if name == "h" and source.activation == "identity":
+            tensor = None
+        if tensor is None:
+            strides = [0, 0, 0]
+        else:
+            tensor = nhwc(tensor)
+            strides = _strides(tensor, (0, 2, 3))
+            align = math.gcd(align, *strides)
+        arguments |= {name: tensor, f"{name}_n": strides[0], f"{name}_h": strides[1], f"{name}_w": strides[2]}
+    arguments |= {
+        "SOURCE_ACT": source.activation,
+        "SOURCE_SLOPE": source.slope,
+        "SOURCE_GATE_SLOPE": source.gate_slope,
+    }
+    return arguments, align
+
+
+def weight_arguments(weight: Tensor, up: bool) -> dict[str, Any]:
+    """Arguments `weight, w_k, w_n, w_h, w_w` and what divides them; `w_k` is the stride between summed channels."""
+    w_k, w_n, w_h, w_w = _strides(weight, (1, 0, 2, 3) if up else (0, 1, 2, 3))
+    return {
+        "weight": weight,
+        "w_k": w_k,
+        "w_n": w_n,
+        "w_h": w_h,
+        "w_w": w_w,
+        "K_ALIGN": _alignment(weight, (w_k, w_h, w_w)),
+        "N_ALIGN": _alignment(weight, (w_n, w_h, w_w)),
+    }
+
+
+def result_arguments(
+    out: Tensor, drive: Tensor | None, add: Tensor | None, gate: Tensor | None, bias: Tensor | None
+) -> dict[str, Any]:
+    """Arguments `out … bias_c` of the epilogue, and what divides their strides."""
+    arguments: dict[str, Any] = {"out": out, "drive": drive, "add": add, "closed": gate, "bias": bias}
+    arguments["bias_c"] = 0 if bias is None else bias.stride(0)
+    align = _alignment(out, (out.shape[1],))
+    for name, tensor in (("out", out), ("add", add), ("closed", gate)):
+        strides = [0, 0, 0, 0] if tensor is None else _strides(tensor, range(4))
+        arguments |= {f"{name}_{axis}": step for axis, step in zip("nchw", strides, strict=True)}
+        align = math.gcd(align, strides[0], *strides[2:])
+    arguments["OUT_ALIGN"] = align
+    return arguments
+
+
+def partial_arguments(partial: Tensor) -> dict[str, Any]:
+    """Arguments `partial, partial_part … partial_w` and what divides all strides but that between channels."""
+    strides = _strides(partial, range(5))
+    names = ("part", "n", "c", "h", "w")
+    arguments: dict[str, Any] = {f"partial_{name}": step for name, step in zip(names, strides, strict=True)}
+    align = _alignment(partial, (partial.shape[2], *strides[:2], *strides[3:]))
+    return arguments | {"partial": partial, "PARTIAL_ALIGN": align}
+
+
+def geometry_arguments(weight: Tensor, stride: Ints, padding: Ints) -> dict[str, Any]:
+    return {
+        "taps_h": weight.shape[2],
+        "taps_w": weight.shape[3],
+        "stride_h": stride[0],
+        "stride_w": stride[1],
+        "padding_h": padding[0],
+        "padding_w": padding[1],
+    }
+
+
+def sum_arguments(x: Tensor, channels: int, tile: tiles.Tile) -> dict[str, Any]:
+    """How the sum over taps and channels goes: steps that taps would leave partly empty run through them all."""
+    return {
+        "FLAT": 0 if channels % tile.k == 0 else channels,
+        "PRECISION": dot_precision(x.dtype),
+        "DOT": dot_type(x.dtype),
+        "BLOCK_K": tile.k,
+    }
+
+
+# the weight's layout
+
+
+def packed_up(weight: Tensor) -> Tensor:
+    """`weight` with input channels side by side, copied where they are not: what `up` sums lies together.
+
+    Of a contiguous 3 x 3 weight every value that a block reads lies in another 32-byte sector, 8 to 16 times the bytes
+    for each of the many blocks. A copy costs the weight's size twice, once. It is one of PyTorch's own kernels.
+    """
+    if weight.stride(1) == 1 or weight.shape[1] == 1:
+        return weight
+    return weight.contiguous(memory_format=torch.channels_last)
+
+
+def packed_down(weight: Tensor) -> Tensor:
+    """`weight` with output channels side by side, what `down` sums, or with input channels where that serves as well.
+
+    Matrix units take half precision with either side by side; tf32 only what is summed.
+    """
+    by_column = weight.stride(1) == 1 and dot_precision(weight.dtype) not in ("tf32", "tf32x3")
+    if by_column or weight.stride(0) == 1 or weight.shape[0] == 1:
+        return weight
+    return weight.transpose(0, 1).contiguous(memory_format=torch.channels_last).transpose(0, 1)
