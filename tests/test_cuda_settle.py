@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from cuda_settle_cases import Device, Emulator, Found, Network, Solve, compiled, compiler, native, network
+from torch import Tensor
 
 from lmser_kernels import _library
 
@@ -82,3 +84,206 @@ def test_weights_are_streamed_where_they_do_not_fit(emulator: Emulator) -> None:
     assert emulator.plan["resident_bytes"] > 0
     emulator.settle(net, Solve(), Device())
     assert emulator.plan["streamed_bytes"] == 0
+
+
+@pytest.mark.parametrize("activation", ["identity", "relu", "leaky_relu", "sigmoid", "leaky_sigmoid"])
+def test_activations(emulator: Emulator, activation: str) -> None:
+    net = network((9, 6, 4), 3, gain=1.2)
+    how = Solve(activation=activation, max_steps=3)
+    same(emulator.settle(net, how, Device(cluster=2, group=3)), native(net, how))
+
+
+@pytest.mark.parametrize("group", [1, 2, 3, 5])
+def test_float32_in_every_tile(emulator: Emulator, group: int) -> None:
+    net = network((33, 21, 6), 5, evidence="some").to(torch.float32)
+    how = Solve(theta=0.05, max_steps=6, readouts=True)
+    found = emulator.settle(net, how, Device(group=group, cluster=2, seed=group))
+    assert emulator.plan["tile"] == {1: 1, 2: 2, 3: 4, 5: 8}[group]
+    same(found, native(net.to(torch.float64), how), 1e-5)
+
+
+@pytest.mark.parametrize("order", ["up_down", "odd_even"])
+@pytest.mark.parametrize("seed", [0, 3])
+def test_every_sample_stops_by_itself(emulator: Emulator, order: str, seed: int) -> None:
+    net = network((13, 9, 6), 7, evidence="some")
+    how = Solve(order=order, theta=0.03, max_steps=30, per_sample=True, readouts=True)
+    found = emulator.settle(net, how, Device(cluster=2, group=3, seed=seed))
+    assert len(found.steps.unique()) > 2
+    same(found, native(net, how))
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_one_readout_is_the_last(emulator: Emulator, per_sample: bool) -> None:
+    net = network((13, 9, 6), 5, evidence="some")
+    how = Solve(theta=0.03, max_steps=30, per_sample=per_sample)
+    same(emulator.settle(net, how, Device()), native(net, how))
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("order", ["up_down", "odd_even"])
+def test_keeps_the_states_of_every_update(emulator: Emulator, order: str, half: bool) -> None:
+    net = network((13, 9, 6, 4), 5, evidence="some").to(torch.float32 if half else torch.float64)
+    how = Solve(order=order, theta=0.03, max_steps=30, keep=True, half=half)
+    found, wanted = emulator.settle(net, how, Device(cluster=2)), native(net, how)
+    assert found.trajectory.dtype == wanted.trajectory.dtype
+    tolerance = 2.0**-8 if half else 1e-12  # one rounding apart
+    torch.testing.assert_close(found.trajectory, wanted.trajectory, rtol=tolerance, atol=1e-5 if half else 0)
+    same(found, wanted, 1e-5 if half else 1e-12)
+
+
+def test_stops_where_the_largest_change_of_all_groups_is_small(emulator: Emulator) -> None:
+    """One sample far from rest keeps the others going."""
+    net = network((13, 9, 6), 6)
+    how = Solve(theta=0.02, max_steps=50)
+    alone = [
+        int(native(dataclasses.replace(net, states=[h[i : i + 1] for h in net.states]), how).steps)
+        for i in range(6)
+    ]
+    found = emulator.settle(net, how, Device(group=1, seed=4))
+    assert int(found.steps) == max(alone)
+    assert min(alone) < max(alone)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_what_is_not_finite_stays_in_its_sample(emulator: Emulator, value: float, per_sample: bool) -> None:
+    net = network((7, 5), 3)
+    net.states[0][1, 2] = value
+    how = Solve(activation="relu", theta=0.01, max_steps=5, per_sample=per_sample)
+    found, wanted = emulator.settle(net, how, Device(cluster=2)), native(net, how)
+    for a, b in zip(found.states, wanted.states, strict=True):
+        torch.testing.assert_close(a, b, equal_nan=True)
+        assert bool(a[[0, 2]].isfinite().all())
+    torch.testing.assert_close(found.change, wanted.change, equal_nan=True)
+    assert torch.equal(found.steps, wanted.steps)
+
+
+def test_the_order_of_the_threads_changes_no_bit(emulator: Emulator) -> None:
+    net = network((13, 9, 6), 5).to(torch.float32)
+    how = Solve(theta=0.05, max_steps=6, readouts=True)
+    first = emulator.settle(net, how, Device(cluster=2, seed=0))
+    for seed in (1, 2):
+        found = emulator.settle(net, how, Device(cluster=2, seed=seed))
+        assert all(torch.equal(a, b) for a, b in zip(found.states, first.states, strict=True))
+        assert torch.equal(found.readouts, first.readouts)
+
+
+@pytest.mark.parametrize("order", ["up_down", "odd_even"])
+@pytest.mark.parametrize("variant", ["tied", "free", "held"])
+def test_adjoint_of_a_fixed_point(emulator: Emulator, order: str, variant: str) -> None:
+    """The adjoint states make the gradients that `settle_adjoint` returns."""
+    net = network((11, 8, 5), 4, reverse=variant == "free", evidence="some" if variant == "held" else "none")
+    how = Solve(order=order, theta=1e-9, max_steps=60)
+    fixed = native(net, dataclasses.replace(how, theta=1e-12, max_steps=400))
+    readout = fixed.readouts[0]
+    grads = [torch.randn_like(h) for h in fixed.states]
+    grads[1] = torch.empty(0, dtype=torch.float64)
+    grad_readout = torch.randn_like(readout)
+    net.states = fixed.states
+    found = emulator.adjoint(net, how, Device(cluster=2, seed=1), grads, grad_readout, readout)
+
+    def image(t: Tensor) -> Tensor:
+        return t[:, :, None, None] if t.numel() else t
+
+    flat, steps, change = torch.ops.lmser.settle_adjoint(
+        [image(g) for g in grads], image(grad_readout), [image(h) for h in fixed.states],
+        [image(w) for w in net.weights], [image(w) for w in net.reverse],
+        None if net.evidence is None else image(net.evidence), None if net.hold is None else image(net.hold), True,
+        image(readout), [1] * 4, [0] * 4, how.activation, how.slope, order, how.theta, how.max_steps, [False] + [True] * 4,
+    )  # fmt: skip
+    a, h = found.states, fixed.states
+    up = [a[e + 1].T @ h[e] for e in range(2)]
+    down = [h[e + 1].T @ a[e] for e in range(2)]
+    weights = [*up, *down] if net.reverse else [x + y for x, y in zip(up, down, strict=True)]
+    biases = [x.sum(0) for x in a]
+    wanted = [g.flatten() for g in flat[3:]]
+    made = [g.flatten() for g in (*weights, *biases)]
+    if net.hold is not None:
+        made.append((net.hold * (found.readouts[0] + grads[0])).flatten())
+    else:
+        made.append(readout.new_empty(0))
+    made.append(a[0].flatten())
+    for x, y in zip(made, wanted, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-10, atol=1e-10)
+    assert int(found.steps) == int(steps)
+    torch.testing.assert_close(found.change, change, rtol=1e-3, atol=0)
+
+
+def test_an_adjoint_of_nothing_ends_at_once(emulator: Emulator) -> None:
+    net = network((6, 4), 3)
+    zeros = [torch.zeros_like(h) for h in net.states]
+    found = emulator.adjoint(net, Solve(max_steps=9), Device(), zeros, None, net.states[0])
+    assert (int(found.steps), float(found.change)) == (1, 0.0)
+    assert all(bool((h == 0).all()) for h in found.states)
+
+
+def test_without_a_barrier_the_emulator_sees_wrong_states(tmp_path: Path) -> None:
+    """The tests above can fail: the same kernel without the meeting after an update is found out."""
+    root = HERE.parent.parent
+    for part in ("csrc/cuda", "csrc/cpu", "tests/cuda_emulator"):
+        shutil.copytree(root / part, tmp_path / part)
+    shutil.copy(root / "csrc/activation.h", tmp_path / "csrc/activation.h")
+    kernel = tmp_path / "csrc/cuda/settle_kernel.cuh"
+    text = kernel.read_text()
+    meeting = "if (u.sync) settle_meet_cluster(a);"
+    assert meeting in text
+    kernel.write_text(text.replace(meeting, ""))
+    broken = Emulator(
+        compiled(tmp_path / "tests/cuda_emulator/settle.cpp", tmp_path / "broken.so", "-DLMSER_ONE_TYPE")
+    )
+    net, how = network((13, 9, 6), 5), Solve()
+    wrong = broken.settle(net, how, Device(seed=1))
+    assert any(
+        not torch.allclose(a, b, rtol=1e-6)
+        for a, b in zip(wrong.states, native(net, how).states, strict=True)
+    )
+
+
+# the layout
+
+
+def plan(sizes: list[int], samples: int, itemsize: int = 4, **how: object) -> dict[str, object]:
+    given = {
+        "up_down": True,
+        "together": True,
+        "shared_bytes": 227 * 1024,
+        "clusters": [132, 66, 32, 16],
+        **how,
+    }
+    return _library.module.settle_persistent_plan(sizes, samples, itemsize, **given)
+
+
+@pytest.mark.parametrize("samples", [1, 64, 128])
+def test_weights_of_fban_stay_on_chip(samples: int) -> None:
+    found = plan([812, 200, 50], samples)
+    assert (found["fits"], found["cluster"], found["streamed_weight_bytes"]) == (True, 8, 0)
+    assert found["shared_bytes"] <= 227 * 1024
+
+
+def test_one_stop_for_all_needs_all_groups_at_once() -> None:
+    assert plan([812, 200, 50], 250)["clusters"] <= 16
+    assert not plan([812, 200, 50], 100_000)["fits"]
+    alone = plan([812, 200, 50], 100_000, together=False)
+    assert alone["fits"]
+    assert alone["clusters"] * alone["samples_per_cluster"] >= 100_000
+
+
+def test_without_clusters_one_block_takes_a_group() -> None:
+    found = plan([812, 200, 50], 64, shared_bytes=163 * 1024, clusters=[108])
+    assert (found["fits"], found["cluster"], found["clusters"]) == (True, 1, 64)
+    assert found["shared_bytes"] <= 163 * 1024
+
+
+@pytest.mark.parametrize(
+    ("sizes", "samples"), [([5], 3), ([5, 0], 3), ([5, 4], 0), ([4] * 9, 3), ([60_000, 10], 3)]
+)
+def test_what_does_not_fit(sizes: list[int], samples: int) -> None:
+    assert not plan(sizes, samples)["fits"]
+    assert not _library.module.settle_persistent_fits(sizes, samples, 4, True, True, 227 * 1024, [132])
+
+
+def test_the_plan_names_what_is_wrong() -> None:
+    with pytest.raises(ValueError, match="itemsize is 2; expected 4 or 8"):
+        plan([5, 4], 3, itemsize=2)
+    with pytest.raises(ValueError, match="clusters has 0 values"):
+        plan([5, 4], 3, clusters=[])

@@ -23,18 +23,21 @@ void check(cudaError_t error, const char* what) {
 template <class T>
 using Kernel = void (*)(SettleArguments<T>);
 template <class T>
+constexpr std::array<int, sizeof(T) == 4 ? 4 : 2> kTiles{};
+template <>
+constexpr std::array<int, 4> kTiles<float>{1, 2, 4, 8};
+template <>
+constexpr std::array<int, 2> kTiles<double>{1, 2};
+
+template <class T>
 Kernel<T> kernel_of(int tile) {
-  switch (tile) {
-    case 1:
-      return settle_kernel<T, 1>;
-    case 2:
-      return settle_kernel<T, 2>;
-    case 4:
-      return settle_kernel<T, 4>;
-    default:
-      if constexpr (sizeof(T) == 4) return settle_kernel<T, 8>;
-      STD_TORCH_CHECK(false, "settle_persistent: no kernel for tiles of ", tile, " samples");
+  if (tile == 1) return settle_kernel<T, 1>;
+  if (tile == 2) return settle_kernel<T, 2>;
+  if constexpr (sizeof(T) == 4) {
+    if (tile == 4) return settle_kernel<T, 4>;
+    if (tile == 8) return settle_kernel<T, 8>;
   }
+  STD_TORCH_CHECK(false, "settle_persistent: no kernel for tiles of ", tile, " samples");
 }
 
 template <class T>
@@ -69,10 +72,9 @@ SettleDevice device_of(int index) {
   check(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, index), "shared memory");
   check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, index), "multiprocessors");
   check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index), "compute capability");
-  for (const int tile : {1, 2, 4, 8})
-    if (tile < 8 || sizeof(T) == 4)
-      check(cudaFuncSetAttribute(kernel_of<T>(tile), cudaFuncAttributeMaxDynamicSharedMemorySize, shared),
-            "shared memory");
+  for (const int tile : kTiles<T>)
+    check(cudaFuncSetAttribute(kernel_of<T>(tile), cudaFuncAttributeMaxDynamicSharedMemorySize, shared),
+          "shared memory");
   SettleDevice found{shared, {processors}};
   for (unsigned blocks = 2; major >= 9 && blocks <= 8; blocks *= 2) {
     cudaLaunchAttribute attribute;
@@ -81,7 +83,7 @@ SettleDevice device_of(int index) {
     config.gridDim = dim3(blocks), config.blockDim = dim3(kSettleThreads);
     config.dynamicSmemBytes = std::size_t(shared), config.attrs = &attribute, config.numAttrs = 1;
     int clusters = 0;
-    check(cudaOccupancyMaxActiveClusters(&clusters, kernel_of<T>(4), &config), "clusters at a time");
+    check(cudaOccupancyMaxActiveClusters(&clusters, kernel_of<T>(kTiles<T>.back()), &config), "clusters at a time");
     found.clusters.push_back(clusters);
   }
   return d = found;

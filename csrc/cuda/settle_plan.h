@@ -42,11 +42,11 @@ struct SettleDevice {
 
 inline std::int64_t round_up(std::int64_t n, std::int64_t to) { return (n + to - 1) / to * to; }
 
+// Samples that a warp takes at once: as many as leave its sums in registers.
 inline int settle_tile(std::int64_t group, int itemsize) {
-  const int most = itemsize == 8 ? 4 : 8;
-  for (int t : {1, 2, 4})
-    if (group <= t) return t;
-  return most == 8 && (group % 8 == 0 || group % 8 > 4) ? 8 : 4;
+  if (group == 1) return 1;
+  if (group == 2 || itemsize == 8) return 2;
+  return group > 4 && (group % 8 == 0 || group % 8 > 4) ? 8 : 4;
 }
 
 // Words of the magnitude's size: two moved and two gathered quantities, a stop and a count of sweeps for each sample.

@@ -59,16 +59,9 @@ SettlePlan run(const std::int64_t* sizes, const Settings& s, const Pointers& p) 
   }
   emulator::run({int(plan.groups) * plan.cluster, plan.cluster, s.threads, std::size_t(plan.shared_bytes)}, s.seed,
                 [&] {
-                  switch (plan.tile) {
-                    case 1:
-                      return settle_kernel<T, 1>(a);
-                    case 2:
-                      return settle_kernel<T, 2>(a);
-                    case 4:
-                      return settle_kernel<T, 4>(a);
-                    default:
-                      if constexpr (sizeof(T) == 4) return settle_kernel<T, 8>(a);
-                  }
+                  if (plan.tile == 1) return settle_kernel<T, 1>(a);
+                  if (plan.tile == 2) return settle_kernel<T, 2>(a);
+                  if constexpr (sizeof(T) == 4) return plan.tile == 4 ? settle_kernel<T, 4>(a) : settle_kernel<T, 8>(a);
                 });
   return plan;
 }
@@ -81,7 +74,12 @@ extern "C" const char* settle(int wide, const std::int64_t* sizes, const lmser::
                               std::int64_t* plan) {
   static std::string message;
   try {
+#if defined(LMSER_ONE_TYPE)
+    if (!wide) throw std::invalid_argument("compiled for float64 alone");
+    const lmser::SettlePlan found = lmser::run<double>(sizes, *s, *p);
+#else
     const lmser::SettlePlan found = wide ? lmser::run<double>(sizes, *s, *p) : lmser::run<float>(sizes, *s, *p);
+#endif
     const std::int64_t facts[] = {found.cluster, found.group,          found.tile,
                                   found.groups,  found.resident_bytes, found.streamed_bytes};
     std::copy(std::begin(facts), std::end(facts), plan);
