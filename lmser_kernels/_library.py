@@ -61,12 +61,12 @@ def _one_line(problem: Exception) -> str:
 
 def _with_cuda_kernel() -> frozenset[str]:
     has = torch._C._dispatch_has_kernel_for_dispatch_key
-    return frozenset(name for name in OPERATORS if has(f"lmser::{name}", "CUDA"))
+    return frozenset({"settle"} if has("lmser::settle_persistent", "CUDA") else ())
 
 
 module, error = _load()
 available = module is not None
-# Every operator has a CPU kernel; these have a CUDA kernel too, in a library compiled with nvcc.
+# Every operator has a CPU kernel; these have one in CUDA C++ too, for some calls, in a library compiled with nvcc.
 cuda_operators = _with_cuda_kernel() if available else frozenset()
 
 TRITON = "lmser_triton"
@@ -89,6 +89,9 @@ _LAUNCHERS = {
     "settle_adjoint": "settle.triton",
 }
 
+# Where the compiled library has a CUDA kernel for some calls: what takes it for those, and Triton's for the others.
+_CHOOSING = {"settle": "settle.persistent"}
+
 
 def _define_triton() -> tuple[list[torch.library.Library], str | None]:
     """The operators once more in a namespace of their own, `lmser_triton`, run by Triton kernels.
@@ -108,8 +111,7 @@ def _define_triton() -> tuple[list[torch.library.Library], str | None]:
         own.define(schema.removeprefix("lmser::"))
         own.impl(name, _launcher(name), "CUDA")
         own.impl(name, _launcher(name), "CPU")
-        if name not in cuda_operators:
-            other.impl(name, _launcher(name), "CUDA")
+        other.impl(name, _launcher(name, _CHOOSING if name in cuda_operators else _LAUNCHERS), "CUDA")
     return [own, other], None
 
 
@@ -120,9 +122,11 @@ def _installed(package: str) -> bool:
         return False
 
 
-def _launcher(name: str) -> Callable[..., Any]:
+def _launcher(name: str, modules: dict[str, str] = _LAUNCHERS) -> Callable[..., Any]:
+    module = f"lmser_kernels.{modules[name]}"
+
     def launch(*args: Any) -> Any:
-        room = importlib.import_module(f"lmser_kernels.{_LAUNCHERS[name]}")
+        room = importlib.import_module(module)
         return getattr(room, name)(*args)
 
     return launch

@@ -43,11 +43,10 @@ def chosen(operation: str, impl: str, tensor: Tensor) -> Operators | None:
             return None
         if tensor.is_cpu:
             return compiled
-        if not tensor.is_cuda:
+        if not tensor.is_cuda or _library.triton_error is not None:
             return None
-        if _library.triton_error is None:
-            return triton
-        return compiled if operation in _library.cuda_operators else None
+        # Of the compiled operator, some calls are CUDA C++ and the others Triton: that is decided when it runs.
+        return compiled if operation in _library.cuda_operators else triton
     if impl == "reference":
         return None
     if impl == "native":
@@ -97,9 +96,7 @@ def reason(operation: str, impl: str, tensor: Tensor) -> str:
     if operators is compiled:
         return f"compiled kernel for {tensor.device.type} tensors"
     if tensor.is_cuda:
-        return (
-            f"the compiled library has no kernel of {operation} for CUDA tensors, and {_library.triton_error}"
-        )
+        return f"CUDA tensors are Triton's, and {_library.triton_error}"
     return f"there is no kernel of {operation} for {tensor.device.type} tensors"
 
 

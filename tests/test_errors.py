@@ -217,17 +217,17 @@ class TestImplementations:
 
     def test_cuda_takes_the_kernels_that_there_are(self, monkeypatch):
         monkeypatch.setattr(_library, "available", True)
-        monkeypatch.setattr(_library, "cuda_operators", frozenset({"add_act"}))
+        monkeypatch.setattr(_library, "cuda_operators", frozenset({"settle"}))
         with FakeTensorMode():
             on_cuda = torch.empty(1, device="cuda")
-        assert dispatch.chosen("add_act", "native", on_cuda) is dispatch.compiled
+        assert dispatch.chosen("settle", "native", on_cuda) is dispatch.compiled
         with pytest.raises(RuntimeError, match="no compiled kernel of tied_conv2d for cuda tensors"):
             dispatch.chosen("tied_conv2d", "native", on_cuda)
         monkeypatch.setattr(_library, "triton_error", None)
+        assert dispatch.chosen("settle", "auto", on_cuda) is dispatch.compiled
         assert dispatch.chosen("tied_conv2d", "auto", on_cuda) is dispatch.triton
         assert dispatch.chosen("tied_conv2d", "triton", on_cuda) is dispatch.triton
         monkeypatch.setattr(_library, "triton_error", "Triton is not installed")
-        assert dispatch.chosen("add_act", "auto", on_cuda) is dispatch.compiled
         assert dispatch.chosen("tied_conv2d", "auto", on_cuda) is None
 
     def test_native_without_the_library_says_why(self, monkeypatch):

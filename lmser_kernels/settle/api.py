@@ -11,7 +11,7 @@ from lmser_kernels import _library
 from lmser_kernels import activation as activations
 from lmser_kernels.arguments import Pair, four_dimensional, operands, pair, per_channel, same_shape
 from lmser_kernels.dispatch import chosen
-from lmser_kernels.settle import reference
+from lmser_kernels.settle import persistent, reference
 from lmser_kernels.settle.problem import (
     Adjoint,
     Problem,
@@ -259,6 +259,12 @@ def _settle(
     if kept and every is not None and every < run.max_steps:
         return in_segments(lambda part, how: _settle(impl, part, how, None), problem, run, every)
     operators = chosen("settle", impl, problem.states[0])
+    if impl == "native" and problem.states[0].is_cuda:
+        found = persistent.obstacle(problem.states, problem.weights, run.order, run.theta, run.per_sample)
+        if found is not None:
+            raise RuntimeError(
+                f'settle: impl="native": no compiled kernel for CUDA tensors takes this: {found}'
+            )
     if operators is not None:
         return ops.settle(operators, problem, run, adjoint)
     return reference.solve(problem, run, adjoint)
