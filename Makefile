@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
 
-.PHONY: demo test test-slow lint format bench install-check clean
+.PHONY: demo test test-slow lint format bench gpu gpu-static install-check clean
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -41,6 +41,14 @@ format: $(VENV)/.lint
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m pytest bench --benchmark-only
+
+# With the packages of $(PYTHON) as they are: a machine with a GPU may have no network.
+gpu:
+	$(PYTHON) -m bench.gpu
+
+# What the GPU kernels compile to, on a machine without a GPU.
+gpu-static: $(VENV)/.installed
+	$(BIN)/python -m bench.gpu_static
 
 # What a user does: a plain `pip install .` with build isolation into a fresh environment, used from elsewhere.
 install-check:

@@ -8,11 +8,11 @@ import argparse
 import json
 import math
 import platform
-import subprocess
 from pathlib import Path
 
 import torch
 
+from bench.checkout import commit
 from bench.workloads import Workload, workloads
 from lmser._atomic import atomic_write
 from lmser.contest import contest
@@ -27,15 +27,6 @@ def processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-def commit() -> str | None:
-    """The commit of the working tree, marked where files differ from it; None outside a checkout."""
-    done = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-        capture_output=True, text=True, check=False, cwd=Path(__file__).parent,
-    )  # fmt: skip
-    return done.stdout.strip() or None
 
 
 def measure(work: Workload) -> dict[str, object]:

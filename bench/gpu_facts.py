@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from bench.__main__ import commit
+from bench.checkout import commit
 from bench.gpu_clock import Clock, calls_for
 from bench.gpu_record import precision
 

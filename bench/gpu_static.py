@@ -115,30 +115,34 @@ def read(entry: Configuration) -> Binary | str:
         return f"{type(problem).__name__}: {problem}".strip().splitlines()[0]
 
 
-_entries: list[Configuration] = []
+_shared: tuple[Callable[[Configuration], Any], Sequence[Configuration]]
 
 
-def _read(place: int) -> Binary | str:
-    return read(_entries[place])
+def _one(place: int) -> Any:
+    work, entries = _shared
+    return work(entries[place])
 
 
-def read_all(
-    entries: Sequence[Configuration], jobs: int, say: Callable[[int], None] = lambda done: None
-) -> list[Binary | str]:
-    """`read` of each, in `jobs` processes. They inherit the launches: nothing of a kernel can be sent."""
+def each(
+    work: Callable[[Configuration], Any],
+    entries: Sequence[Configuration],
+    jobs: int,
+    say: Callable[[int], None] = lambda done: None,
+) -> list[Any]:
+    """`work` of each, in `jobs` processes. They inherit the launches: nothing of a kernel can be sent."""
+    global _shared
+    found: list[Any] = []
     if jobs == 1:
-        found = []
         for entry in entries:
-            found.append(read(entry))
+            found.append(work(entry))
             say(len(found))
         return found
-    _entries[:] = entries
+    _shared = (work, entries)
     with multiprocessing.get_context("fork").Pool(jobs) as pool:
-        found = []
-        for binary in pool.imap(_read, range(len(entries))):
-            found.append(binary)
+        for result in pool.imap(_one, range(len(entries))):
+            found.append(result)
             say(len(found))
-        return found
+    return found
 
 
 def problems(entries: Sequence[Configuration], binaries: Sequence[Binary | str]) -> list[str]:
@@ -239,7 +243,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if done % 50 == 0:
             print(f"{done} of {len(entries)}", flush=True)
 
-    binaries = read_all(entries, options.jobs, say)
+    binaries: list[Binary | str] = each(read, entries, options.jobs, say)
     cuda = [] if options.quick or options.only else cuda_sources()
     result = as_json(found, binaries, cuda)
     wrong = [

@@ -1,0 +1,69 @@
+"""``python -m bench.gpu_tune [--only TEXT] [--kinds K …] [--out FILE]``: the table of tiles that ships with the kernels,
+made by measurement on the GPU at hand.
+
+Every workload's own step is tuned; of problems that share an entry, the tile that is fastest for them all is kept.
+Entries of other GPUs, and of problems that no workload has, stay as they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from bench.gpu_entrants import Place
+from bench.gpu_facts import facts
+from bench.gpu_record import precision
+from bench.gpu_workloads import workloads
+from lmser_kernels.gpu import tile_table, tiles, tuning
+
+ABOUT = (
+    "Tiles found by measurement (python -m bench.gpu_tune), which come before the model's prediction. "
+    "Measured on: {device}, Triton {triton}."
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, merge, write."""
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu_tune", description=__doc__)
+    parser.add_argument("--only", default="", help="workloads whose name contains this")
+    parser.add_argument("--kinds", nargs="+", help="default: the workload's own")
+    parser.add_argument("--out", type=Path, default=tile_table.SHIPPED)
+    parser.add_argument("--repeats", type=int, default=7)
+    options = parser.parse_args(arguments)
+    if not torch.cuda.is_available():
+        parser.error("there is no GPU: torch.cuda.is_available() is False")
+    found: list[tuning.Measured] = []
+    for work in workloads():
+        if options.only not in work.name:
+            continue
+        for kind in options.kinds or work.kinds:
+            place = Place("cuda", kind)
+            with precision(place.products):
+                step = work.ours.make(place)
+                try:
+                    measured = tuning.tune(step, repeats=options.repeats, store=False)
+                except Exception as problem:  # the others are still tuned
+                    print(f"{work.name}, {kind}: {type(problem).__name__}: {problem}", flush=True)
+                    continue
+            found += measured
+            gained = sum(m.seconds[m.before] for m in measured if m.before in m.seconds)
+            gained /= sum(m.seconds[m.best] for m in measured if m.before in m.seconds) or 1.0
+            print(f"{work.name}, {kind}: {len(measured)} problems, {gained:.2f} times as fast", flush=True)
+    if not found:
+        print("nothing was measured")
+        return 1
+    table = tile_table.read(options.out) if options.out.exists() else {}
+    table.update(tuning.by_bucket(found))
+    here = facts("cuda")
+    tile_table.write(options.out, table, ABOUT.format(**here), clocks=here["smi"].get("clocks.sm", ""))
+    tiles.forget()
+    print(f"{len(table)} entries in {options.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
