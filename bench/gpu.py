@@ -186,22 +186,19 @@ def run_all(
     chosen: Sequence[Stage], record: Record, minutes: float, say: Callable[[str], None] = print
 ) -> dict[str, str]:
     """Every stage in its turn. One that comes late gets less, but the last is left half of what remains at least."""
-    folder = ROOT / "build/gpu"
-    folder.mkdir(parents=True, exist_ok=True)
     deadline = monotonic() + 60 * minutes
     found = {}
-    for place, stage in enumerate(chosen):
-        (folder / f"{stage.name}.json").unlink(missing_ok=True)
-        left = deadline - monotonic()
-        limit = min(stage.limit, left if place == len(chosen) - 1 else left / 2)
-        if limit < 5:
-            record.stage(stage.name, status="not reached")
-            found[stage.name] = "not reached"
-        else:
-            found[stage.name] = run(stage, limit, record, folder)
-        say(
-            f"{stage.name}: {found[stage.name]}, {60 * minutes - (deadline - monotonic()):.0f} s since the start"
-        )
+    with tempfile.TemporaryDirectory(prefix="lmser-gpu-") as folder:
+        for place, stage in enumerate(chosen):
+            left = deadline - monotonic()
+            limit = min(stage.limit, left if place == len(chosen) - 1 else left / 2)
+            if limit < 5:
+                record.stage(stage.name, status="not reached")
+                found[stage.name] = "not reached"
+            else:
+                found[stage.name] = run(stage, limit, record, Path(folder))
+            passed = 60 * minutes - (deadline - monotonic())
+            say(f"{stage.name}: {found[stage.name]}, {passed:.0f} s since the start")
     record.content["finished"] = True
     record.write()
     return found
