@@ -120,15 +120,17 @@ def multiprocessors(tensor: Tensor) -> int:
 def dot_precision(dtype: torch.dtype) -> str:
     """How `tl.dot` multiplies: PyTorch's own switches of float32 convolutions decide, as they do for `F.conv2d`.
 
-    "tf32" where convolutions may use it (PyTorch's default), else "tf32x3", float32 accuracy from three products on
-    tensor cores, where `torch.set_float32_matmul_precision` is not "highest", else "ieee", plain float32. Of another
-    dtype the answer is "ieee", which changes nothing.
+    "tf32" where convolutions may use it (PyTorch's default: `torch.backends.cudnn.allow_tf32`, or the newer
+    `torch.backends.cudnn.conv.fp32_precision`), else "tf32x3", float32 accuracy from three products on tensor cores,
+    where matrix products may use them (`torch.set_float32_matmul_precision("high")`), else "ieee", plain float32. Of
+    another dtype the answer is "ieee", which changes nothing.
     """
     if dtype != torch.float32:
         return "ieee"
-    if torch.backends.cudnn.allow_tf32:
+    # The newer switches are read: once they have been set, PyTorch refuses to read the older ones.
+    if torch.backends.cudnn.conv.fp32_precision == "tf32":
         return "tf32"
-    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32x3"
+    return "tf32x3" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
 def dot_type(dtype: torch.dtype) -> tl.dtype:
