@@ -40,7 +40,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--device",
         default="cpu",
-        help="where the operations are tested (cpu, cuda); elsewhere than on cpu only tests marked operators run",
+        help="where the operations are tested (cpu, cuda); elsewhere than on cpu only tests marked operators or device run",
     )
     parser.addoption(
         "--fused",
@@ -56,6 +56,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "operators: of the operations themselves; --fused and --device are about these"
     )
+    config.addinivalue_line("markers", "device: of networks and training; runs on --device too")
     device = config.getoption("--device")
     # Read by tests/implementations.py when the tests are imported.
     os.environ["LMSER_TEST_DEVICE"] = device
@@ -67,6 +68,8 @@ def pytest_configure(config: pytest.Config) -> None:
         assert "triton" not in sys.modules
         os.environ["TRITON_INTERPRET"] = "1"
     else:
+        # cuBLAS refuses to be deterministic without; read when CUDA starts.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.set_default_device(device)
         torch.backends.cudnn.allow_tf32 = False
     # A shell starts what runs in its background with SIGINT ignored, and python then leaves it so.
@@ -76,9 +79,13 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("--device") == "cpu":
         return
-    others = [item for item in items if item.get_closest_marker("operators") is None]
-    items[:] = [item for item in items if item.get_closest_marker("operators") is not None]
+    others = [item for item in items if not _on_devices(item)]
+    items[:] = [item for item in items if _on_devices(item)]
     config.hook.pytest_deselected(items=others)
+
+
+def _on_devices(item: pytest.Item) -> bool:
+    return any(item.get_closest_marker(name) is not None for name in ("operators", "device"))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

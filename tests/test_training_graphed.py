@@ -24,7 +24,7 @@ from lmser.training import (
     step,
     train,
 )
-from lmser.training.graphed import WARM_UP, GraphedStep, Rates
+from lmser.training.graphed import WARM_UP, CudaGraph, GraphedStep, Rates
 from lmser.training.obstacles import Watch, declared
 
 CPU = torch.device("cpu")
@@ -377,3 +377,100 @@ def test_graph_is_asked_for_by_a_bool_and_a_device():
         settings(cuda_graph=1)
     with pytest.raises(ValueError, match="cuda_graph: expected a model on a CUDA device, got cpu"):
         train(Net(), squared, torch.randn(6, 4), settings(cuda_graph=True))
+
+
+class Cuda:
+    """As much of torch.cuda as a capture touches; `log` is what was done to it, in order."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, fails: bool) -> None:
+        self.log: list[str] = []
+        log, stream = self.log, self
+
+        class Graph:
+            def __getattr__(self, name):
+                def note(*args, **kwargs):
+                    log.append(name)
+                    if name == "capture_end" and fails:
+                        raise RuntimeError("capture is invalid")
+
+                return note
+
+        class Stream:
+            def __init__(self, device=None) -> None:
+                self.name = "side"
+
+            def wait_stream(self, other) -> None:
+                log.append(f"{self.name} waits for {other.name}")
+
+        self.current = Stream()
+        self.current.name = "default"
+
+        @contextlib.contextmanager
+        def on(other):
+            before, stream.current = stream.current, other
+            try:
+                yield
+            finally:
+                stream.current = before
+
+        fakes = {
+            "CUDAGraph": Graph, "Stream": Stream, "stream": on, "current_stream": lambda device=None: stream.current,
+            "device": lambda device: contextlib.nullcontext(), "synchronize": lambda: None, "empty_cache": lambda: None,
+            "graph_pool_handle": lambda: (0, 1), "current_device": lambda: 0,
+        }  # fmt: skip
+        for name, fake in fakes.items():
+            monkeypatch.setattr(torch.cuda, name, fake)
+        for name in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
+            monkeypatch.setattr(
+                torch._C, name, lambda index, pool, name=name: log.append(name), raising=False
+            )
+
+
+def test_capture_is_made_on_a_stream_of_its_own(monkeypatch):
+    cuda = Cuda(monkeypatch, fails=False)
+    graph = CudaGraph(torch.device("cuda"))
+    with graph.aside():
+        assert cuda.current.name == "side"
+    made = graph.record(lambda: [cuda.log.append(f"work on {cuda.current.name}")], [torch.Generator()])
+    graph.replay()
+    assert made == [None]
+    assert cuda.current.name == "default"
+    assert cuda.log == [
+        "side waits for default", "default waits for side", "register_generator_state", "capture_begin",
+        "work on side", "capture_end", "replay",
+    ]  # fmt: skip
+
+
+def test_capture_that_fails_is_cleared_away(monkeypatch):
+    cuda = Cuda(monkeypatch, fails=True)
+
+    class Generator:
+        """A CUDA generator: its state is an object of its own, which a capture can break."""
+
+        def __init__(self, device=None, numbers="new") -> None:
+            self.device, self.numbers, self.broken = device, numbers, numbers != "new"
+
+        def get_state(self):
+            return self.numbers
+
+        def set_state(self, numbers):
+            self.numbers = numbers
+
+        def graphsafe_get_state(self):
+            return self
+
+        def graphsafe_set_state(self, other):
+            self.numbers, self.broken = other.numbers, other.broken
+
+    generators = [Generator("cuda", "default's"), Generator("cuda", "own")]
+    monkeypatch.setattr(torch, "Generator", Generator)
+    monkeypatch.setattr(torch.cuda, "default_generators", generators[:1])
+
+    def work():
+        raise RuntimeError("operation not permitted")
+
+    with pytest.raises(RuntimeError, match="operation not permitted"):
+        CudaGraph(torch.device("cuda", 0)).record(work, generators[1:])
+    assert cuda.current.name == "default"
+    assert cuda.log[-3:] == ["capture_end", "_cuda_endAllocateToPool", "_cuda_releasePool"]
+    assert [(g.numbers, g.broken) for g in generators] == [("default's", False), ("own", False)]

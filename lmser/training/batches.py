@@ -104,7 +104,8 @@ class Batches:
         if self._device.type != "cuda" or tensor.is_cuda:
             return tensor.index_select(0, indices)
         # Memory that a copy to the device can be made from while the host goes on.
-        pinned = torch.empty((len(indices), *tensor.shape[1:]), dtype=tensor.dtype, pin_memory=True)
+        shape = (len(indices), *tensor.shape[1:])
+        pinned = torch.empty(shape, dtype=tensor.dtype, device="cpu", pin_memory=True)
         return torch.index_select(tensor, 0, indices, out=pinned)
 
     def _new_sampler(self) -> StepSampler:

@@ -139,7 +139,7 @@ def largest(values: list[int]) -> list[int]:
     """The largest of all processes' numbers at each place."""
     if world_size() == 1:
         return values
-    together = torch.tensor(values, dtype=torch.int64)
+    together = torch.tensor(values, dtype=torch.int64, device="cpu")
     dist.all_reduce(together, dist.ReduceOp.MAX)
     return [int(value) for value in together.tolist()]
 

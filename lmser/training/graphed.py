@@ -78,18 +78,31 @@ class CudaGraph:
     def record(self, work: Callable[[], list[Tensor]], generators: Sequence[torch.Generator]) -> list[Tensor]:
         for generator in generators:
             self._graph.register_generator_state(generator)
-        try:
+        with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
+            # As torch.cuda.graph, which does not come back to the stream before where a capture has failed.
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+            pool = torch.cuda.graph_pool_handle()
             # Only what this thread does has to be of the kind that can be captured: a loader's thread, which
             # pins the next batches' memory meanwhile, goes on.
-            with (
-                torch.cuda.device(self._device),
-                torch.cuda.graph(self._graph, stream=self._stream, capture_error_mode="thread_local"),
-            ):
-                return work()
-        except BaseException:
-            for generator in (torch.cuda.default_generators[self._device.index], *generators):
-                _renew(generator)
-            raise
+            self._graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+            try:
+                made = work()
+                self._graph.capture_end()
+            except BaseException:
+                self._give_up(pool, generators)
+                raise
+        return made
+
+    def _give_up(self, pool: tuple[int, int], generators: Sequence[torch.Generator]) -> None:
+        """Leave torch as it was before the capture, which it does not do itself where one breaks off."""
+        with contextlib.suppress(RuntimeError):
+            self._graph.capture_end()
+        with contextlib.suppress(RuntimeError):  # where the capture could be ended, that is done
+            torch._C._cuda_endAllocateToPool(self._device.index, pool)
+            torch._C._cuda_releasePool(self._device.index, pool)
+        for generator in (torch.cuda.default_generators[self._device.index], *generators):
+            _renew(generator)
 
     def replay(self) -> None:
         self._graph.replay()

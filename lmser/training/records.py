@@ -80,12 +80,10 @@ class Record:
     def state(self) -> dict[str, Any]:
         """Its part of a checkpoint."""
         return {
-            "losses": torch.tensor(self._losses, dtype=torch.float64),
-            "extras": {
-                name: torch.tensor(found, dtype=torch.float64) for name, found in self._extras.items()
-            },
+            "losses": _kept(self._losses),
+            "extras": {name: _kept(found) for name, found in self._extras.items()},
             "evaluations": self.evaluations,
-            "blocks": torch.tensor(self.blocks, dtype=torch.float64).reshape(-1, 2),
+            "blocks": _kept(self.blocks).reshape(-1, 2),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -159,7 +157,7 @@ class Record:
     def _losses_of(self, waiting: Sequence[_Waiting]) -> list[list[float]]:
         losses = torch.stack([loss for each in waiting for loss in each.losses])
         if world_size() > 1:
-            weights = torch.tensor([each.weight for each in waiting], dtype=torch.float64)
+            weights = _kept([each.weight for each in waiting])
             parts = losses.double().cpu() * weights.repeat_interleave(len(self._names))
             losses = summed(parts)
         found: list[float] = losses.tolist()
@@ -181,6 +179,10 @@ class Record:
         if self._log is not None:
             with open(self._log, "a", encoding="utf-8", newline="\n") as log:
                 log.write(_lines(entries))
+
+
+def _kept(numbers: Sequence[Any]) -> Tensor:
+    return torch.tensor(numbers, dtype=torch.float64, device="cpu")
 
 
 def _evaluation_entry(step: int, values: Mapping[str, Any]) -> dict[str, Any]:

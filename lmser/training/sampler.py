@@ -41,13 +41,14 @@ class Sampler:
         self.steps_per_epoch = steps_per_epoch(samples, batch_size, drop_last)
         self._samples, self._batch_size, self._seed, self._device = samples, batch_size, seed, device
         self._epoch = -1
-        self._order = torch.empty(0, dtype=torch.int64)
+        self._order = torch.empty(0, dtype=torch.int64, device="cpu")
 
     def indices(self, step: int) -> Tensor:
         """Int64 indices of the samples of a step, the first step being 0."""
         epoch, batch = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
             generator = torch.Generator().manual_seed(derived_seed(self._seed, f"epoch {epoch}"))
-            self._order = torch.randperm(self._samples, generator=generator).to(self._device)
+            order = torch.randperm(self._samples, generator=generator, device="cpu")
+            self._order = order.to(self._device)
             self._epoch = epoch
         return self._order[batch * self._batch_size : (batch + 1) * self._batch_size]

@@ -70,7 +70,7 @@ class TwoStreamSampler:
         if self._few is not None:
             found = torch.cat([self._known[self._few.indices(step).cpu()], found])
         generator = torch.Generator().manual_seed(derived_seed(self.seed, f"batch {step}"))
-        return found[torch.randperm(len(found), generator=generator)]
+        return found[torch.randperm(len(found), generator=generator, device="cpu")]
 
     def __len__(self) -> int:
         return self._all.steps_per_epoch
