@@ -15,7 +15,7 @@ import json
 import multiprocessing
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,13 +26,16 @@ import triton
 from bench.gpu_compile import Binary, Compiler
 from bench.gpu_costs import Cost
 from bench.gpu_entrants import Place, Workload
-from bench.gpu_record import record
+from bench.gpu_record import Recorded, record
 from bench.gpu_workloads import workloads
 from lmser._atomic import atomic_write
+from lmser_kernels.gpu import tiles
 from lmser_kernels.gpu.launch import Launch
 
 ARCHS = (80, 90, 100)
 KINDS = ("bf16", "fp16", "tf32", "tf32x3", "ieee", "float64")
+# Networks that are compiled for every kind, the others for bf16 and tf32 (attractor networks: tf32).
+EVERY_KIND = ("CLmser-STL10", "Lmser", "CBAN", "FBAN")
 QUICK = ("Lmser 784-300-100-10", "layer 16→32 up, 28 px")  # the quick run's workloads, for Hopper
 RESULTS = Path(__file__).parent / "results"
 
@@ -74,25 +77,62 @@ class Survey:
     bounds: list[Bound] = field(default_factory=list)
     without_kernel: set[str] = field(default_factory=set)
 
+    def join(self, other: Survey) -> None:
+        """Take in what another has found."""
+        for key, entry in other.configurations.items():
+            mine = self.configurations.setdefault(key, entry)
+            mine.kinds |= entry.kinds
+            mine.served |= entry.served
+        self.bounds += other.bounds
+        self.without_kernel |= other.without_kernel
 
-def survey(chosen: Sequence[Workload], archs: Sequence[int], kinds: Sequence[str] | None = None) -> Survey:
-    """Record what the workloads launch, each in its own kinds or in `kinds`."""
+
+def survey(
+    chosen: Sequence[Workload],
+    archs: Sequence[int],
+    kinds: Sequence[str] | None = None,
+    every_tile: bool = False,
+) -> Survey:
+    """Record what the workloads launch, each in its own kinds or in `kinds`; `every_tile` that tuning could choose, or the
+    one that is taken."""
     found = Survey()
     for arch in archs:
         compiler = Compiler(arch)
         for work in chosen:
             for kind in work.kinds if kinds is None else kinds:
                 place = Place("cpu", kind)
-                made = record(lambda work=work, place=place: work.ours.make(place)(), arch, place.products)  # type: ignore[misc]
-                found.without_kernel |= made.without_kernel
-                for operator, launch in made.launches:
-                    key = (arch, *compiler.key(launch))
-                    entry = found.configurations.setdefault(key, Configuration(arch, operator, launch))
-                    entry.kinds.add(kind)
-                    entry.served.add(work.name)
-                if arch == archs[0]:
-                    found.bounds.append(_bound(work, kind, made.costs, len(made.launches)))
+                for turn, made in enumerate(_recordings(work, place, arch, every_tile)):
+                    found.without_kernel |= made.without_kernel
+                    for operator, launch in made.launches:
+                        key = (arch, *compiler.key(launch))
+                        entry = found.configurations.setdefault(key, Configuration(arch, operator, launch))
+                        entry.kinds.add(kind)
+                        entry.served.add(work.name)
+                    if arch == archs[0] and turn == 0:
+                        found.bounds.append(_bound(work, kind, made.costs, len(made.launches)))
     return found
+
+
+def _recordings(work: Workload, place: Place, arch: int, every_tile: bool) -> Iterator[Recorded]:
+    """The step as it is launched; then, if asked for, with each further tile that its problems may take."""
+
+    def step() -> object:
+        return work.ours.make(place)()
+
+    yield record(step, arch, place.products)
+    turn, more = 0, every_tile
+    while more:
+        more = False
+
+        def next_tile(problem: tiles.Problem, turn: int = turn) -> tiles.Tile:
+            nonlocal more
+            offered = tiles.candidates(problem)
+            more = more or turn + 1 < len(offered)
+            return offered[min(turn, len(offered) - 1)]
+
+        with tiles.choosing(next_tile):
+            yield record(step, arch, place.products)
+        turn += 1
 
 
 def _bound(work: Workload, kind: str, costs: Iterable[Cost], launches: int) -> Bound:
@@ -209,7 +249,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", default="", help="workloads whose name contains this")
     parser.add_argument("--arch", type=int, nargs="+", choices=ARCHS, help="default: all, quick: 90")
     parser.add_argument(
-        "--kinds", nargs="+", choices=KINDS, help="default: every kind of networks, bf16 and tf32 of layers"
+        "--kinds", nargs="+", choices=KINDS, help="default: all of some networks, bf16 and tf32 of the others"
+    )
+    parser.add_argument(
+        "--every-tile",
+        action="store_true",
+        help="with every tile that tuning could choose, not the chosen alone",
     )
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--out", type=Path, help="stem of the files; default: bench/results/gpu_static")
@@ -222,20 +267,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"no workload is called anything with {options.only!r}")
     archs = options.arch or ((90,) if options.quick else ARCHS)
     found = Survey()
-    if options.kinds or options.quick:
-        found = survey(chosen, archs, options.kinds)
-    else:
-        for part, kinds in (
-            ([w for w in chosen if not _single(w)], KINDS),
-            ([w for w in chosen if _single(w)], None),
-        ):
-            more = survey(part, archs, kinds)
-            for key, entry in more.configurations.items():
-                mine = found.configurations.setdefault(key, entry)
-                mine.kinds |= entry.kinds
-                mine.served |= entry.served
-            found.bounds += more.bounds
-            found.without_kernel |= more.without_kernel
+    for work in chosen:
+        kinds = options.kinds or (
+            KINDS if work.name.startswith(EVERY_KIND) and not options.quick else work.kinds
+        )
+        found.join(survey([work], archs, kinds, options.every_tile))
     entries = list(found.configurations.values())
     print(f"{len(entries)} kernels for {', '.join(f'sm_{a}' for a in archs)}", flush=True)
 
@@ -261,10 +297,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(line)
     print(f"{len(wrong)} problems" if wrong else "nothing wrong")
     return bool(wrong)
-
-
-def _single(work: Workload) -> bool:
-    return work.name.startswith(("layer", "neuron", "add_act"))
 
 
 if __name__ == "__main__":

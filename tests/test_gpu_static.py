@@ -106,6 +106,55 @@ def test_a_workload_is_recorded_without_memory() -> None:
         assert all(t.is_meta for t in launch.arguments.values() if isinstance(t, torch.Tensor))
 
 
+def test_the_report_says_what_is_wrong() -> None:
+    from bench.gpu_static_report import markdown
+
+    binary = {
+        "registers": 255, "shared": 99 * 1024, "stack": 64,
+        "counts": {"HGMMA": 4, "HMMA": 0, "DMMA": 0, "UTCMMA": 0, "async copies": 24, "FFMA": 0, "local": 12},
+    }  # fmt: skip
+    row = {
+        "kernel": "conv_up", "operator": "conv2d_add_act", "arch": 90, "kinds": ["bf16"], "warps": 8, "stages": 3,
+        "constants": {"BLOCK_M": "128", "ACT": "relu"}, "serves": ["a", "b"], "binary": binary,
+    }  # fmt: skip
+    other = row | {"arch": 100, "binary": {"problem": "PTXASError: no"}}
+    bound = {"workload": "a", "kind": "bf16", "launches": 3, "gflop": 1.5, "megabytes": 20.0, "ms": 0.1}
+    cuda = {"kernel": "settle", "arch": 90, "registers": 100, "spills": 0, "shared": 16}
+    report = markdown(
+        {
+            "triton": "3", "kernels": [row, row, other], "bounds": [bound], "without_kernel": ["settle"],
+            "cuda": [cuda], "problems": ["conv_up spills"],
+        }
+    )  # fmt: skip
+    assert "**2 problems**" in report
+    assert (
+        "| conv_up | BLOCK_M 128 | bf16 | 8/3 | 2 | 255; 99; 4 HGMMA; 24; 12 local (x2) | not compiled |"
+        in report
+    )
+    assert "| a | bf16 | 3 | 1.5 | 20 | 0.1 |" in report
+    assert "| settle | 90 | 100 | 0 | 16 |" in report
+    assert "- conv_up spills" in report
+    assert "- settle has no Triton kernel" in report
+
+
+@pytest.mark.native
+def test_every_tile_that_tuning_may_choose_is_recorded() -> None:
+    from bench.gpu_entrants import Place
+    from bench.gpu_static import _recordings
+    from bench.gpu_workloads import layers
+    from lmser_kernels.gpu import tiles
+
+    (work, *_) = layers([(2, 64, 64, 8, 1)])
+    seen: set[tuple[int, ...]] = set()
+    problem = tiles.Problem("conv_up", 2 * 8 * 8, 64, 64 * 9, torch.bfloat16, "ieee", 90)
+    for made in _recordings(work, Place("cpu", "bf16"), 90, every_tile=True):
+        for _, launch in made.launches:
+            given = launch.arguments
+            if launch.kernel.__name__ == "conv_up":
+                seen.add((given["BLOCK_M"], given["BLOCK_N"], given["BLOCK_K"]))
+    assert seen == {(tile.m, tile.n, tile.k) for tile in tiles.candidates(problem)}
+
+
 @pytest.mark.native
 def test_the_report_lists_every_kernel(tmp_path: Path) -> None:
     """A small network and a layer for Hopper: compiled, read, nothing wrong."""
