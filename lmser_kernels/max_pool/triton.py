@@ -10,12 +10,12 @@ import triton
 from torch import Tensor
 
 from lmser_kernels.gpu.launch import launch
-from lmser_kernels.layout import empty_like_layout, is_channels_last
+from lmser_kernels.gpu.pixel_tiles import pixel_tiles
+from lmser_kernels.layout import empty_like_layout
 from lmser_kernels.max_pool.triton_kernels import max_pool, max_select, max_unpool
 
 Ints = Sequence[int]
 
-_VALUES = 1024  # of a tile: 8 to each of 128 threads, and as many of every place of a window
 _MOST_UNROLLED = 16  # places of a window whose loads are all in flight at once
 _MOST_REACH = 4  # windows that reach a pixel, likewise: each is two loads, or three
 
@@ -30,7 +30,7 @@ def max_pool2d_act(
     places = x.new_empty((n, *size, c), dtype=torch.uint8)
     launch(
         max_pool,
-        **_tiles(h, {"big": x, "small": h}),
+        **pixel_tiles(h, {"big": x, "small": h}),
         places=places,
         height=height,
         width=width,
@@ -66,7 +66,7 @@ def max_unpool2d(
     reach = triton.cdiv(kernel_size[0], stride[0]) * triton.cdiv(kernel_size[1], stride[1])
     launch(
         max_unpool,
-        **_tiles(u, {"big": u, "small": z, "h": _output(h, activation)}),
+        **pixel_tiles(u, {"big": u, "small": z, "h": _output(h, activation)}),
         places=places.contiguous(),
         height=output_size[0],
         width=output_size[1],
@@ -96,7 +96,7 @@ def max_select2d(
     v = empty_like_layout(x, (n, c, *size))
     launch(
         max_select,
-        **_tiles(v, {"big": x, "small": v, "h": _output(h, activation)}),
+        **pixel_tiles(v, {"big": x, "small": v, "h": _output(h, activation)}),
         places=places.contiguous(),
         height=height,
         width=width,
@@ -128,45 +128,3 @@ def _output(h: Tensor | None, activation: str) -> Tensor | None:
 def _windows(kernel: Ints, stride: Ints, padding: Ints) -> dict[str, Any]:
     names = ("KH", "KW", "SH", "SW", "PH", "PW")
     return dict(zip(names, (*kernel, *stride, *padding), strict=True))
-
-
-def _tiles(result: Tensor, tensors: dict[str, Tensor | None]) -> dict[str, Any]:
-    """The grid over `result` in tiles, and what the kernels ask to find themselves and `tensors` in it."""
-    images, channels, height, width = result.shape
-    channels_fast = is_channels_last(result) or height * width == 1
-    pixels = height * width
-    unit = _unit(channels, [t for t in tensors.values() if t is not None]) if channels_fast else 1
-    # Values that are no vectors have an address each, in registers.
-    values = _VALUES if unit > 1 else _VALUES // 2
-    if channels_fast:
-        block_c = min(triton.next_power_of_2(max(1, channels)), 128)
-        block_q = min(values // block_c, triton.next_power_of_2(max(1, pixels)))
-    else:
-        block_q = min(triton.next_power_of_2(max(1, pixels)), 128)
-        block_c = min(values // block_q, triton.next_power_of_2(max(1, channels)))
-    tiles, channel_blocks = triton.cdiv(pixels, block_q), triton.cdiv(channels, block_c)
-    arguments: dict[str, Any] = {"grid": (images * tiles * channel_blocks,), **tensors}
-    for name, t in tensors.items():
-        n, c, h, w = (0, 0, 0, 0) if t is None else t.stride()
-        strides = (n // unit, h // unit, w // unit, c)
-        arguments |= {f"{name}_{axis}": stride for axis, stride in zip("nhwc", strides, strict=True)}
-    return arguments | {
-        "channels": channels // unit,
-        "tiles": tiles,
-        "channel_blocks": channel_blocks,
-        "CHANNELS_FAST": channels_fast,
-        "UNIT": unit,
-        "BLOCK_Q": block_q,
-        "BLOCK_C": block_c,
-    }
-
-
-def _unit(channels: int, tensors: list[Tensor]) -> int:
-    """How many neighbouring channels are one vector of a thread in all of them."""
-    unit = 16 // tensors[0].element_size()
-    if any(t.stride(1) != 1 for t in tensors):
-        return 1
-    numbers = [channels, *(t.stride(axis) for t in tensors for axis in (0, 2, 3) if t.shape[axis] > 1)]
-    while any(number % unit for number in numbers):
-        unit //= 2
-    return unit

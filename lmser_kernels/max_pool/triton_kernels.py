@@ -1,8 +1,7 @@
 """Max pooling in Triton, and the two linear maps that it is once its winners are known.
 
 `big (N, C, H, W)` is before the pool, `small (N, C, H', W')` after it, both of any strides; the winners' places in
-their windows are dense uint8 `(N, H', W', C)`. A program has a tile of pixels and channels of one image; an axis whose
-strides are divisible by UNIT elements has them divided by it, so that the compiler sees vectors.
+their windows are dense uint8 `(N, H', W', C)`. A program has a tile of one image (`gpu.pixel_tiles`).
 """
 
 # mypy: allow-untyped-defs
@@ -12,26 +11,8 @@ import triton
 import triton.language as tl
 
 from lmser_kernels.gpu.activation import activate, pull_back
-from lmser_kernels.gpu.elements import read, tile_channels, tile_pixels
-
-
-@triton.jit
-def tile_of(
-    pixels, channels, tiles, channel_blocks,
-    BLOCK_Q: tl.constexpr, BLOCK_C: tl.constexpr, CHANNELS_FAST: tl.constexpr,
-):  # fmt: skip
-    """This program's image, pixels and channels, and which of them there are."""
-    pid = tl.program_id(0)
-    tile = pid // channel_blocks
-    q = tile_pixels(tile % tiles, BLOCK_Q, CHANNELS_FAST)
-    c = tile_channels(pid % channel_blocks, BLOCK_C, CHANNELS_FAST)
-    return (tile // tiles).to(tl.int64), q, c, (q < pixels) & (c < channels)
-
-
-@triton.jit
-def offset(n, y, x, c, stride_n, stride_h, stride_w, stride_c, UNIT: tl.constexpr):
-    pixel = y.to(tl.int64) * (stride_h * UNIT) + x.to(tl.int64) * (stride_w * UNIT)
-    return n * stride_n * UNIT + pixel + c.to(tl.int64) * stride_c
+from lmser_kernels.gpu.elements import read
+from lmser_kernels.gpu.pixel_tiles import pixel_offset, tile_of
 
 
 @triton.jit
@@ -43,7 +24,7 @@ def pool_step(
     first."""
     y, x = y0 + i, x0 + j
     there = mask & (y >= 0) & (y < height) & (x >= 0) & (x < width)
-    v = read(big + offset(n, y, x, c, big_n, big_h, big_w, big_c, UNIT), there)
+    v = read(big + pixel_offset(n, y, x, c, big_n, big_h, big_w, big_c, UNIT), there)
     wins = there & ((v > best) | (v != v))
     return tl.where(wins, v, best), tl.where(wins, i * KW + j, place)
 
@@ -111,7 +92,7 @@ def max_pool(
                     KW,
                     UNIT,
                 )
-    at = offset(n, q // small_width, q % small_width, c, small_n, small_h, small_w, small_c, UNIT)
+    at = pixel_offset(n, q // small_width, q % small_width, c, small_n, small_h, small_w, small_c, UNIT)
     tl.store(small + at, activate(best, ACT, SLOPE).to(small.dtype.element_ty), mask=mask)
     at = (n * small_height * small_width + q) * channels + c
     tl.store(places + at, place.to(tl.uint8), mask=mask)
@@ -130,9 +111,9 @@ def unpool_step(
     there = mask & (r >= 0) & (r < small_height) & (s >= 0) & (s < small_width) & (i < KH) & (j < KW)
     at = ((n * small_height + r) * small_width + s) * channels + c
     place = tl.load(places + at, mask=there, other=255).to(tl.int32)
-    v = read(small + offset(n, r, s, c, small_n, small_h, small_w, small_c, UNIT), there)
+    v = read(small + pixel_offset(n, r, s, c, small_n, small_h, small_w, small_c, UNIT), there)
     if ACT != "identity":
-        v = pull_back(v, read(h + offset(n, r, s, c, h_n, h_h, h_w, h_c, UNIT), there), ACT, SLOPE)
+        v = pull_back(v, read(h + pixel_offset(n, r, s, c, h_n, h_h, h_w, h_c, UNIT), there), ACT, SLOPE)
     return total + tl.where(there & (place == i * KW + j), v, 0.0)
 
 
@@ -167,7 +148,7 @@ def max_unpool(
                     small_n, small_h, small_w, small_c, h_n, h_h, h_w, h_c, mask, DOWN - 1 - a, ACROSS - 1 - b,
                     KH, KW, SH, SW, ACT, SLOPE, UNIT,
                 )  # fmt: skip
-    at = offset(n, q // width, q % width, c, big_n, big_h, big_w, big_c, UNIT)
+    at = pixel_offset(n, q // width, q % width, c, big_n, big_h, big_w, big_c, UNIT)
     tl.store(big + at, total.to(big.dtype.element_ty), mask=mask)
 
 
@@ -189,8 +170,8 @@ def max_select(
     place = tl.load(places + at, mask=mask, other=255).to(tl.int32)
     y, x = r * SH - PH + place // KW, s * SW - PW + place % KW
     there = mask & (place < KH * KW) & (y >= 0) & (y < height) & (x >= 0) & (x < width)
-    v = read(big + offset(n, y, x, c, big_n, big_h, big_w, big_c, UNIT), there)
+    v = read(big + pixel_offset(n, y, x, c, big_n, big_h, big_w, big_c, UNIT), there)
     if ACT != "identity":
-        v = pull_back(v, read(h + offset(n, r, s, c, h_n, h_h, h_w, h_c, UNIT), mask), ACT, SLOPE)
-    at = offset(n, r, s, c, small_n, small_h, small_w, small_c, UNIT)
+        v = pull_back(v, read(h + pixel_offset(n, r, s, c, h_n, h_h, h_w, h_c, UNIT), mask), ACT, SLOPE)
+    at = pixel_offset(n, r, s, c, small_n, small_h, small_w, small_c, UNIT)
     tl.store(small + at, v.to(small.dtype.element_ty), mask=mask)
