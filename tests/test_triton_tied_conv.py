@@ -264,6 +264,9 @@ class TestWeightLayout:
         assert packed_up(last) is last
         half = last.to(torch.bfloat16)
         assert packed_down(half) is half
+        single = last.float()
+        assert packed_down(single, 16) is single
+        assert packed_down(single, 2**20).stride(0) == 1
         one_by_one = random((4, 6, 1, 1), "contiguous")
         assert packed_up(one_by_one) is one_by_one
 

@@ -23,6 +23,8 @@ import triton.language as tl
 
 from lmser_kernels.gpu.activation import pull_back
 
+UNROLLED = tl.constexpr(9)  # pixels of a window up to which they are loaded together
+
 
 @triton.jit
 def aligned(value, ALIGN: tl.constexpr):
@@ -96,7 +98,7 @@ def operand_tile(
         first = row * POOL_H
         left = column * POOL_W
         # A large window is a loop, a small one is unrolled.
-        INNER: tl.constexpr = POOL_H * POOL_W if POOL_H * POOL_W <= 9 else 1
+        INNER: tl.constexpr = POOL_H * POOL_W if POOL_H * POOL_W <= UNROLLED else 1
         total = operand_value(
             x, offsets(image, first, left, channel, x_n, x_h, x_w, ALIGN),
             h, offsets(image, first, left, channel, h_n, h_h, h_w, ALIGN),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,9 +14,12 @@ from torch import Tensor
 from lmser_kernels.gpu import tiles
 from lmser_kernels.gpu.launch import arch_of, dot_precision, dot_type, multiprocessors, nhwc
 from lmser_kernels.gpu.tile_model import split
+from lmser_kernels.tied_conv.triton_accumulate import UNROLLED
 
 Ints = Sequence[int]
 _WIDEST = 16  # bytes of one load
+_LOADS = 32  # of a thread in one step
+_FEW_PIXELS = 512
 
 
 @dataclass(frozen=True)
@@ -45,10 +48,27 @@ def largest_phase(images: int, size: Ints, weight: Tensor, stride: Ints) -> tupl
     return images * rows * columns, taps
 
 
-def choose(kernel: str, pixels: int, columns: int, channels: int, taps: int, like: Tensor) -> tiles.Tile:
-    return tiles.choose(
+def choose(
+    kernel: str, pixels: int, columns: int, channels: int, taps: int, like: Tensor, loads: float = 1.0
+) -> tiles.Tile:
+    """The tile of a launch; `loads` says how many a value of the operand takes, a fraction where they are wide.
+
+    Every load of a step waits in registers for its address, 64 bits each: many of them take a tile of fewer rows.
+    """
+    tile = tiles.choose(
         kernel, pixels, columns, channels * taps, like.dtype, dot_precision(like.dtype), arch_of(like)
     )
+    while tile.m > 16 and tile.m * tile.k * loads > _LOADS * 32 * tile.warps:
+        tile = replace(tile, m=tile.m // 2)
+    # A pipeline longer than the sum is code that does nothing.
+    return replace(tile, stages=max(1, min(tile.stages, triton.cdiv(channels * taps, tile.k))))
+
+
+def loads_of(align: int, source: Source = PLAIN, pool: Ints = (1, 1)) -> float:
+    """Loads for each value of an operand: so many tensors, so many pixels of a window, so many values in one load."""
+    given = sum(tensor is not None for tensor in (source.h, source.gate, source.plus))
+    window = pool[0] * pool[1]
+    return (1 + given) * (window if window <= UNROLLED.value else 1) / align
 
 
 def parts_of_sum(blocks: int, channels: int, taps: int, tile: tiles.Tile, like: Tensor) -> int:
@@ -161,12 +181,15 @@ def packed_up(weight: Tensor) -> Tensor:
     return weight.contiguous(memory_format=torch.channels_last)
 
 
-def packed_down(weight: Tensor) -> Tensor:
+def packed_down(weight: Tensor, pixels: int | None = None) -> Tensor:
     """`weight` with output channels side by side, what `down` sums, or with input channels where that serves as well.
 
-    Matrix units take half precision with either side by side; tf32 only what is summed.
+    Matrix units take half precision with either side by side. Of tf32 they take what is summed; the other way each value
+    is loaded by itself, which for a launch of few `pixels`, that reads the weight a few times only, costs less than a
+    copy and its launch.
     """
-    by_column = weight.stride(1) == 1 and dot_precision(weight.dtype) not in ("tf32", "tf32x3")
+    single = dot_precision(weight.dtype) in ("tf32", "tf32x3") and (pixels is None or pixels > _FEW_PIXELS)
+    by_column = weight.stride(1) == 1 and not single
     if by_column or weight.stride(0) == 1 or weight.shape[0] == 1:
         return weight
     return weight.transpose(0, 1).contiguous(memory_format=torch.channels_last).transpose(0, 1)

@@ -23,6 +23,7 @@ from lmser_kernels.tied_conv.triton_arguments import (
     choose,
     geometry_arguments,
     largest_phase,
+    loads_of,
     operand_arguments,
     packed_down,
     packed_up,
@@ -70,7 +71,7 @@ def up(
     h, linear = _results(like, shape, drive)
     operand, align = operand_arguments(x, source)
     pixels, taps = shape[0] * shape[2] * shape[3], weight.shape[2] * weight.shape[3]
-    tile = choose("conv_up", pixels, shape[1], weight.shape[1], taps, x)
+    tile = choose("conv_up", pixels, shape[1], weight.shape[1], taps, x, loads_of(align, source, pool))
     blocks = triton.cdiv(pixels, tile.m) * triton.cdiv(shape[1], tile.n)
     parts = parts_of_sum(blocks, weight.shape[1], taps, tile, x)
     partial = None if parts == 1 else _workspace(x, (parts, shape[0], shape[2], shape[3], shape[1]))
@@ -143,7 +144,7 @@ def down(
     covering = (triton.cdiv(full[0], upsample[0]), triton.cdiv(full[1], upsample[1]))
     pixels, taps = largest_phase(z.shape[0], covering, weight, stride)
     phases = stride[0] * stride[1]
-    tile = choose("conv_down", pixels * phases, shape[1], weight.shape[0], taps, z)
+    tile = choose("conv_down", pixels * phases, shape[1], weight.shape[0], taps, z, loads_of(align, source))
     blocks = triton.cdiv(pixels, tile.m) * triton.cdiv(shape[1], tile.n)
     parts = parts_of_sum(blocks * phases, weight.shape[0], taps, tile, z)
     partial = None if parts == 1 else _workspace(z, (parts, shape[0], size[0], size[1], shape[1]))
@@ -155,7 +156,7 @@ def down(
         num_warps=tile.warps,
         num_stages=tile.stages,
         **{"z" + name[1:] if name.startswith("x") else name: value for name, value in operand.items()},
-        **weight_arguments(packed_down(weight), up=False),
+        **weight_arguments(packed_down(weight, pixels * phases), up=False),
         **results,
         **epilogue,
         partial=partial,
@@ -188,24 +189,31 @@ def pair(x: Tensor, z: Tensor, weight: Tensor, *, stride: Ints, padding: Ints) -
     """`(conv(x), convᵀ(z) sized like x)` in one launch; both lie like `x`."""
     images, c_in, height, width = x.shape
     c_out, size = weight.shape[0], z.shape[2:]
+    (read_x, align_x), (read_z, align_z) = operand_arguments(x), operand_arguments(z)
     y, u = empty_like_layout(x, z.shape), empty_like_layout(x, x.shape)
     up_pixels = images * size[0] * size[1]
-    up_tile = choose("conv_pair", up_pixels, c_out, c_in, weight.shape[2] * weight.shape[3], x)
+    up_tile = choose(
+        "conv_pair", up_pixels, c_out, c_in, weight.shape[2] * weight.shape[3], x, loads_of(align_x)
+    )
     down_pixels, down_taps = largest_phase(images, (height, width), weight, stride)
-    down_tile = choose("conv_pair", down_pixels * stride[0] * stride[1], c_in, c_out, down_taps, x)
-    # A block has the warps and stages of one of the two, of that with more to keep in flight.
+    down_tile = choose(
+        "conv_pair", down_pixels * stride[0] * stride[1], c_in, c_out, down_taps, x, loads_of(align_z)
+    )
+    # A block has the warps of one of the two, of that with more sums.
     leading = up_tile if up_tile.m * up_tile.n >= down_tile.m * down_tile.n else down_tile
     up_tiles = triton.cdiv(up_pixels, up_tile.m) * triton.cdiv(c_out, up_tile.n)
     down_tiles = triton.cdiv(down_pixels, down_tile.m) * triton.cdiv(c_in, down_tile.n)
     weight_up = packed_up(weight)  # may serve both
     arguments: dict[str, Any] = {}
-    for way, operand, out, tile, pixels, letters in (
-        ("up", x, y, up_tile, up_pixels, "xy"),
-        ("down", z, u, down_tile, down_pixels, "zu"),
+    for way, operand, read, align, out, tile, pixels, letters in (
+        ("up", x, read_x, align_x, y, up_tile, up_pixels, "xy"),
+        ("down", z, read_z, align_z, u, down_tile, down_pixels, "zu"),
     ):
-        read, align = operand_arguments(operand)
         written = result_arguments(out, None, None, None, None)
-        lies = weight_arguments(weight_up if way == "up" else packed_down(weight_up), way == "up")
+        lies = weight_arguments(
+            weight_up if way == "up" else packed_down(weight_up, down_pixels * stride[0] * stride[1]),
+            way == "up",
+        )
         sums = sum_arguments(operand, operand.shape[1], tile)
         arguments |= {letters[0] + name[1:]: read[name] for name in ("x", "x_n", "x_h", "x_w")}
         arguments |= {letters[1]: out}
@@ -231,7 +239,7 @@ def pair(x: Tensor, z: Tensor, weight: Tensor, *, stride: Ints, padding: Ints) -
         conv_pair,
         (up_tiles + down_tiles * stride[0] * stride[1],),
         num_warps=leading.warps,
-        num_stages=leading.stages,
+        num_stages=max(up_tile.stages, down_tile.stages),
         **arguments,
         images=images,
         c_in=c_in,
