@@ -32,12 +32,16 @@ LOOK = 2.0  # seconds between two looks at what a stage has written
 
 @dataclass(frozen=True)
 class Stage:
-    """A command with a limit in seconds. `part`: it writes a JSON of its own, whose path is added to the command.
-    `needs`: a program without which there is nothing to run."""
+    """A command with a limit in seconds, of which `kept` are left to it by those before.
+
+    `part`: it writes a JSON of its own, whose path is added to the command. `needs`: a program without which there is
+    nothing to run.
+    """
 
     name: str
     command: tuple[str, ...]
     limit: float
+    kept: float = 10.0
     part: bool = False
     needs: str | None = None
     environment: dict[str, str] = field(default_factory=dict)
@@ -54,21 +58,22 @@ def stages(arch: str | None = None) -> list[Stage]:
     return [
         Stage("facts", (python, "-m", "bench.gpu", "--facts"), 60, part=True),
         Stage(
-            "build", (python, "setup.py", "-q", "build_ext", "--inplace"), 240,
+            "build", (python, "setup.py", "-q", "build_ext", "--inplace"), 240, kept=60,
             environment={"LMSER_CUDA_ARCH": architecture} if architecture else {},
         ),
-        Stage("smoke", (python, "-m", "bench.gpu_smoke"), 90),
-        Stage("compile", (python, "-m", "bench.gpu_warm", "--arch", architecture or "90"), 120),
-        Stage("tests", (python, "-m", "bench.gpu_tests", "--seconds", "110"), 130, part=True),
+        # All kernels of the next stages on all cores: one after the other they would take minutes.
+        Stage("compile", (python, "-m", "bench.gpu_warm", "--arch", architecture or "90"), 120, kept=30),
+        Stage("smoke", (python, "-m", "bench.gpu_smoke"), 90, kept=20),
+        Stage("tests", (python, "-m", "bench.gpu_tests", "--seconds", "110"), 120, kept=60, part=True),
+        Stage("bench", (python, "-m", "bench.gpu_bench", "--compile-seconds", "160"), 400, kept=240, part=True),
         Stage(
-            "memcheck", (sanitizer, "--tool", "memcheck", "--error-exitcode", "9", *watched), 60,
+            "memcheck", (sanitizer, "--tool", "memcheck", "--error-exitcode", "9", *watched), 90, kept=30,
             needs=sanitizer, environment=uncached,
         ),
         Stage(
-            "racecheck", (sanitizer, "--tool", "racecheck", "--error-exitcode", "9", *watched), 60,
+            "racecheck", (sanitizer, "--tool", "racecheck", "--error-exitcode", "9", *watched), 90, kept=30,
             needs=sanitizer, environment=uncached,
         ),
-        Stage("bench", (python, "-m", "bench.gpu_bench", "--compile-seconds", "110"), 400, part=True),
     ]  # fmt: skip
 
 
@@ -185,13 +190,14 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 def run_all(
     chosen: Sequence[Stage], record: Record, minutes: float, say: Callable[[str], None] = print
 ) -> dict[str, str]:
-    """Every stage in its turn. One that comes late gets less, but the last is left half of what remains at least."""
+    """Every stage in its turn, none with more time than leaves the later ones what is kept for them."""
     deadline = monotonic() + 60 * minutes
     found = {}
     with tempfile.TemporaryDirectory(prefix="lmser-gpu-") as folder:
         for place, stage in enumerate(chosen):
             left = deadline - monotonic()
-            limit = min(stage.limit, left if place == len(chosen) - 1 else left / 2)
+            later = chosen[place + 1 :]
+            limit = min(stage.limit, max(left - sum(s.kept for s in later), left / (1 + len(later))))
             if limit < 5:
                 record.stage(stage.name, status="not reached")
                 found[stage.name] = "not reached"

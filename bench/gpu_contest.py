@@ -23,9 +23,15 @@ MB = 1e6
 
 @dataclass
 class CompileBudget:
-    """Seconds that `torch.compile` may take in all; what comes after is said not to have run."""
+    """Seconds that `torch.compile` may take in all, of which `kept` are for the default mode of later workloads; what
+    comes after is said not to have run."""
 
     left: float = math.inf
+    kept: float = 0.0
+
+    def allows(self, mode: str) -> bool:
+        """Whether there is time to compile once more."""
+        return self.left > (0.0 if mode == "default" else self.kept)
 
 
 @dataclass
@@ -95,7 +101,7 @@ def _prepare(
 ) -> list[Result]:  # fmt: skip
     """The entrant as it is and, if it is to be, captured: called, checked, weighed."""
     plain = Result(entrant.name, entrant.group, False)
-    if entrant.mode is not None and budget.left <= 0:
+    if entrant.mode is not None and not budget.allows(entrant.mode):
         plain.problem = "not run: the time for compiling is spent"
         return [plain]
     start = perf_counter()

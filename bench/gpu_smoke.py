@@ -116,22 +116,34 @@ def cases() -> dict[str, tuple[Case, list[tuple[int, ...]]]]:
     }  # fmt: skip
 
 
-def run(name: str, kind: str, device: str, impl: str = "auto") -> float:
-    """The largest relative error of the case's results and gradients."""
-    case, shapes = cases()[name]
+def drawn(name: str, kind: str) -> list[Tensor]:
+    """The case's tensors in float64, of numbers that the kind holds."""
     generator = torch.Generator().manual_seed(0)
-    dtype = torch.float32 if kind == "tf32" else getattr(torch, kind)
-    drawn = []
-    for shape in shapes:
+    found = []
+    for shape in cases()[name][1]:
         scale = (
             0.5 / max(1, shape[1] * shape[2] * shape[3]) ** 0.5 if len(shape) == 4 and _kernel(shape) else 0.5
         )
-        drawn.append(torch.randn(shape, generator=generator, dtype=torch.float64) * scale)
-    # Both see the same numbers: those that the dtype holds.
-    drawn = [t.to(dtype).double() for t in drawn]
+        found.append(torch.randn(shape, generator=generator, dtype=torch.float64) * scale)
+    return [t.to(_dtype(kind)).double() for t in found]
+
+
+def work(name: str, kind: str, tensors: Sequence[Tensor], device: str, impl: str = "auto") -> list[Tensor]:
+    """The case's results and gradients."""
     with precision("tf32" if kind == "tf32" else "ieee"):
-        found = _with_gradients(case, [t.to(device, dtype) for t in drawn], impl)
-    return relative_error([t.cpu() for t in found], _with_gradients(case, drawn, "reference"))
+        return _with_gradients(cases()[name][0], [t.to(device, _dtype(kind)) for t in tensors], impl)
+
+
+def run(name: str, kind: str, device: str, impl: str = "auto") -> float:
+    """The largest relative error of the case's results and gradients."""
+    tensors = drawn(name, kind)
+    found = work(name, kind, tensors, device, impl)
+    return relative_error([t.cpu() for t in found], work(name, "float64", tensors, "cpu", "reference"))
+
+
+def _dtype(kind: str) -> torch.dtype:
+    found: torch.dtype = torch.float32 if kind == "tf32" else getattr(torch, kind)
+    return found
 
 
 def _kernel(shape: Sequence[int]) -> bool:

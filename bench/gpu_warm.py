@@ -1,5 +1,5 @@
-"""``python -m bench.gpu_warm [--arch N] [--jobs N]``: the kernels that the benchmark's workloads launch, compiled on all
-cores into Triton's cache, where the benchmark finds them; one after the other they would take minutes of its time."""
+"""``python -m bench.gpu_warm [--arch N] [--jobs N]``: the kernels that the benchmark's workloads and the smoke test launch,
+compiled on all cores into Triton's cache, where those find them; one after the other they would take minutes."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from time import perf_counter
 
 import torch
 
+from bench import gpu_smoke
 from bench.gpu_compile import Compiler
+from bench.gpu_entrants import Entrant, Place, Step, Workload
 from bench.gpu_static import Configuration, each, survey
 from bench.gpu_workloads import workloads
 
@@ -25,6 +28,22 @@ def compile_one(entry: Configuration) -> str | None:
     return None
 
 
+KINDS = {"float64": "float64", "float32": "ieee", "tf32": "tf32", "bfloat16": "bf16", "float16": "fp16"}
+
+
+def smoke() -> list[tuple[Workload, str]]:
+    """The cases of the smoke test as workloads, each with its kind."""
+
+    def make(name: str, kind: str, place: Place) -> Step:
+        return lambda: gpu_smoke.work(name, kind, gpu_smoke.drawn(name, kind), place.device)
+
+    return [
+        (Workload(f"smoke: {name}", (Entrant("fused", "ours", partial(make, name, kind)),)), KINDS[kind])
+        for name in gpu_smoke.cases()
+        for kind in gpu_smoke.TOLERANCE
+    ]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Record, compile."""
     parser = argparse.ArgumentParser(prog="python -m bench.gpu_warm", description=__doc__)
@@ -35,6 +54,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     start = perf_counter()
     found = survey([w for w in workloads() if options.only in w.name], [options.arch])
+    for work, kind in smoke():
+        if options.only in work.name:
+            try:
+                found.join(survey([work], [options.arch], [kind]))
+            except Exception as problem:  # the others are still compiled
+                print(f"{work.name}, {kind}: {type(problem).__name__}: {problem}")
     entries = list(found.configurations.values())
     wrong = [said for said in each(compile_one, entries, options.jobs) if said]
     for said in wrong:

@@ -145,8 +145,8 @@ def workloads() -> list[Workload]:
         *networks(),
         *attractors(),
         elementwise(ADD_ACT, 250_000_000, (Ask("copy", 0.9),)),
-        *layers(GRID),
         *updates(),
+        *layers(GRID),
     ]
 
 

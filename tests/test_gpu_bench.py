@@ -170,6 +170,21 @@ def test_rows_are_written_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert [row["problem"] for row in late["rows"]] == ["not reached: the time is up"]
 
 
+def test_time_for_compiling_is_kept_for_the_default_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def note(work: Workload, kind: str, clock: Any, rounds: int, budget: CompileBudget, copy: float) -> Any:
+        seen.append((budget.allows("default"), budget.allows("max-autotune-no-cudagraphs")))
+        budget.left -= 20.0
+        raise RuntimeError("not measured")
+
+    tiny = [reflection(n, TINY, (2, 3, 8, 8), True, ("default",), kinds=("tf32",)) for n in ("a", "b", "c")]
+    monkeypatch.setattr(gpu_bench, "workloads", lambda: tiny)
+    monkeypatch.setattr(gpu_bench, "measure", note)
+    gpu_bench.run(CpuClock(), compile_seconds=30.0)
+    assert seen == [(True, True), (True, False), (False, False)]
+
+
 def test_eager_networks_compile_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
     """With `fullgraph` a break in the graph is an error; what the compiler makes of it is not tested here."""
     compiled = torch.compile

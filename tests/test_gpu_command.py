@@ -97,9 +97,33 @@ def test_stopped_from_outside_it_leaves_a_whole_file_and_no_process(tmp_path: Pa
         os.kill(int(alive.read_text()), 0)
 
 
+def test_a_stage_leaves_the_later_ones_what_is_kept_for_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {}
+
+    def run(stage: gpu.Stage, limit: float, *rest: Any) -> str:
+        given[stage.name] = limit
+        return "ok"
+
+    monkeypatch.setattr(gpu, "run", run)
+    chosen = [
+        gpu.Stage("a", (), 300, kept=1),
+        gpu.Stage("b", (), 100, kept=50),
+        gpu.Stage("c", (), 500, kept=40),
+    ]
+    gpu.run_all(chosen, gpu.Record(tmp_path / "gpu.json"), 3.0, lambda line: None)
+    assert given["a"] == pytest.approx(90, abs=2)
+    assert given["b"] == 100
+    assert given["c"] == pytest.approx(180, abs=2)
+    gpu.run_all(chosen, gpu.Record(tmp_path / "gpu.json"), 1.0, lambda line: None)
+    assert given["a"] == pytest.approx(20, abs=1)
+    assert sum(stage.kept for stage in gpu.stages("90")) < 60 * 9.5
+
+
 def test_the_stages_are_those_asked_for() -> None:
     found = {stage.name: stage for stage in gpu.stages("90")}
-    assert list(found) == ["facts", "build", "smoke", "compile", "tests", "memcheck", "racecheck", "bench"]
+    assert list(found) == ["facts", "build", "compile", "smoke", "tests", "bench", "memcheck", "racecheck"]
     assert found["build"].environment == {"LMSER_CUDA_ARCH": "90"}
     for name in ("facts", "tests", "bench"):
         assert found[name].part
