@@ -26,8 +26,12 @@ NOTHING_COLLECTED = 5  # pytest's exit code
 
 
 def files(root: Path = ROOT) -> list[Path]:
-    """Those that are about the operations, the longest first as far as their size tells."""
-    found = [p for p in (root / "tests").glob("test_*.py") if "operators" in p.read_text(encoding="utf-8")]
+    """Those that are about the operations, or run on devices, the longest first as far as their size tells."""
+    found = [
+        path
+        for path in (root / "tests").glob("test_*.py")
+        if any(word in path.read_text(encoding="utf-8") for word in ("operators", "mark.device"))
+    ]
     return sorted(found, key=lambda path: -path.stat().st_size)
 
 

@@ -6,15 +6,16 @@ medians are compared. No time is returned unless every contender's results agree
 
 from __future__ import annotations
 
+import contextlib
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
 import torch
 from torch import Tensor
 
-__all__ = ["Contender", "Timing", "contest", "relative_error"]
+__all__ = ["Contender", "Timing", "contest", "full_float32", "relative_error"]
 
 
 @dataclass(frozen=True)
@@ -89,3 +90,13 @@ def contest(
             if repeat >= warm_up:
                 seconds[contender.name].append(perf_counter() - start)
     return {name: Timing(name, tuple(times), errors[name]) for name, times in seconds.items()}
+
+
+@contextlib.contextmanager
+def full_float32(device: torch.device) -> Iterator[None]:
+    """CUDA: no TF32, and each shape's fastest algorithm, which the uncounted round finds."""
+    if device.type != "cuda":
+        yield
+        return
+    with torch.backends.cudnn.flags(enabled=True, benchmark=True, deterministic=False, allow_tf32=False):
+        yield

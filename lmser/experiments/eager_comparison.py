@@ -5,13 +5,14 @@ Contenders run on the same images from the same weights, verified and timed by `
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from lmser.baselines import EagerCLmser
-from lmser.contest import Contender, Timing, contest
+from lmser.contest import Contender, Timing, contest, full_float32
 from lmser.experiments.image_reconstruction import CHANNELS, STRIDES
 from lmser.experiments.step_memory import CONTENDERS, contender, peak_of_step, training_step
 from lmser.experiments.tables import Cell, Row, Table
@@ -33,7 +34,7 @@ class StepCost:
 
 def compare_steps(batch: int, size: int, repeats: int, device: str = "cpu") -> list[StepCost]:
     """Time `repeats` training steps of each of `CONTENDERS` on `batch` random images of `size` x `size`
-    pixels.
+    pixels, in float32 proper also on a GPU (`lmser.contest.full_float32`).
 
     Raises ArithmeticError, and times nothing, where a contender's loss or gradients are wrong.
     """
@@ -48,6 +49,15 @@ def compare_steps(batch: int, size: int, repeats: int, device: str = "cpu") -> l
         model.load_state_dict(state)
         built[name] = (model, own_images)
     oracle = oracle.to(images.device, torch.float64)
+    with full_float32(images.device):
+        timings = _timed(built, oracle, images, repeats)
+    return [StepCost(timings[name], peak_of_step(name, batch, size, device)) for name in CONTENDERS]
+
+
+def _timed(
+    built: Mapping[str, tuple[CLmser, Tensor]], oracle: CLmser, images: Tensor, repeats: int
+) -> dict[str, Timing]:
+    batch = len(images)
     sample = slice(0, min(2, batch))  # float64 is slow, and two images take every code path that fifty do
     wanted = _loss_and_gradients(oracle, images[sample].double())
 
@@ -58,10 +68,7 @@ def compare_steps(batch: int, size: int, repeats: int, device: str = "cpu") -> l
             name, lambda: _loss_and_gradients(model, own_images[sample]), lambda: step(own_images)
         )
 
-    timings = contest(
-        [contestant(name) for name in CONTENDERS], wanted, tolerance=_TOLERANCE, repeats=repeats
-    )
-    return [StepCost(timings[name], peak_of_step(name, batch, size, device)) for name in CONTENDERS]
+    return contest([contestant(name) for name in CONTENDERS], wanted, tolerance=_TOLERANCE, repeats=repeats)
 
 
 def comparison_table(costs: list[StepCost], *, batch: int, size: int, machine: dict[str, str]) -> Table:

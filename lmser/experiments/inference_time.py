@@ -13,11 +13,10 @@ code must have been like.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from lmser.baselines import EagerCLmser
-from lmser.contest import Contender, Timing, contest
+from lmser.contest import Contender, Timing, contest, full_float32
 from lmser.data.masks import point_masks
 from lmser.experiments import Request
 from lmser.experiments.completions import complete
@@ -124,7 +123,7 @@ def _session(
     for number, batch in enumerate(rows[0].evaluation["batches"], 1):
         images = torch.rand(batch, 3, side, side, generator=torch.Generator().manual_seed(seed)).to(device)
         masks = point_masks(batch, side, seed=seed).to(device)
-        with torch.no_grad(), _full_float32(device):
+        with torch.no_grad(), full_float32(device):
             contenders = [_contender(row, networks[row.path], images, masks) for row in rows]
             found = contest(contenders, (), tolerance=_TOLERANCE, repeats=repeats)
         for name, timing in found.items():
@@ -180,16 +179,6 @@ def _wanted(row: RowConfig, network: nn.Module, images: Tensor, masks: Tensor) -
         oracle = copy.deepcopy(network)
     oracle = oracle.to(images.device, torch.float64).eval()
     return complete(oracle, images.double(), masks)
-
-
-@contextlib.contextmanager
-def _full_float32(device: torch.device) -> Iterator[None]:
-    """CUDA: no TF32, and each shape's fastest algorithm, which the uncounted round finds."""
-    if device.type != "cuda":
-        yield
-        return
-    with torch.backends.cudnn.flags(enabled=True, benchmark=True, deterministic=False, allow_tf32=False):
-        yield
 
 
 # Telling.
