@@ -236,7 +236,7 @@ def _tile(big: Tensor, c_out: int, c_in: int, taps: int, pixels: int, plain: boo
         within //= 2
     if c_in % within == 0 and within >= min(32, tile.n):
         return replace(tile, n=within), 0
-    return (tile if plain else replace(tile, k=min(tile.k, 32))), c_in
+    return replace(tile, n=min(tile.n, 64), k=min(tile.k, 32)), c_in
 
 
 def _operand(letter: str, tensor: Tensor, source: Source) -> tuple[dict[str, Any], int]:
