@@ -113,7 +113,7 @@ class TestPlannedForAGpu:
     def test_launches_and_floor(self):
         found = explain(conv2d_add_act, X, W, stride=2, padding=1, on="H200")
         assert (found.implementation, found.kernel) == ("triton", "conv_up")
-        assert found.reason == "Triton kernel, planned for H200"
+        assert found.reason == "Triton kernel, planned for H200; fewer than 32 channels"
         (launch,) = found.plans.values()
         assert launch["products"] in ("tf32", "tf32x3", "ieee")
         rows, columns, _ = map(int, launch["tile"].split("x"))

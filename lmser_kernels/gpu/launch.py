@@ -29,6 +29,7 @@ class Launch:
     arguments: dict[str, Any]
     num_warps: int
     num_stages: int
+    plan: Any = None  # with a `kernel` and a `reason`, where another kernel could be chosen
 
 
 @dataclass
@@ -79,14 +80,23 @@ def interpreting() -> bool:
 
 
 def launch(
-    kernel: Any, grid: tuple[int, ...], *, num_warps: int = 4, num_stages: int = 2, **arguments: Any
+    kernel: Any,
+    grid: tuple[int, ...],
+    *,
+    num_warps: int = 4,
+    num_stages: int = 2,
+    plan: Any = None,
+    **arguments: Any,
 ) -> None:
-    """Run `kernel` over `grid`, its parameters by name, on the current stream of its tensors' device."""
+    """Run `kernel` over `grid`, its parameters by name, on the current stream of its tensors' device.
+
+    `plan` is only written down.
+    """
     if 0 in grid:
         return
     made = _recording.get()
     if made is not None:
-        made.launches.append(Launch(kernel, grid, arguments, num_warps, num_stages))
+        made.launches.append(Launch(kernel, grid, arguments, num_warps, num_stages, plan))
         return
     watcher = _watcher.get()
     if interpreting():

@@ -77,6 +77,13 @@ def described(launch: Launch) -> dict[str, Any]:
     found: dict[str, Any] = {"kernel": name}
     if name in _WHAT:
         found["does"] = _WHAT[name]
+    if launch.plan is not None:
+        found["reason"] = launch.plan.reason
+        if launch.plan.kernel == "cudnn":
+            return found | {
+                "kernel": "cudnn",
+                "does": "convolution of cuDNN, then what follows it in one pass",
+            }
     given = launch.arguments
     for way in ("", "UP_", "DOWN_"):
         sides = [given.get(f"{way}BLOCK_{axis}") for axis in "MNK"]

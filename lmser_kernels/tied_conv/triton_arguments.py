@@ -37,6 +37,12 @@ class Source:
     gate_slope: float = 0.0
     plus: Tensor | None = None
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether the operand is read as it lies."""
+        pulls_back = self.h is not None and self.activation != "identity"
+        return not pulls_back and self.gate is None and self.plus is None
+
 
 PLAIN = Source()
 
@@ -66,7 +72,8 @@ def choose(
 
 def loads_of(align: int, source: Source = PLAIN, pool: Ints = (1, 1)) -> float:
     """Loads for each value of an operand: so many tensors, so many pixels of a window, so many values in one load."""
-    given = sum(tensor is not None for tensor in (source.h, source.gate, source.plus))
+    pulls_back = source.h is not None and source.activation != "identity"
+    given = pulls_back + (source.gate is not None) + (source.plus is not None)
     window = pool[0] * pool[1]
     return (1 + given) * (window if window <= UNROLLED.value else 1) / align
 

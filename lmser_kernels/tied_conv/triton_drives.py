@@ -35,7 +35,9 @@ from lmser_kernels.tied_conv.triton_arguments import (
 )
 from lmser_kernels.tied_conv.triton_down import conv_down
 from lmser_kernels.tied_conv.triton_epilogue import sum_and_finish
+from lmser_kernels.tied_conv.triton_library import convolution, plan_drive, runs_here
 from lmser_kernels.tied_conv.triton_pair import conv_pair
+from lmser_kernels.tied_conv.triton_plan import CUDNN
 from lmser_kernels.tied_conv.triton_up import conv_up
 
 __all__ = ["Source", "down", "packed_down", "packed_up", "pair", "up"]
@@ -69,19 +71,28 @@ def up(
     like = x if like is None else like
     shape = (x.shape[0], weight.shape[0], size[0], size[1])
     h, linear = _results(like, shape, drive)
+    results = result_arguments(h, linear, add, gate, bias)
+    epilogue = {"ACT": activation, "SLOPE": slope, "GATE_SLOPE": gate_slope}
+    bare = tuple(pool) == (1, 1) and source.is_plain
+    way = plan_drive(x, weight, h, results, epilogue, stride, size, bare, transposed=False)
+    if way.kernel == CUDNN and runs_here(x):
+        total = convolution(x, weight, stride, padding, None)
+        if not way.follows:
+            return total, None
+        _finish(total.unsqueeze(0), h, results, epilogue, (1, 1), False)
+        return h, linear
     operand, align = operand_arguments(x, source)
     pixels, taps = shape[0] * shape[2] * shape[3], weight.shape[2] * weight.shape[3]
     tile = choose("conv_up", pixels, shape[1], weight.shape[1], taps, x, loads_of(align, source, pool))
     blocks = triton.cdiv(pixels, tile.m) * triton.cdiv(shape[1], tile.n)
     parts = parts_of_sum(blocks, weight.shape[1], taps, tile, x)
     partial = None if parts == 1 else _workspace(x, (parts, shape[0], shape[2], shape[3], shape[1]))
-    results = result_arguments(h, linear, add, gate, bias)
-    epilogue = {"ACT": activation, "SLOPE": slope, "GATE_SLOPE": gate_slope}
     launch(
         conv_up,
         (blocks, parts),
         num_warps=tile.warps,
         num_stages=tile.stages,
+        plan=way,
         **operand,
         **weight_arguments(packed_up(weight), up=True),
         **results,
@@ -140,6 +151,15 @@ def down(
     full = (size[0] * upsample[0], size[1] * upsample[1]) if output_size is None else tuple(output_size)
     shape = (z.shape[0], weight.shape[1], full[0], full[1])
     h, linear = _results(like, shape, drive)
+    results = result_arguments(h, linear, add, gate, bias)
+    epilogue = {"ACT": activation, "SLOPE": slope, "GATE_SLOPE": gate_slope}
+    way = plan_drive(z, weight, h, results, epilogue, stride, size, source.is_plain, transposed=True)
+    if way.kernel == CUDNN and runs_here(z):
+        total = convolution(z, weight, stride, padding, size)
+        if not way.follows:
+            return total, None
+        _finish(total.unsqueeze(0), h, results, epilogue, upsample, spread)
+        return h, linear
     operand, align = operand_arguments(z, source)
     covering = (triton.cdiv(full[0], upsample[0]), triton.cdiv(full[1], upsample[1]))
     pixels, taps = largest_phase(z.shape[0], covering, weight, stride)
@@ -148,13 +168,12 @@ def down(
     blocks = triton.cdiv(pixels, tile.m) * triton.cdiv(shape[1], tile.n)
     parts = parts_of_sum(blocks * phases, weight.shape[0], taps, tile, z)
     partial = None if parts == 1 else _workspace(z, (parts, shape[0], size[0], size[1], shape[1]))
-    results = result_arguments(h, linear, add, gate, bias)
-    epilogue = {"ACT": activation, "SLOPE": slope, "GATE_SLOPE": gate_slope}
     launch(
         conv_down,
         (blocks, phases, parts),
         num_warps=tile.warps,
         num_stages=tile.stages,
+        plan=way,
         **{"z" + name[1:] if name.startswith("x") else name: value for name, value in operand.items()},
         **weight_arguments(packed_down(weight, pixels * phases), up=False),
         **results,
