@@ -113,7 +113,10 @@ def test_loss_and_gradients_are_those_of_the_cpu_in_float64(device, name):
     torch.manual_seed(3)
     model, loss, given = CASES[name]()
     wanted = gradients(model, loss, given, torch.device("cpu"), torch.float64)
+    # float64 of two alone: a GPU's kernels are compiled anew for it.
     for dtype, tolerance in ((torch.float64, 1e-9), (torch.float32, 2e-4)):
+        if dtype == torch.float64 and name not in ("CLmser", "FBAN"):
+            continue
         found = gradients(model, loss, given, device, dtype)
         for f, w in zip(found, wanted, strict=True):
             torch.testing.assert_close(f, w, rtol=tolerance, atol=tolerance * max(1.0, float(w.abs().max())))
