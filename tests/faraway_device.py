@@ -32,6 +32,8 @@ from lmser.baselines import (
 )
 from lmser.inversion import SemiSupervised
 from lmser.models import attractor_loss
+from lmser.training import SGDL2
+from lmser.training.obstacles import Watch
 
 DEVICE = "faraway"
 
@@ -127,14 +129,20 @@ def _sent_away(model: nn.Module) -> nn.Module:
 
 
 def _step(model: nn.Module, loss: Callable[[nn.Module], Tensor]) -> str:
+    watch = Watch(torch.device(DEVICE))
     try:
         with FakeTensorMode():
-            found = loss(_sent_away(model).train())
-            found.backward()
-            torch.optim.Adam(model.parameters()).step()
+            _sent_away(model).train()
+            with watch:
+                found = loss(model)
+                found.backward()
+                torch.optim.Adam(model.parameters(), foreach=False, capturable=True).step()
+                SGDL2(model.parameters(), 0.1, 0.9, foreach=False).step()
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)
         return f"{type(error).__name__}: {str(error)[:300]} ({where[-1].filename}:{where[-1].lineno})"
+    if watch.obstacle is not None:
+        return f"cannot be recorded: {watch.obstacle}"
     return "" if found.device.type == DEVICE else f"the loss is on {found.device}"
 
 
