@@ -116,13 +116,14 @@ def test_the_command_lines_settings_are_put_over_every_row() -> None:
             filter(None, (before.differs, "bfloat16 autocast", "torch.compile"))
         )
         assert after.identity() != before.identity()
-    # How many processes decode does not touch the numbers: such a run continues one without.
-    decoding = load_rows("mnist-reconstruction", "quick", {"workers": 3})
+    # Neither how many processes decode nor a CUDA graph touches the numbers: such a run continues one without.
+    decoding = load_rows("mnist-reconstruction", "quick", {"workers": 3, "cuda_graph": False})
+    assert decoding[0].train_config(0, 100).cuda_graph is False
     assert [row.identity() for row in decoding] == [row.identity() for row in plain]
     assert [row.differs for row in decoding] == [row.differs for row in plain]
     timed = load_rows("inference-time", "quick", {"precision": "bfloat16"})
     assert not any("bfloat16" in row.differs for row in timed)
-    with pytest.raises(ValueError, match="training: expected precision, compile, workers, got lr"):
+    with pytest.raises(ValueError, match="training: expected precision, compile, workers, cuda_graph, got lr"):
         load_rows("mnist-reconstruction", "quick", {"lr": 1.0})
 
 

@@ -23,7 +23,7 @@ class Request:
 
     data:     the folder with the data sets.  device: as `torch.device` takes it.  seeds: one run each.
     out:      the run directory.  resume: continue it.  progress: say on standard error how far it is.
-    training: fields of `lmser.training.TrainConfig` put over those of every row (precision, compile, workers).
+    training: fields of `lmser.training.TrainConfig` put over those of every row (precision, compile, workers, cuda_graph).
     tensorboard: write event files beside each run's log.
     rows:     only the rows whose path has one of these in it; all where it is empty.
     """

@@ -45,7 +45,7 @@ _WORDS = {"position": int, "table": str, "group": str, "label": str, "source": s
 _SCALES = ("quick", "paper")
 _TRAINING = {f.name for f in dataclasses.fields(TrainConfig)} - {"seed"} | {"epochs"}
 # What the command line may put over every row, and how a table says so.
-_SAID = {"precision": "{} autocast", "compile": "torch.compile", "workers": ""}
+_SAID = {"precision": "{} autocast", "compile": "torch.compile", "workers": "", "cuda_graph": ""}
 _FREE = {f.name for f in dataclasses.fields(TrainConfig) if f.metadata.get("free_on_resume", False)}
 
 
@@ -118,7 +118,7 @@ def _plain(value: Any) -> Any:
 def load_rows(experiment: str, scale: str, training: Mapping[str, Any] | None = None) -> list[RowConfig]:
     """The rows of an experiment that are run at a scale ("quick" or "paper"), in their order.
 
-    training: precision, compile or workers, put over every row that trains; `differs` then says so.
+    training: precision, compile, workers or cuda_graph, put over every row that trains; `differs` then says so.
 
     Raises ValueError naming the file for what `parse_row` refuses, for two rows with one position, and
     where the experiment has no file.
