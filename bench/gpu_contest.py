@@ -19,6 +19,7 @@ from bench.gpu_record import precision
 from lmser.contest import Timing, relative_error
 
 MB = 1e6
+PEERS = ("eager", "compiled")
 
 
 @dataclass
@@ -155,7 +156,7 @@ def best(results: Sequence[Result], group: str) -> Result | None:
             "ours": r.group == "ours",
             "eager": r.group == "eager" and not r.captured,
             "compiled": r.group == "compiled",
-            "graphed": r.group != "ours" and r.captured,
+            "graphed": r.group in PEERS and r.captured,
         }[group]
     ]
     return min(chosen, key=lambda r: r.median, default=None)
@@ -175,7 +176,7 @@ def _ratios(work: Workload, place: Place, results: Sequence[Result]) -> dict[str
                 "of": other.name, "ratio": other.median / ours.median, "without_graph": as_called,
             }  # fmt: skip
     # Without graphs, which keep what they need.
-    others = [r.peak_mb for r in results if r.group != "ours" and not r.captured and r.peak_mb]
+    others = [r.peak_mb for r in results if r.group in PEERS and not r.captured and r.peak_mb]
     if plain and plain[0].peak_mb is not None and others:
         found["ratios"]["memory"] = {"of": "least of the others", "ratio": plain[0].peak_mb / min(others)}
     if work.frames > 1:

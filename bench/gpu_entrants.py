@@ -35,8 +35,8 @@ class Place:
 
 @dataclass(frozen=True)
 class Entrant:
-    """`group` is "ours", "eager" or "compiled"; a captured one runs as a CUDA graph as well. `mode` is
-    `torch.compile`'s, of the compiled."""
+    """`group` is "ours", "eager", "compiled" or "variant", which is measured beside ours and enters no ratio; a captured
+    one runs as a CUDA graph as well. `mode` is `torch.compile`'s, of the compiled."""
 
     name: str
     group: str

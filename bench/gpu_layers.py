@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -13,8 +14,19 @@ from bench.gpu_entrants import Ask, Entrant, Place, Step, Workload
 from lmser_kernels import add_act, conv2d_add_act, conv_transpose2d_add_act, settle_step
 
 Operation = Callable[..., Tensor]
-KINK = 0.05
+KINK = 0.05  # around zero, no gradient
 Sizes = tuple[int, int, int, int, int]
+
+
+@contextmanager
+def without_cudnn() -> Iterator[None]:
+    """Inside, no convolution is cuDNN's."""
+    before = torch.backends.cudnn.enabled
+    torch.backends.cudnn.enabled = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.enabled = before
 
 
 def _put(place: Place, last: bool, *tensors: Tensor) -> list[Tensor]:
@@ -90,6 +102,16 @@ def _layer(operation: Operation, sizes: Sizes, down: bool, training: bool, last:
     return step
 
 
+def _without_cudnn(make: Callable[[Place], Step], place: Place) -> Step:
+    step = make(place)
+
+    def alone() -> Sequence[Tensor]:
+        with without_cudnn():
+            return step()
+
+    return alone
+
+
 def layer(name: str, sizes: Sizes, down: bool, training: bool, **rest: object) -> Workload:
     """One neuron update as a reflection network makes it; `sizes` is (batch, below, above, size, stride)."""
 
@@ -101,6 +123,10 @@ def layer(name: str, sizes: Sizes, down: bool, training: bool, **rest: object) -
         Entrant("eager", "eager", make(_eager, False), captured=True),
         Entrant("eager, channels-last", "eager", make(_eager, True), captured=True),
     ]
+    if min(sizes[1:3]) >= 32:
+        # A plan may give the convolution to cuDNN: what Triton's kernels would take in its place.
+        alone = partial(_without_cudnn, make(_fused, True))
+        entrants.append(Entrant("Triton alone", "variant", alone, captured=True, only_cuda=True))
     if not down and not training:
         entrants.append(
             Entrant("cudnn_convolution_add_relu", "eager", make(_cudnn, True), captured=True, only_cuda=True)

@@ -15,7 +15,7 @@ import json
 import multiprocessing
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,6 @@ import torch
 import triton
 
 from bench.gpu_compile import Binary, Compiler
-from bench.gpu_costs import Cost
 from bench.gpu_entrants import Place, Workload
 from bench.gpu_record import Recorded, record
 from bench.gpu_workloads import workloads
@@ -59,11 +58,13 @@ class Configuration:
 
 @dataclass
 class Bound:
-    """What a workload costs at least on an H200, operator by operator; `launches` is how many kernels it takes."""
+    """What a workload costs at least on an H200, operator by operator; `launches` is how many kernels it takes, in the place
+    of `by_cudnn` of which cuDNN is planned to make the convolution."""
 
     workload: str
     kind: str
     launches: int
+    by_cudnn: int
     gflop: float
     megabytes: float
     ms: float
@@ -109,7 +110,7 @@ def survey(
                         entry.kinds.add(kind)
                         entry.served.add(work.name)
                     if arch == archs[0] and turn == 0:
-                        found.bounds.append(_bound(work, kind, made.costs, len(made.launches)))
+                        found.bounds.append(_bound(work, kind, made))
     return found
 
 
@@ -135,15 +136,16 @@ def _recordings(work: Workload, place: Place, arch: int, every_tile: bool) -> It
         turn += 1
 
 
-def _bound(work: Workload, kind: str, costs: Iterable[Cost], launches: int) -> Bound:
-    costs = list(costs)
+def _bound(work: Workload, kind: str, made: Recorded) -> Bound:
+    plans = [launch.plan.kernel for _, launch in made.launches if launch.plan is not None]
     return Bound(
         work.name,
         kind,
-        launches,
-        sum(c.flops for c in costs) / 1e9,
-        sum(c.bytes for c in costs) / 1e6,
-        1e3 * sum(c.seconds(kind) for c in costs),
+        len(made.launches),
+        plans.count("cudnn"),
+        sum(c.flops for c in made.costs) / 1e9,
+        sum(c.bytes for c in made.costs) / 1e6,
+        1e3 * sum(c.seconds(kind) for c in made.costs),
     )
 
 
@@ -167,7 +169,7 @@ def each(
     work: Callable[[Configuration], Any],
     entries: Sequence[Configuration],
     jobs: int,
-    say: Callable[[int], None] = lambda done: None,
+    say: Callable[[int, Any], None] = lambda done, result: None,
 ) -> list[Any]:
     """`work` of each, in `jobs` processes. They inherit the launches: nothing of a kernel can be sent."""
     global _shared
@@ -175,13 +177,13 @@ def each(
     if jobs == 1:
         for entry in entries:
             found.append(work(entry))
-            say(len(found))
+            say(len(found), found[-1])
         return found
     _shared = (work, entries)
     with multiprocessing.get_context("fork").Pool(jobs) as pool:
         for result in pool.imap(_one, range(len(entries))):
             found.append(result)
-            say(len(found))
+            say(len(found), result)
     return found
 
 
@@ -275,7 +277,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     entries = list(found.configurations.values())
     print(f"{len(entries)} kernels for {', '.join(f'sm_{a}' for a in archs)}", flush=True)
 
-    def say(done: int) -> None:
+    def say(done: int, binary: Binary | str) -> None:
+        for line in problems(entries[done - 1 : done], [binary]):
+            print(line, flush=True)
         if done % 50 == 0:
             print(f"{done} of {len(entries)}", flush=True)
 
@@ -293,7 +297,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             json.dump(result, file, indent=1, ensure_ascii=False)
         with atomic_write(stem.with_suffix(".md"), "w") as file:
             file.write(markdown(result))
-    for line in wrong:
+    for line in wrong[len(result["problems"]) :]:
         print(line)
     print(f"{len(wrong)} problems" if wrong else "nothing wrong")
     return bool(wrong)

@@ -16,6 +16,7 @@ import torch
 
 from bench.gpu_entrants import Place
 from bench.gpu_facts import facts
+from bench.gpu_layers import without_cudnn
 from bench.gpu_record import precision
 from bench.gpu_workloads import workloads
 from lmser_kernels.gpu import tile_table, tiles, tuning
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             continue
         for kind in options.kinds or work.kinds:
             place = Place("cuda", kind)
-            with precision(place.products):
+            with precision(place.products), without_cudnn():  # every product is a tile's
                 step = work.ours.make(place)
                 try:
                     measured = tuning.tune(step, repeats=options.repeats, store=False)

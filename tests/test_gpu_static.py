@@ -118,7 +118,15 @@ def test_the_report_says_what_is_wrong() -> None:
         "constants": {"BLOCK_M": "128", "ACT": "relu"}, "serves": ["a", "b"], "binary": binary,
     }  # fmt: skip
     other = row | {"arch": 100, "binary": {"problem": "PTXASError: no"}}
-    bound = {"workload": "a", "kind": "bf16", "launches": 3, "gflop": 1.5, "megabytes": 20.0, "ms": 0.1}
+    bound = {
+        "workload": "a",
+        "kind": "bf16",
+        "launches": 3,
+        "by_cudnn": 1,
+        "gflop": 1.5,
+        "megabytes": 20.0,
+        "ms": 0.1,
+    }
     cuda = {"kernel": "settle", "arch": 90, "registers": 100, "spills": 0, "shared": 16}
     report = markdown(
         {
@@ -131,7 +139,7 @@ def test_the_report_says_what_is_wrong() -> None:
         "| conv_up | BLOCK_M 128 | bf16 | 8/3 | 2 | 255; 99; 4 HGMMA; 24; 12 local (x2) | not compiled |"
         in report
     )
-    assert "| a | bf16 | 3 | 1.5 | 20 | 0.1 |" in report
+    assert "| a | bf16 | 3 | 1 | 1.5 | 20 | 0.1 |" in report
     assert "| settle | 90 | 100 | 0 | 16 |" in report
     assert "- conv_up spills" in report
     assert "- settle has no Triton kernel" in report
