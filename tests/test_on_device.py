@@ -226,6 +226,26 @@ def test_resumed_run_equals_an_uninterrupted_one(device, tmp_path, on):
     assert_same_run(tmp_path / "parts", tmp_path / "whole")
 
 
+def test_settling_is_captured_in_a_graph_of_ones_own(gpu):
+    torch.manual_seed(2)
+    network = FBAN((12, 7), theta=1e-4, max_steps=40, init=0.4).to(gpu)
+    given, seen = (2 * pictures(4, 12) - 1).to(gpu, torch.float32), masks(4, 12).to(gpu)
+    other = given.flip(0).contiguous()
+    with torch.no_grad():
+        wanted = network.read(network.complete(other, seen))
+        side = torch.cuda.Stream(gpu)
+        side.wait_stream(torch.cuda.current_stream(gpu))
+        with torch.cuda.stream(side):
+            network.complete(given, seen)
+        torch.cuda.current_stream(gpu).wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            found = network.read(network.complete(given, seen))
+        given.copy_(other)
+        graph.replay()
+    torch.testing.assert_close(found, wanted)
+
+
 # What says what runs.
 
 

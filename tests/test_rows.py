@@ -123,7 +123,9 @@ def test_the_command_lines_settings_are_put_over_every_row() -> None:
     assert [row.differs for row in decoding] == [row.differs for row in plain]
     timed = load_rows("inference-time", "quick", {"precision": "bfloat16"})
     assert not any("bfloat16" in row.differs for row in timed)
-    with pytest.raises(ValueError, match="training: expected precision, compile, workers, cuda_graph, got lr"):
+    with pytest.raises(
+        ValueError, match="training: expected precision, compile, workers, cuda_graph, got lr"
+    ):
         load_rows("mnist-reconstruction", "quick", {"lr": 1.0})
 
 

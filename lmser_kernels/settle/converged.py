@@ -11,9 +11,9 @@ from torch import Tensor
 def check(unconverged: str, what: str, change: Tensor, theta: float, steps: Tensor) -> None:
     """Nothing where every `change` is below `theta`; else a RuntimeError ("raise") or RuntimeWarning ("warn").
 
-    A traced graph does not look at values: there it is not checked.
+    A graph, traced or captured, does not look at values: there it is not checked.
     """
-    if unconverged == "ignore" or torch.compiler.is_compiling() or _is_fake(change):
+    if unconverged == "ignore" or torch.compiler.is_compiling() or _is_fake(change) or _is_captured(change):
         return
     if bool((change < theta).all()):
         return
@@ -24,6 +24,10 @@ def check(unconverged: str, what: str, change: Tensor, theta: float, steps: Tens
     if unconverged == "raise":
         raise RuntimeError(said)
     warnings.warn(said, RuntimeWarning, stacklevel=2)
+
+
+def _is_captured(tensor: Tensor) -> bool:
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def _is_fake(tensor: Tensor) -> bool:
