@@ -25,18 +25,21 @@ _chooser: ContextVar[Chooser | None] = ContextVar("lmser_kernels.gpu.tiles.choos
 
 def choose(kernel: str, m: int, n: int, k: int, dtype: torch.dtype, precision: str, arch: int) -> Tile:
     """The tile for `(m, k) @ (k, n)` in `kernel`."""
-    problem = Problem(kernel, m, n, k, dtype, precision, arch)
     chooser = _chooser.get()
     if chooser is not None:
-        tile = chooser(problem)
+        tile = chooser(Problem(kernel, m, n, k, dtype, precision, arch))
         if tile is not None:
             return tile
-    return untuned(problem)
+    # By plain values: making a problem and its hash takes as long as all the rest of a call.
+    return _settled(kernel, m, n, k, dtype, precision, arch, None if recording_now() else _device())
 
 
 def untuned(problem: Problem) -> Tile:
     """The tile where no `choosing` decides."""
-    return _settled(problem, None if recording_now() else _device())
+    return _settled(
+        problem.kernel, problem.m, problem.n, problem.k, problem.dtype, problem.precision, problem.arch,
+        None if recording_now() else _device(),
+    )  # fmt: skip
 
 
 def forget() -> None:
@@ -51,7 +54,10 @@ def _device() -> int | None:
 
 
 @lru_cache(maxsize=4096)
-def _settled(problem: Problem, device: int | None) -> Tile:
+def _settled(
+    kernel: str, m: int, n: int, k: int, dtype: torch.dtype, precision: str, arch: int, device: int | None
+) -> Tile:
+    problem = Problem(kernel, m, n, k, dtype, precision, arch)
     return tile_table.measured(problem, device) or predicted(problem)
 
 
