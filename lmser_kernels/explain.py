@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from lmser_kernels import _library, chips, dispatch
+from lmser_kernels import _library, chips, dispatch, explain_gpu
 from lmser_kernels.add_act.api import add_act, pull_back
 from lmser_kernels.arguments import pair
 from lmser_kernels.max_pool.api import max_pool2d_act, max_unpool2d
@@ -121,7 +120,7 @@ def explain(
     if name not in _OPERATIONS or (callable(operation) and operation is not _OPERATIONS[name]):
         raise ValueError(f"operation must be one of {', '.join(_OPERATIONS)}; got {operation!r}")
     function = _OPERATIONS[name]
-    chip = None if on is None else _known(on)
+    chip = None if on is None else explain_gpu.known(on)
     if name == "settle":
         return _explain_settle(inspect.signature(settle).bind(*args, **kwargs), chip)
     bound = inspect.signature(function).bind(*args, **kwargs)
@@ -130,7 +129,7 @@ def explain(
     first = next(iter(given.values()))
     if not isinstance(first, Tensor):
         function(*args, **kwargs)  # raises, naming the argument
-    operators = _operators(_KERNEL_OF.get(name, name), given["impl"], first, chip)
+    operators = explain_gpu.operators(_KERNEL_OF.get(name, name), given["impl"], first, chip)
     native = operators is dispatch.compiled
 
     # The public function itself checks the arguments and gives sizes and dtype, on tensors without memory.
@@ -141,7 +140,7 @@ def explain(
     tensors = [value for value in given.values() if isinstance(value, Tensor)]
     threads = torch.get_num_threads()
     if operators is dispatch.triton:
-        plans = _launches(function, given, chip, first.device)
+        plans = explain_gpu.launches(function, given, chip, first.device)
     else:
         plans = _plans(name, given, outputs, threads) if native and first.is_cpu else {}
     peak, bandwidth, source = _rates(outputs[0].dtype, threads, first.device, chip)
@@ -178,7 +177,7 @@ def _explain_settle(bound: inspect.BoundArguments, chip: chips.Chip | None) -> E
     )
     problem = checked(*(given[name] for name in names))
     visible, threads = problem.states[0], torch.get_num_threads()
-    operators = _operators("settle", given["impl"], visible, chip)
+    operators = explain_gpu.operators("settle", given["impl"], visible, chip)
     native = operators is dispatch.compiled and visible.is_cpu
     peak, bandwidth, source = _rates(visible.dtype, threads, visible.device, chip)
     flops = sum(
@@ -189,7 +188,7 @@ def _explain_settle(bound: inspect.BoundArguments, chip: chips.Chip | None) -> E
     plans = _settle_plans(problem, threads) if native else {}
     if operators is dispatch.triton:
         one = {"theta": 0.0, "max_steps": 1, "checkpoint_every": None, "trajectory_dtype": None}
-        plans = _launches(settle, given | one, chip, visible.device)
+        plans = explain_gpu.launches(settle, given | one, chip, visible.device)
     return Explanation(
         operation="settle",
         implementation=dispatch.name_of(operators),
@@ -207,79 +206,6 @@ def _explain_settle(bound: inspect.BoundArguments, chip: chips.Chip | None) -> E
         plans=plans,
         source=source,
     )
-
-
-def _known(on: str) -> chips.Chip:
-    found = chips.chip_named(on)
-    if found is None:
-        raise ValueError(f"on: expected one of {', '.join(chip.name for chip in chips.CHIPS)}, got {on!r}")
-    return found
-
-
-def _operators(name: str, impl: str, first: Tensor, chip: chips.Chip | None) -> dispatch.Operators | None:
-    """What the call takes, or would take on `chip`."""
-    if chip is None or impl not in ("auto", "native", "triton") or not _library.available:
-        return dispatch.chosen(name, impl, first)
-    if impl == "native":
-        if name not in _library.cuda_operators:
-            raise RuntimeError(f'impl="native": no compiled kernel of {name} for CUDA tensors')
-        return dispatch.compiled
-    if _library.triton_error is not None:
-        raise RuntimeError(
-            f"on: without Triton it is not known what runs on {chip.name}: {_library.triton_error}"
-        )
-    return dispatch.triton
-
-
-def _launches(
-    function: Callable[..., Any], given: Mapping[str, Any], chip: chips.Chip | None, device: torch.device
-) -> dict[str, Mapping[str, Any]]:
-    """The launches of a call, in order."""
-    from lmser_kernels.gpu import planned  # imports Triton
-
-    if chip is not None:
-        arch = chip.arch
-    else:
-        major, minor = torch.cuda.get_device_capability(device)
-        arch = 10 * major + minor
-    made = planned.launches(function, given, arch)
-    return {f"launch {number}": planned.described(launch) for number, launch in enumerate(made, 1)}
-
-
-def _rates(
-    dtype: torch.dtype, threads: int, device: torch.device, chip: chips.Chip | None
-) -> tuple[float | None, float | None, str]:
-    """GFLOP/s and GB/s, and where they are from ("" for this processor's)."""
-    if chip is None and device.type == "cpu":
-        return *_peaks(dtype, threads), ""
-    if chip is None and device.type != "cuda":
-        return None, None, ""
-    precision = _precision(dtype)
-    chip = chips.chip_of(device) if chip is None else chip
-    if chip is not None:
-        return chip.gflops(dtype, precision), chip.gbs, f"data sheet of {chip.name}"
-    found = _measured(device)
-    if dtype in (torch.bfloat16, torch.float16):
-        return found["bfloat16_gflops"], found["copy_gbs"], "measured"
-    if dtype == torch.float64:
-        return None, None, ""
-    share = {"tf32": ("tf32_gflops", 1), "tf32x3": ("tf32_gflops", 3), "ieee": ("float32_gflops", 1)}[
-        precision
-    ]
-    return found[share[0]] / share[1], found["copy_gbs"], "measured"
-
-
-@functools.cache
-def _measured(device: torch.device) -> dict[str, float]:
-    return chips.measure(device, _MEASURE_SECONDS)
-
-
-def _precision(dtype: torch.dtype) -> str:
-    if _library.triton_error is not None:
-        return "ieee"
-    from lmser_kernels.gpu.launch import dot_precision  # imports Triton
-
-    return dot_precision(dtype)
 
 
 def _settle_plans(problem: Problem, threads: int) -> dict[str, Mapping[str, Any]]:
@@ -308,6 +234,15 @@ def _settle_plans(problem: Problem, threads: int) -> dict[str, Mapping[str, Any]
                 threads,
             )
     return plans
+
+
+def _rates(
+    dtype: torch.dtype, threads: int, device: torch.device, chip: chips.Chip | None
+) -> tuple[float | None, float | None, str]:
+    """GFLOP/s and GB/s, and where they are from ("" for this processor's)."""
+    if chip is None and device.type == "cpu":
+        return *_peaks(dtype, threads), ""
+    return explain_gpu.rates(dtype, device, chip)
 
 
 def _peaks(dtype: torch.dtype, threads: int) -> tuple[float | None, float | None]:
