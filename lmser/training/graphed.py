@@ -15,7 +15,8 @@ both, see `Rates`), the same random numbers, as a replay moves the generators on
 Checkpoints hold the same, so a run may be begun without the graph and continued with it.
 
 Recorded are also the gradients, whose memory is the same in every replay; losses are copied out, since the next
-replay overwrites them.
+replay overwrites them. A recorded step keeps all memory that it works in, and batches of another shape take theirs
+beside it: `drop_last` leaves those out.
 """
 
 from __future__ import annotations

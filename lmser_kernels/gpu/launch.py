@@ -138,7 +138,7 @@ def dot_precision(dtype: torch.dtype) -> str:
     if dtype != torch.float32:
         return "ieee"
     # The newer switches are read: once they have been set, PyTorch refuses to read the older ones.
-    if torch.backends.cudnn.conv.fp32_precision == "tf32":
+    if torch.backends.cudnn.conv.fp32_precision == "tf32":  # type: ignore[attr-defined]
         return "tf32"
     return "tf32x3" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
