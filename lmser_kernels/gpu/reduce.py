@@ -15,6 +15,7 @@ from lmser_kernels.gpu.launch import launch
 
 _TILE = 4096  # values of a tile: 32 to each of 128 threads
 _MOST_ROWS = 512
+_MOST_VALUES = 512  # of the result: each takes the registers of three divisions by 64 bits
 
 
 @triton.jit
@@ -40,7 +41,7 @@ def reduce(partial: Tensor, out: Tensor, *, taps: int = 1, inner: int = 1) -> No
     `(·, inner, taps)`."""
     splits, count = partial.shape
     block_s = min(triton.next_power_of_2(max(1, splits)), _MOST_ROWS)
-    block = min(_TILE // block_s, triton.next_power_of_2(max(1, count)))
+    block = min(_TILE // block_s, _MOST_VALUES, triton.next_power_of_2(max(1, count)))
     launch(
         add_partial_sums,
         (triton.cdiv(count, block),),
