@@ -143,4 +143,4 @@ def test_launched_without_looking_at_values():
     ]
     with recording(90) as made:
         settle_step(*given)
-    assert [launch.kernel.__name__ for launch in made.launches] == ["pool_kernel", "update_kernel"]
+    assert [launch.kernel.__name__ for launch in made.launches] == ["window_sums", "update_kernel"]

@@ -9,13 +9,10 @@ import torch
 import triton
 from torch import Tensor
 
-from lmser_kernels.gpu.launch import arch_of, dot_precision, interpreting, launch, recording_now
+from lmser_kernels.gpu.launch import arch_of, dot_precision, interpreting, recording_now
 from lmser_kernels.gpu.tiles import choose
-from lmser_kernels.settle.triton_small import pool_kernel
 
 Size = tuple[int, int]
-
-_BLOCK = 1024
 
 
 @dataclass(frozen=True)
@@ -130,18 +127,6 @@ class Network:
         return self.edges[layer].down if layer < self.top else None
 
 
-def window_sums(x: Tensor, layer: Layer, mean: bool, to: Tensor | None = None) -> Tensor:
-    """Sums or means over the windows of a dense state."""
-    size = layer.pooled
-    pooled = size.empty(x) if to is None else to
-    launch(
-        pool_kernel, (triton.cdiv(size.values, _BLOCK),), pooled=pooled, x=x, values=size.values, height=size.height,
-        width=size.width, channels=size.channels, x_height=layer.height, x_width=layer.width, WH=layer.window[0],
-        WW=layer.window[1], MEAN=mean, BLOCK=_BLOCK,
-    )  # fmt: skip
-    return pooled
-
-
 @dataclass(frozen=True)
 class Tiling:
     """How a layer is cut: the kernels' constants, and the launch."""
@@ -160,22 +145,25 @@ def tiling(name: str, layer: Layer, below: Source | None, above: Source | None, 
     count = windows.images * windows.height * windows.width
     summed = (below.summed * pixels if below is not None else 0) + (above.summed if above is not None else 0)
     tile = choose(name, max(count, 1), layer.channels, max(summed, 16), like.dtype, precision, arch)
-    rows, columns = tile.m, tile.n
-    if interpreting() and not recording_now():  # tiles run one after another: few large ones
-        rows, columns = (
-            max(16, min(64, int(triton.next_power_of_2(size)))) for size in (count, layer.channels)
-        )
+    rows, columns, depth = tile.m, tile.n, tile.k
     # Beside the sum that is made there are that from above and that over the window.
     while rows * columns > (64 * 64 if layer.pools else 128 * 64):
         rows, columns = (rows // 2, columns) if rows > columns else (rows, columns // 2)
+    if interpreting() and not recording_now():
+        # Tiles run one after another there, and what takes time is how many they are.
+        rows, columns, depth = _power(count, 256), _power(layer.channels, 64), _power(summed, 128)
     tiles = triton.cdiv(count, rows)
     constants: dict[str, object] = {
-        "PRECISION": precision, "BLOCK_M": rows, "BLOCK_N": columns, "BLOCK_K": tile.k, "WH": layer.window[0],
-        "WW": layer.window[1], "ALIGN": _aligned(layer.channels, like), **_source("UP", below, tile.k, like),
-        **_source("DOWN", above, tile.k, like),
+        "PRECISION": precision, "BLOCK_M": rows, "BLOCK_N": columns, "BLOCK_K": depth, "WH": layer.window[0],
+        "WW": layer.window[1], "ALIGN": _aligned(layer.channels, like), **_source("UP", below, depth, like),
+        **_source("DOWN", above, depth, like),
     }  # fmt: skip
     warps = 8 if rows * columns >= 64 * 64 else 4
     return Tiling(tiles * triton.cdiv(layer.channels, columns), tiles, warps, tile.stages, constants)
+
+
+def _power(size: int, most: int) -> int:
+    return max(16, min(most, int(triton.next_power_of_2(size))))
 
 
 def sizes(layer: Layer, below: Source | None, above: Source | None) -> dict[str, int]:

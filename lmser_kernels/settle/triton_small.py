@@ -11,28 +11,6 @@ from lmser_kernels.settle.triton_update import held
 
 
 @triton.jit
-def pool_kernel(
-    pooled, x, values, height, width, channels, x_height, x_width,
-    WH: tl.constexpr, WW: tl.constexpr, MEAN: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Sums, or means, over the windows of a dense channels-last `x`; `height` and `width` count windows."""
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    mask = at < values
-    channel = at % channels
-    pixel = at // channels
-    column = pixel % width
-    row = pixel // width % height
-    image = pixel // width // height
-    first = ((image * x_height + row * WH) * x_width + column * WW) * channels + channel
-    total = tl.load(x + first, mask=mask, other=0.0)
-    for place in range(1, WH * WW):
-        total += tl.load(x + first + (place // WW * x_width + place % WW) * channels, mask=mask, other=0.0)
-    if MEAN:
-        total = total / (WH * WW)
-    tl.store(pooled + at, total, mask=mask)
-
-
-@triton.jit
 def hold_kernel(h, value, evidence, hold, values, BLOCK: tl.constexpr):
     """The visible state: evidence put into what the units would take."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)

@@ -16,9 +16,9 @@ from lmser_kernels.settle.triton_network import (
     sizes,
     tiling,
     up_weight,
-    window_sums,
 )
 from lmser_kernels.settle.triton_update import update_kernel
+from lmser_kernels.tied_conv.triton_windows import sum_windows
 
 Maybe = Tensor | None
 Ints = Sequence[int]
@@ -89,7 +89,7 @@ def settle_step(
         given = Layer(n, c, height, width, (pool[0], pool[1]))
         x = dense(below)
         if given.pools:
-            x = window_sums(x, given, True)
+            x = sum_windows(x, pool, mean=True)
         from_below = Source(given.pooled, up_weight(weight_below), (padding[0], padding[1]))
         kh, kw = from_below.kernel
         source = given.pooled
