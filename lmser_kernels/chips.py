@@ -115,17 +115,19 @@ def measure(device: torch.device, seconds: float = 0.2) -> dict[str, float]:
     together, and square matrix products in GFLOP/s by ``"bfloat16"``, ``"tf32"`` and ``"float32"``."""
     with torch.cuda.device(device):
         found = {"copy_gbs": _copy_gbs(device, seconds)}
-        before = torch.get_float32_matmul_precision()
+        # The newer switch: once it has been set, PyTorch refuses to read the older one.
+        products = torch.backends.cuda.matmul
+        before = products.fp32_precision
         try:
             for name, dtype, precision in (
-                ("bfloat16", torch.bfloat16, "highest"),
-                ("tf32", torch.float32, "high"),
-                ("float32", torch.float32, "highest"),
+                ("bfloat16", torch.bfloat16, "ieee"),
+                ("tf32", torch.float32, "tf32"),
+                ("float32", torch.float32, "ieee"),
             ):
-                torch.set_float32_matmul_precision(precision)
+                products.fp32_precision = precision
                 found[f"{name}_gflops"] = _matmul_gflops(device, dtype, seconds)
         finally:
-            torch.set_float32_matmul_precision(before)
+            products.fp32_precision = before
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -119,3 +120,47 @@ def test_chips_are_found_by_the_name_that_torch_gives(name, arch, gbs):
 
 def test_unknown_chips_have_no_rates():
     assert chips.chip_named("Some other accelerator") is None
+
+
+def test_rates_are_measured_under_switches_that_are_put_back(monkeypatch):
+    """Without a GPU: what is asked of it, not what it answers."""
+    seen = []
+
+    def product(device, dtype, seconds):
+        seen.append((dtype, torch.backends.cuda.matmul.fp32_precision))
+        return 1.0
+
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(chips, "_copy_gbs", lambda device, seconds: 2.0)
+    monkeypatch.setattr(chips, "_matmul_gflops", product)
+    before = torch.get_float32_matmul_precision(), torch.backends.cuda.matmul.fp32_precision
+    found = chips.measure(torch.device("cuda"))
+    assert list(found) == ["copy_gbs", "bfloat16_gflops", "tf32_gflops", "float32_gflops"]
+    assert seen == [(torch.bfloat16, "ieee"), (torch.float32, "tf32"), (torch.float32, "ieee")]
+    assert (torch.get_float32_matmul_precision(), torch.backends.cuda.matmul.fp32_precision) == before
+
+
+def test_time_of_one_call_is_that_of_many(monkeypatch):
+    class Event:
+        """A device that takes 1 ms for a call."""
+
+        calls, elapsed = 0, 0
+
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            self.at = Event.calls
+
+        def synchronize(self):
+            pass
+
+        def elapsed_time(self, end):
+            return float(end.at - self.at)
+
+    def work():
+        Event.calls += 1
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    assert chips._seconds_each(work, 0.1) == pytest.approx(1e-3)
+    assert 50 <= Event.calls < 400
