@@ -209,14 +209,15 @@ py::dict plan(const std::string& op, const std::string& dtype, Four shape, Four 
 }
 
 SettlePlan settle_plan_for(std::vector<std::int64_t> sizes, std::int64_t samples, int itemsize, bool up_down,
-                           bool together, std::int64_t shared_bytes, std::vector<std::int64_t> clusters) {
+                           bool together, std::int64_t shared_bytes, std::vector<std::int64_t> clusters, bool back) {
   if (itemsize != 4 && itemsize != 8)
     throw py::value_error("itemsize is " + std::to_string(itemsize) + "; expected 4 or 8");
   if (clusters.empty() || clusters.size() > 4)
     throw py::value_error(
         "clusters has " + std::to_string(clusters.size()) +
         " values; expected how many of 1, 2, 4 and 8 blocks run at the same time, the first at least");
-  return settle_plan({std::move(sizes), samples, itemsize, up_down, together}, {shared_bytes, std::move(clusters)});
+  return settle_plan({std::move(sizes), samples, itemsize, up_down, together, back},
+                     {shared_bytes, std::move(clusters)});
 }
 
 py::dict describe(const SettlePlan& p) {
@@ -247,21 +248,25 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "settle_persistent_plan",
       [](std::vector<std::int64_t> sizes, std::int64_t samples, int itemsize, bool up_down, bool together,
-         std::int64_t shared_bytes, std::vector<std::int64_t> clusters) {
-        return lmser::describe(
-            lmser::settle_plan_for(std::move(sizes), samples, itemsize, up_down, together, shared_bytes, clusters));
+         std::int64_t shared_bytes, std::vector<std::int64_t> clusters, bool back) {
+        return lmser::describe(lmser::settle_plan_for(std::move(sizes), samples, itemsize, up_down, together,
+                                                      shared_bytes, clusters, back));
       },
       py::arg("sizes"), py::arg("samples"), py::arg("itemsize"), py::arg("up_down"), py::arg("together"),
-      py::arg("shared_bytes"), py::arg("clusters"),
+      py::arg("shared_bytes"), py::arg("clusters"), py::arg("back") = false,
       "How a whole solve of a fully connected network is laid onto a GPU whose blocks have `shared_bytes` of shared "
-      "memory and that runs clusters[i] clusters of 2**i blocks at the same time. `together`: one stop for the batch.");
+      "memory and that runs clusters[i] clusters of 2**i blocks at the same time. `together`: one stop for the batch. "
+      "`back`: "
+      "the way back through its sweeps instead.");
   m.def(
       "settle_persistent_fits",
       [](std::vector<std::int64_t> sizes, std::int64_t samples, int itemsize, bool up_down, bool together,
-         std::int64_t shared_bytes, std::vector<std::int64_t> clusters) {
-        return lmser::settle_plan_for(std::move(sizes), samples, itemsize, up_down, together, shared_bytes, clusters)
+         std::int64_t shared_bytes, std::vector<std::int64_t> clusters, bool back) {
+        return lmser::settle_plan_for(std::move(sizes), samples, itemsize, up_down, together, shared_bytes, clusters,
+                                      back)
             .fits;
       },
       py::arg("sizes"), py::arg("samples"), py::arg("itemsize"), py::arg("up_down"), py::arg("together"),
-      py::arg("shared_bytes"), py::arg("clusters"), "Whether settle_persistent_plan finds a layout.");
+      py::arg("shared_bytes"), py::arg("clusters"), py::arg("back") = false,
+      "Whether settle_persistent_plan finds a layout.");
 }

@@ -70,4 +70,10 @@ STABLE_TORCH_LIBRARY(lmser, m) {
       "Tensor[] "
       "reverse_weights, Tensor? hold, Tensor readout, str activation, float slope, str order, float theta, SymInt "
       "max_steps) -> (Tensor[], Tensor, Tensor, Tensor)");
+  m.def(
+      "settle_backward_persistent(Tensor[] grad_states, Tensor grad_readouts, Tensor[] states, Tensor[] weights, "
+      "Tensor[] "
+      "reverse_weights, Tensor? evidence, Tensor? hold, Tensor readouts, Tensor trajectory, str activation, float "
+      "slope, "
+      "str order, bool want_states, bool want_evidence) -> (Tensor[], Tensor[], Tensor[], Tensor, Tensor)");
 }

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
+import functools
 import itertools
 import os
 import shutil
 import subprocess
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,6 +63,8 @@ class _Pointers(ctypes.Structure):
         ],
         *[(n, ctypes.c_void_p) for n in ("evidence", "hold", "external", "grad_readout", "readouts")],
         *[(n, ctypes.c_void_p) for n in ("trajectory", "change", "steps")],
+        *[(n, ctypes.c_void_p * _LAYERS) for n in ("up", "down")],
+        *[(n, ctypes.c_void_p) for n in ("visible", "evidence_grad")],
     )
 
 
@@ -133,20 +139,33 @@ class Found:
     change: Tensor
 
 
+def image(t: Tensor) -> Tensor:
+    """`(N, C)` as `(N, C, 1, 1)`; nothing stays nothing."""
+    return t[:, :, None, None] if t.numel() else t
+
+
 def native(net: Network, how: Solve) -> Found:
     """By the compiled operator of this processor."""
-
-    def image(t: Tensor | None) -> Tensor | None:
-        return None if t is None else t[:, :, None, None]
-
+    held = [None if t is None else image(t) for t in (net.evidence, net.hold, net.external)]
     first = net.states[0]
     states, readouts, trajectory, steps, change = torch.ops.lmser.settle(
         [image(h) for h in net.states], [image(w) for w in net.weights], [image(w) for w in net.reverse],
-        [first.new_empty(0) if b is None else b for b in net.biases], image(net.evidence), image(net.hold),
-        image(net.external), [1] * (2 * len(net.weights)), [0] * (2 * len(net.weights)), how.activation, how.slope,
-        how.order, how.theta, how.max_steps, how.per_sample, how.keep, how.half, how.readouts, 0.0, 0, "ignore",
+        [first.new_empty(0) if b is None else b for b in net.biases], *held,
+        [1] * (2 * len(net.weights)), [0] * (2 * len(net.weights)), how.activation, how.slope, how.order, how.theta,
+        how.max_steps, how.per_sample, how.keep, how.half, how.readouts, 0.0, 0, "ignore",
     )  # fmt: skip
     return Found([h[:, :, 0, 0] for h in states], readouts[..., 0, 0], trajectory, steps, change)
+
+
+@dataclass
+class Back:
+    """Gradients of the states begun with, of the drives (`up (T, N, C)`, `down (T + 1, N, C)`) and of the evidence."""
+
+    states: list[Tensor]
+    up: list[Tensor]
+    down: list[Tensor]
+    visible: Tensor
+    evidence: Tensor
 
 
 @dataclass
@@ -163,8 +182,8 @@ class Device:
 
 class Emulator:
     def __init__(self, library: ctypes.CDLL) -> None:
-        self._call = library.settle
-        self._call.restype = ctypes.c_char_p
+        self._call, self._call_back = library.settle, library.settle_back
+        self._call.restype = self._call_back.restype = ctypes.c_char_p
         self.plan: dict[str, int] = {}
 
     def settle(self, net: Network, how: Solve, device: Device) -> Found:
@@ -218,6 +237,32 @@ class Emulator:
     def _updates(layers: int, order: str, layer: int) -> int:
         return 0 if layer == 0 else 2 if order == "up_down" and layer < layers - 1 else 1
 
+    def back(
+        self, net: Network, how: Solve, device: Device, found: Found, grads: list[Tensor], grad_readouts: Tensor | None,
+    ) -> Back:  # fmt: skip
+        """What `lmser::settle_backward_persistent` would return; `net.states` are those that the solve began with."""
+        sweeps, samples, visible = found.readouts.shape
+        first, top = net.states[0], len(net.states) - 1
+        back = Back(
+            [torch.full_like(h, torch.nan) for h in net.states],
+            [first.new_zeros(sweeps, *h.shape) if i > 0 else first.new_empty(0) for i, h in enumerate(net.states)],
+            [first.new_zeros(sweeps + 1, *h.shape) if i < top else first.new_empty(0) for i, h in enumerate(net.states)],
+            first.new_full((sweeps, samples, visible), torch.nan),
+            first.new_zeros(samples, visible),
+        )  # fmt: skip
+        half = found.trajectory.dtype == torch.bfloat16
+        how = dataclasses.replace(how, max_steps=sweeps, half=half, per_sample=False)
+        lists = {
+            "states": net.states, "weights": net.weights, "reverse": net.reverse, "grads": grads,
+            "results": back.states, "up": back.up, "down": back.down,
+        }  # fmt: skip
+        tensors = {
+            "evidence": net.evidence, "hold": net.hold, "grad_readout": grad_readouts, "readouts": found.readouts,
+            "trajectory": found.trajectory, "visible": back.visible, "evidence_grad": back.evidence,
+        }  # fmt: skip
+        self._launch(self._call_back, how, device, net.states, lists, tensors, every=False, adjoint=False)
+        return back
+
     def _run(
         self, net: Network, how: Solve, device: Device, change: Tensor, readouts: Tensor,
         tensors: dict[str, Tensor | None], grads: list[Tensor], every: bool, *, adjoint: bool,
@@ -225,33 +270,45 @@ class Emulator:
         first = net.states[0]
         results = [torch.full_like(h, torch.nan) for h in net.states]
         steps = torch.full(change.shape, -1, dtype=torch.int64)
-        settings = _Settings(
-            len(net.states), how.order == "up_down", how.per_sample, how.keep, how.half, every,
-            ACTIVATIONS.index(how.activation), adjoint, device.cluster, device.group, device.groups, device.threads,
-            first.shape[0], how.max_steps, device.shared_bytes, device.seed, how.slope, how.theta,
-        )  # fmt: skip
-        pointers = _Pointers()
-        alive = []  # until the call returns
         lists = {
             "states": net.states, "weights": net.weights, "reverse": net.reverse, "biases": net.biases,
             "grads": grads, "results": results,
         }  # fmt: skip
+        tensors = {**tensors, "readouts": readouts, "change": change, "steps": steps}
+        self._launch(self._call, how, device, net.states, lists, tensors, every=every, adjoint=adjoint)
+        return Found(results, readouts, tensors.get("trajectory", first.new_empty(0)), steps, change)
+
+    def _launch(
+        self, call: Any, how: Solve, device: Device, states: Sequence[Tensor], lists: Mapping[str, Sequence[Tensor | None]],
+        tensors: Mapping[str, Tensor | None], *, every: bool, adjoint: bool,
+    ) -> None:  # fmt: skip
+        settings = _Settings(
+            len(states), how.order == "up_down", how.per_sample, how.keep, how.half, every,
+            ACTIVATIONS.index(how.activation), adjoint, device.cluster, device.group, device.groups, device.threads,
+            states[0].shape[0], how.max_steps, device.shared_bytes, device.seed, how.slope, how.theta,
+        )  # fmt: skip
+        pointers = _Pointers()
+        alive = []  # until the call returns
         for name, part in lists.items():
             for i, tensor in enumerate(part):
                 if tensor is not None and tensor.numel():
-                    alive.append(tensor if tensor.is_contiguous() else tensor.contiguous())
+                    alive.append(tensor.contiguous())
                     getattr(pointers, name)[i] = alive[-1].data_ptr()
-        for name, tensor in {**tensors, "readouts": readouts, "change": change, "steps": steps}.items():
-            if tensor is not None:
-                alive.append(tensor if tensor.is_contiguous() else tensor.contiguous())
+        for name, tensor in tensors.items():
+            if tensor is not None and tensor.numel():
+                alive.append(tensor.contiguous())
                 setattr(pointers, name, alive[-1].data_ptr())
-        sizes = (ctypes.c_int64 * len(net.states))(*(h.shape[1] for h in net.states))
+        sizes = (ctypes.c_int64 * len(states))(*(h.shape[1] for h in states))
         plan = (ctypes.c_int64 * 6)()
-        problem = self._call(
-            int(first.dtype == torch.float64), sizes, ctypes.byref(settings), ctypes.byref(pointers), plan
-        )
+        wide = int(states[0].dtype == torch.float64)
+        problem = call(wide, sizes, ctypes.byref(settings), ctypes.byref(pointers), plan)
         if problem:
             raise RuntimeError(problem.decode())
         names = ("cluster", "group", "tile", "groups", "resident_bytes", "streamed_bytes")
         self.plan = dict(zip(names, plan, strict=True))
-        return Found(results, readouts, tensors.get("trajectory", first.new_empty(0)), steps, change)
+
+
+@functools.cache
+def settle_emulator(folder: Path) -> Emulator:
+    """The settling kernels compiled for the host, in `folder`: once for all tests of a session."""
+    return Emulator(compiled(_HERE / "cuda_emulator" / "settle.cpp", folder / "settle_emulator.so"))

@@ -8,8 +8,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from cuda_settle_cases import Device, Emulator, Found, Network, Solve, compiled, compiler, native, network
-from torch import Tensor
+from cuda_settle_cases import (
+    Device,
+    Emulator,
+    Found,
+    Network,
+    Solve,
+    compiled,
+    compiler,
+    native,
+    network,
+    settle_emulator,
+)
 
 from lmser_kernels import _library
 
@@ -23,7 +33,7 @@ HERE = Path(__file__).parent / "cuda_emulator"
 
 @pytest.fixture(scope="module")
 def emulator(tmp_path_factory: pytest.TempPathFactory) -> Emulator:
-    return Emulator(compiled(HERE / "settle.cpp", tmp_path_factory.mktemp("emulator") / "settle.so"))
+    return settle_emulator(tmp_path_factory.getbasetemp())
 
 
 def same(found: Found, wanted: Found, tolerance: float = 1e-12) -> None:
@@ -168,47 +178,6 @@ def test_the_order_of_the_threads_changes_no_bit(emulator: Emulator) -> None:
         assert torch.equal(found.readouts, first.readouts)
 
 
-@pytest.mark.parametrize("order", ["up_down", "odd_even"])
-@pytest.mark.parametrize("variant", ["tied", "free", "held"])
-def test_adjoint_of_a_fixed_point(emulator: Emulator, order: str, variant: str) -> None:
-    """The adjoint states make the gradients that `settle_adjoint` returns."""
-    net = network((11, 8, 5), 4, reverse=variant == "free", evidence="some" if variant == "held" else "none")
-    how = Solve(order=order, theta=1e-9, max_steps=60)
-    fixed = native(net, dataclasses.replace(how, theta=1e-12, max_steps=400))
-    readout = fixed.readouts[0]
-    grads = [torch.randn_like(h) for h in fixed.states]
-    grads[1] = torch.empty(0, dtype=torch.float64)
-    grad_readout = torch.randn_like(readout)
-    net.states = fixed.states
-    found = emulator.adjoint(net, how, Device(cluster=2, seed=1), grads, grad_readout, readout)
-
-    def image(t: Tensor) -> Tensor:
-        return t[:, :, None, None] if t.numel() else t
-
-    flat, steps, change = torch.ops.lmser.settle_adjoint(
-        [image(g) for g in grads], image(grad_readout), [image(h) for h in fixed.states],
-        [image(w) for w in net.weights], [image(w) for w in net.reverse],
-        None if net.evidence is None else image(net.evidence), None if net.hold is None else image(net.hold), True,
-        image(readout), [1] * 4, [0] * 4, how.activation, how.slope, order, how.theta, how.max_steps, [False] + [True] * 4,
-    )  # fmt: skip
-    a, h = found.states, fixed.states
-    up = [a[e + 1].T @ h[e] for e in range(2)]
-    down = [h[e + 1].T @ a[e] for e in range(2)]
-    weights = [*up, *down] if net.reverse else [x + y for x, y in zip(up, down, strict=True)]
-    biases = [x.sum(0) for x in a]
-    wanted = [g.flatten() for g in flat[3:]]
-    made = [g.flatten() for g in (*weights, *biases)]
-    if net.hold is not None:
-        made.append((net.hold * (found.readouts[0] + grads[0])).flatten())
-    else:
-        made.append(readout.new_empty(0))
-    made.append(a[0].flatten())
-    for x, y in zip(made, wanted, strict=True):
-        torch.testing.assert_close(x, y, rtol=1e-10, atol=1e-10)
-    assert int(found.steps) == int(steps)
-    torch.testing.assert_close(found.change, change, rtol=1e-3, atol=0)
-
-
 def test_an_adjoint_of_nothing_ends_at_once(emulator: Emulator) -> None:
     net = network((6, 4), 3)
     zeros = [torch.zeros_like(h) for h in net.states]
@@ -228,9 +197,7 @@ def test_without_a_barrier_the_emulator_sees_wrong_states(tmp_path: Path) -> Non
     meeting = "if (u.sync) settle_meet_cluster(a);"
     assert meeting in text
     kernel.write_text(text.replace(meeting, ""))
-    broken = Emulator(
-        compiled(tmp_path / "tests/cuda_emulator/settle.cpp", tmp_path / "broken.so", "-DLMSER_ONE_TYPE")
-    )
+    broken = Emulator(compiled(tmp_path / "tests/cuda_emulator/settle.cpp", tmp_path / "broken.so"))
     net, how = network((13, 9, 6), 5), Solve()
     wrong = broken.settle(net, how, Device(seed=1))
     assert any(

@@ -71,6 +71,8 @@ __device__ inline std::uint16_t bf16_bits(float x) {
   return std::uint16_t((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
+__device__ inline float bf16_value(std::uint16_t bits) { return __uint_as_float(std::uint32_t(bits) << 16); }
+
 #if defined(LMSER_EMULATED)
 
 __device__ inline unsigned char* dynamic_shared() { return emulator::dynamic_shared(); }

@@ -3,133 +3,20 @@
 // Layers are (N, C, 1, 1), weights (C_above, C_below, 1, 1), float32 or float64. `lmser::settle_persistent` returns
 // what `lmser::settle` does. Its number of sweeps stays on the device; where readouts or states of every sweep are
 // returned and a threshold may end the solve early, it is read once, after the launch.
-#include <array>
-#include <mutex>
-
-#include "launch.cuh"
 #include "settle_kernel.cuh"
+#include "settle_launch.cuh"
 
 namespace lmser {
 namespace {
 
-using Tensors = std::vector<Tensor>;
-using Maybe = std::optional<Tensor>;
-using Sizes = torch::headeronly::IntHeaderOnlyArrayRef;
-
-void check(cudaError_t error, const char* what) {
-  STD_TORCH_CHECK(error == cudaSuccess, "settle_persistent: ", what, ": ", cudaGetErrorString(error));
-}
-
 template <class T>
-using Kernel = void (*)(SettleArguments<T>);
-template <class T>
-constexpr std::array<int, sizeof(T) == 4 ? 4 : 2> kTiles{};
-template <>
-constexpr std::array<int, 4> kTiles<float>{1, 2, 4, 8};
-template <>
-constexpr std::array<int, 2> kTiles<double>{1, 2};
-
-template <class T>
-Kernel<T> kernel_of(int tile) {
-  if (tile == 1) return settle_kernel<T, 1>;
-  if (tile == 2) return settle_kernel<T, 2>;
-  if constexpr (sizeof(T) == 4) {
-    if (tile == 4) return settle_kernel<T, 4>;
-    if (tile == 8) return settle_kernel<T, 8>;
+struct Kernels {
+  using Value = T;
+  template <int S>
+  static auto of() {
+    return &settle_kernel<T, S>;
   }
-  STD_TORCH_CHECK(false, "settle_persistent: no kernel for tiles of ", tile, " samples");
-}
-
-template <class T>
-cudaError_t launch(int tile, const SettlePlan& plan, bool together, cudaStream_t stream, const SettleArguments<T>& a) {
-  cudaLaunchAttribute attributes[2];
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(unsigned(plan.groups * plan.cluster)), config.blockDim = dim3(kSettleThreads);
-  config.dynamicSmemBytes = std::size_t(plan.shared_bytes), config.stream = stream, config.attrs = attributes;
-  if (plan.cluster > 1) {
-    attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
-    attributes[config.numAttrs++].val.clusterDim = {unsigned(plan.cluster), 1, 1};
-  }
-  if (together) {  // refused, not stuck, where the groups cannot run at the same time
-    attributes[config.numAttrs].id = cudaLaunchAttributeCooperative;
-    attributes[config.numAttrs++].val.cooperative = 1;
-  }
-  return cudaLaunchKernelEx(&config, kernel_of<T>(tile), a);
-}
-
-// What this device offers the kernels for T; asked once.
-template <class T>
-SettleDevice device_of(int index) {
-  constexpr int kDevices = 64;
-  static std::mutex mutex;
-  static std::array<SettleDevice, kDevices> known;
-  STD_TORCH_CHECK(index >= 0 && index < kDevices, "settle_persistent: device ", index, " is beyond the last, ",
-                  kDevices - 1);
-  const std::lock_guard<std::mutex> lock(mutex);
-  SettleDevice& d = known[index];
-  if (!d.clusters.empty()) return d;
-  int shared = 0, processors = 0, major = 0;
-  check(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, index), "shared memory");
-  check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, index), "multiprocessors");
-  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index), "compute capability");
-  for (const int tile : kTiles<T>)
-    check(cudaFuncSetAttribute(kernel_of<T>(tile), cudaFuncAttributeMaxDynamicSharedMemorySize, shared),
-          "shared memory");
-  SettleDevice found{shared, {processors}};
-  for (unsigned blocks = 2; major >= 9 && blocks <= 8; blocks *= 2) {
-    cudaLaunchAttribute attribute;
-    attribute.id = cudaLaunchAttributeClusterDimension, attribute.val.clusterDim = {blocks, 1, 1};
-    cudaLaunchConfig_t config{};
-    config.gridDim = dim3(blocks), config.blockDim = dim3(kSettleThreads);
-    config.dynamicSmemBytes = std::size_t(shared), config.attrs = &attribute, config.numAttrs = 1;
-    int clusters = 0;
-    check(cudaOccupancyMaxActiveClusters(&clusters, kernel_of<T>(kTiles<T>.back()), &config), "clusters at a time");
-    found.clusters.push_back(clusters);
-  }
-  return d = found;
-}
-
-template <class T>
-Strided<T> strided(const Tensor& t, const char* name, const Tensor& first, std::int64_t n, std::int64_t c) {
-  check_like(t, name, first, "states[0]");
-  const View v = view_of(t, name);
-  STD_TORCH_CHECK(v.n == n && v.c == c && v.h == 1 && v.w == 1, name, " has shape ", shape_text(t), "; expected (", n,
-                  ", ", c, ", 1, 1)");
-  return {static_cast<const T*>(v.data), v.sn, v.sc};
-}
-template <class T>
-Strided<T> maybe(const Maybe& t, const char* name, const Tensor& first, std::int64_t n, std::int64_t c) {
-  return t ? strided<T>(*t, name, first, n, c) : Strided<T>{};
-}
-// Nothing where the tensor is empty.
-template <class T>
-Strided<T> given(const Tensor& t, const char* name, const Tensor& first, std::int64_t n, std::int64_t c) {
-  return t.numel() ? strided<T>(t, name, first, n, c) : Strided<T>{};
-}
-
-Tensor empty_of(const Tensor& like, const std::vector<std::int64_t>& size, ScalarType dtype) {
-  return torch::stable::empty(Sizes(size.data(), size.size()), dtype, std::nullopt, like.device());
-}
-// (sweeps, N, C, 1, 1) as the CPU's: channels-last.
-Tensor empty_readouts(const Tensor& like, std::int64_t sweeps, std::int64_t n, std::int64_t c) {
-  return torch::stable::transpose(empty_of(like, {sweeps, n, 1, 1, c}, like.scalar_type()), 2, 4);
-}
-
-SettleShape shape_of(const Tensors& states, const Tensors& weights, const Tensors& reverse, bool up_down,
-                     bool together) {
-  STD_TORCH_CHECK(!weights.empty() && states.size() == weights.size() + 1,
-                  "settle_persistent: expected one state more than weights, got ", states.size(), " and ",
-                  weights.size());
-  STD_TORCH_CHECK(reverse.empty() || reverse.size() == weights.size(), "reverse_weights: expected ", weights.size(),
-                  " or none, got ", reverse.size());
-  const DType dtype = dtype_of(states[0], "states[0]");
-  STD_TORCH_CHECK(dtype == DType::f32 || dtype == DType::f64, "states must be float32 or float64");
-  SettleShape s;
-  for (const Tensor& t : states) s.sizes.push_back(view_of(t, "states").c);
-  s.samples = states[0].size(0), s.itemsize = int(states[0].element_size());
-  s.up_down = up_down, s.together = together;
-  return s;
-}
+};
 
 // A solve on its way to the device.
 template <class T>
@@ -139,41 +26,25 @@ struct Solve {
   cudaStream_t stream;
   SettlePlan plan;
   SettleArguments<T> a;
-  Tensor packed, meetings;
+  Tensor weights, meetings;
 
   Solve(const Tensors& states, const SettleShape& s, bool keep)
       : like(states[0]),
         shape(s),
         stream(stream_of(like)),
-        plan(settle_plan(s, device_of<T>(like.get_device_index()))) {
-    STD_TORCH_CHECK(plan.fits, "settle_persistent: ", s.samples, " samples of ", s.sizes.size(),
-                    " layers do not fit on this device at once; settle_persistent_fits tells beforehand");
+        plan(settle_plan(s, device_of<Kernels<T>>(like.get_device_index()))) {
+    check_fits(plan, s);
     a = settle_arguments<T>(s, plan, keep);
   }
 
-  // Tensors (N, C, 1, 1) that the states end in.
   Tensors results() {
-    Tensors out;
-    for (int l = 0; l < a.layers; ++l) {
-      out.push_back(empty_4d(like, true, shape.samples, shape.sizes[l], 1, 1));
-      a.layer[l].result = static_cast<T*>(out[l].data_ptr());
-    }
+    Tensors out = empty_states(like, shape);
+    for (int l = 0; l < a.layers; ++l) a.layer[l].result = static_cast<T*>(out[l].data_ptr());
     return out;
   }
 
-  void pack(const Tensors& up, const Tensors& down) {
-    std::vector<Strided<T>> u, d;
-    for (int e = 0; e + 1 < a.layers; ++e) {
-      u.push_back(strided<T>(up[e], "weights", like, shape.sizes[e + 1], shape.sizes[e]));
-      d.push_back(strided<T>(down[e], "weights", like, shape.sizes[e + 1], shape.sizes[e]));
-    }
-    packed = empty_1d(like, settle_packed_values(shape.sizes));
-    const SettlePacking<T> p = settle_packing(a, u.data(), d.data(), static_cast<T*>(packed.data_ptr()));
-    settle_pack_kernel<T><<<dim3(64, unsigned(p.count)), 256, 0, stream>>>(p);
-    check_launch("settle_persistent, weights");
-  }
-
-  void run(const Tensor& steps, const Tensor& change) {
+  void run(const Tensors& up, const Tensors& down, const Tensor& steps, const Tensor& change) {
+    weights = packed<T>(a, shape, up, down, like, stream);
     a.steps = static_cast<std::int64_t*>(steps.data_ptr()), a.change = static_cast<T*>(change.data_ptr());
     check(cudaMemsetAsync(a.change, 0, sizeof(T) * change.numel(), stream), "zeros");
     if (shape.together) {
@@ -182,7 +53,7 @@ struct Solve {
       a.meetings = static_cast<SettleMeeting*>(meetings.data_ptr());
       check(cudaMemsetAsync(a.meetings, 0, std::size_t(bytes), stream), "zeros");
     }
-    check(launch<T>(plan.tile, plan, shape.together, stream, a), "launch");
+    launch<Kernels<T>>(plan, shape.together, stream, a);
   }
 };
 
@@ -200,11 +71,6 @@ struct How {
   std::int64_t max_steps;
   bool up_down, per_sample, keep, half, every;
 };
-
-bool up_down_of(const std::string& order) {
-  STD_TORCH_CHECK(order == "up_down" || order == "odd_even", "order is '", order, "'; expected up_down or odd_even");
-  return order == "up_down";
-}
 
 using Found = std::tuple<Tensors, Tensor, Tensor, Tensor, Tensor>;
 
@@ -248,8 +114,7 @@ Found settle_as(const SettleShape& shape, const Tensors& states, const Tensors& 
   std::vector<std::int64_t> size;
   if (how.per_sample) size.push_back(n);
   Tensor steps = empty_of(like, size, ScalarType::Long), change = empty_of(like, size, like.scalar_type());
-  solve.pack(weights, reverse.empty() ? weights : reverse);
-  solve.run(steps, change);
+  solve.run(weights, reverse.empty() ? weights : reverse, steps, change);
   if (how.every && how.theta > 0) {
     cudaStreamCaptureStatus capturing = cudaStreamCaptureStatusNone;
     check(cudaStreamIsCapturing(solve.stream, &capturing), "capture");
@@ -312,8 +177,7 @@ Adjoint adjoint_as(const SettleShape& shape, const Tensors& grad_states, const T
   a.readouts = static_cast<T*>(drive.data_ptr());
   Tensor steps = empty_of(like, {}, ScalarType::Long), change = empty_of(like, {}, like.scalar_type());
   // what went up comes down
-  solve.pack(reverse.empty() ? weights : reverse, weights);
-  solve.run(steps, change);
+  solve.run(reverse.empty() ? weights : reverse, weights, steps, change);
   return {std::move(out), drive, steps, change};
 }
 

@@ -123,11 +123,11 @@ inline std::int64_t settle_packed_values(const std::vector<std::int64_t>& sizes)
 }
 
 // `up[e]` and `down[e]`: the weights (C_above, C_below) of edge e that the two directions use.
-template <class T>
-SettlePacking<T> settle_packing(SettleArguments<T>& a, const Strided<T>* up, const Strided<T>* down, T* to) {
+template <class T, class Arguments>
+SettlePacking<T> settle_packing(Arguments& a, const Strided<T>* up, const Strided<T>* down, T* to) {
   SettlePacking<T> p;
   for (int e = 0; e + 1 < a.layers; ++e) {
-    SettleLayer<T>&below = a.layer[e], &above = a.layer[e + 1];
+    auto &below = a.layer[e], &above = a.layer[e + 1];
     p.matrix[p.count++] = {up[e].data, up[e].n, up[e].c, to, above.channels, below.channels, below.padded};
     above.below.packed = to;
     to += std::int64_t(above.channels) * below.padded;

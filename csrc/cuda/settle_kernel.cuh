@@ -10,6 +10,23 @@
 
 namespace lmser {
 
+// What the states begin with, all of them in every block; the adjoint begins with nothing.
+template <class T>
+__device__ void settle_load_states(const SettleArguments<T>& a, const SettlePlace<T>& p) {
+  for (int l = 0; l < a.layers; ++l) {
+    const SettleLayer<T>& layer = a.layer[l];
+    for (int i = threadIdx.x; i < a.group * layer.padded; i += int(blockDim.x)) {
+      const int s = i / layer.padded, c = i % layer.padded;
+      T value = T(0);
+      if (s < p.samples && c < layer.channels && !a.adjoint) {
+        value = read(layer.start, p.first + s, c);
+        if (l == 0) value = put_in_evidence(a, p.first + s, c, value);
+      }
+      p.values[layer.state_at + i] = value;
+    }
+  }
+}
+
 // The state of one unit from its drives, with everything that is kept of it.
 template <class T>
 __device__ T settle_finish(const SettleArguments<T>& a, const SettleUpdate& u, T up, T down, std::int64_t n, int c,
@@ -54,12 +71,10 @@ __device__ void settle_update(const SettleArguments<T>& a, const SettleUpdate& u
   using M = Magnitude<T>;
   constexpr int kStep = 8 / S;  // lanes that hold one value
   const SettleLayer<T>& layer = a.layer[u.layer];
-  const int slice = p.rank * layer.own, left = layer.channels - slice;
-  const int rows = left < layer.own ? left : layer.own;
-  const int row_tiles = rows > 0 ? (rows + kSettleRows - 1) / kSettleRows : 0;
-  const int tiles = row_tiles * ((p.samples + S - 1) / S);
-  for (int tile = p.warp; tile < tiles; tile += p.warps) {
-    const int row0 = tile % row_tiles * kSettleRows, sample0 = tile / row_tiles * S;
+  const SettleTiles tiles(layer, p, S);
+  for (int i = p.warp; i < tiles.count; i += p.warps) {
+    const SettleTile tile = tiles[i];
+    const int slice = tile.slice, sample0 = tile.sample0;
     if (a.per_sample) {
       bool moving = false;
       for (int s = sample0; s < sample0 + S && s < p.samples; ++s) moving = moving || !p.stopped[s];
@@ -71,12 +86,13 @@ __device__ void settle_update(const SettleArguments<T>& a, const SettleUpdate& u
       if (!(upward ? u.new_up : u.new_down)) continue;
       const SettleLayer<T>& from = a.layer[upward ? u.layer - 1 : u.layer + 1];
       (upward ? up : down) =
-          settle_drive<T, S>(upward ? layer.below : layer.above, from, p, slice, rows, row0, sample0);
+          settle_drive<T, S>(upward ? layer.below : layer.above, from.state_at, from.padded, p, tile);
     }
-    const int index = p.lane / kStep, s = sample0 + index / kSettleRows, r = row0 + index % kSettleRows;
+
+    const int index = p.lane / kStep, s = sample0 + index / kSettleRows, r = tile.row0 + index % kSettleRows;
     T value = T(0);
     typename M::Bits moved = 0, largest = 0;
-    if (p.lane % kStep == 0 && s < p.samples && r < rows && !p.stopped[s]) {
+    if (p.lane % kStep == 0 && s < p.samples && r < tile.rows && !p.stopped[s]) {
       const int slot = r * a.group + s;
       // A drive that is used again waits in the place of the one that it follows.
       if (layer.drive_at >= 0) {
@@ -112,21 +128,7 @@ __device__ void settle_update(const SettleArguments<T>& a, const SettleUpdate& u
         if (a.adjoint) atomicMax(p.moved + a.group + s, largest);
       }
     }
-    // Every block of the cluster gets the four values of a sample at once.
-    __syncwarp();
-    for (int pair0 = 0; pair0 < S * a.cluster; pair0 += 32) {
-      const int pair = pair0 + p.lane, mine = pair / a.cluster % S;
-      Four<T> four;
-#pragma unroll
-      for (int i = 0; i < kSettleRows; ++i)
-        four.v[i] = __shfl_sync(kEveryLane, value, (mine * kSettleRows + i) * kStep);
-      const int to = sample0 + mine;
-      if (pair < S * a.cluster && to < p.samples && !p.stopped[to]) {
-        T* const own = p.values + layer.state_at + to * layer.padded + slice + row0;
-        T* const there = a.cluster > 1 ? at_rank(own, unsigned(pair % a.cluster)) : own;
-        *reinterpret_cast<Four<T>*>(there) = four;
-      }
-    }
+    settle_spread<T, S>(a, p, tile, value, layer.state_at, layer.padded);
   }
 }
 
@@ -221,8 +223,9 @@ __device__ bool settle_all_stop(const SettleArguments<T>& a, const SettlePlace<T
 
 template <class T, int S>
 __global__ void __launch_bounds__(kSettleThreads, 1) settle_kernel(const __grid_constant__ SettleArguments<T> a) {
-  const SettlePlace<T> p = settle_place(a);
-  settle_load(a, p);
+  const SettlePlace<T> p = settle_place<T>(a);
+  settle_load_weights(a, p);
+  settle_load_states(a, p);
   settle_meet_cluster(a);
   for (std::int64_t t = 0; t < a.max_steps; ++t) {
     for (int i = 0; i < a.updates; ++i) {
@@ -248,17 +251,6 @@ __global__ void __launch_bounds__(kSettleThreads, 1) settle_kernel(const __grid_
       const std::int64_t sweep = a.samples * layer.channels;
       for (std::int64_t t = p.steps[s]; t < a.max_steps; ++t) shown[t * sweep] = shown[(p.steps[s] - 1) * sweep];
     }
-  }
-}
-
-template <class T>
-__global__ void settle_pack_kernel(const __grid_constant__ SettlePacking<T> a) {
-  const auto& m = a.matrix[blockIdx.y];
-  const std::int64_t values = std::int64_t(m.rows) * m.padded;
-  for (std::int64_t i = std::int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < values;
-       i += std::int64_t(gridDim.x) * blockDim.x) {
-    const std::int64_t row = i / m.padded, column = i % m.padded;
-    m.to[i] = column < m.columns ? m.from[row * m.row + column * m.column] : T(0);
   }
 }
 

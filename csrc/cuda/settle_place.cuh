@@ -18,8 +18,8 @@ struct SettlePlace {
   T* values;
 };
 
-template <class T>
-__device__ SettlePlace<T> settle_place(const SettleArguments<T>& a) {
+template <class T, class Arguments>
+__device__ SettlePlace<T> settle_place(const Arguments& a) {
   SettlePlace<T> p;
   p.rank = a.cluster > 1 ? int(cluster_rank()) : 0;
   p.lane = int(threadIdx.x) % 32, p.warp = int(threadIdx.x) / 32, p.warps = int(blockDim.x) / 32;
@@ -36,8 +36,8 @@ __device__ SettlePlace<T> settle_place(const SettleArguments<T>& a) {
   return p;
 }
 
-template <class T>
-__device__ void settle_meet_cluster(const SettleArguments<T>& a) {
+template <class Arguments>
+__device__ void settle_meet_cluster(const Arguments& a) {
   if (a.cluster > 1)
     cluster_sync();
   else
@@ -50,30 +50,22 @@ __device__ T read(const Strided<T>& s, std::int64_t n, int c) {
 }
 
 // hold 1: evidence; 0: the value itself; between: their mixture.
-template <class T>
-__device__ T put_in_evidence(const SettleArguments<T>& a, std::int64_t n, int c, T value) {
+template <class T, class Arguments>
+__device__ T put_in_evidence(const Arguments& a, std::int64_t n, int c, T value) {
   if (!a.evidence.data) return value;
   const T share = read(a.hold, n, c), given = read(a.evidence, n, c);
   const T mixed = share * given + (T(1) - share) * value;
   return share == T(1) ? given : (share == T(0) ? value : mixed);
 }
 
-template <class T>
-__device__ void settle_load(const SettleArguments<T>& a, const SettlePlace<T>& p) {
+// What stays on chip of this block's slices of the weights; and nothing has moved yet.
+template <class T, class Arguments>
+__device__ void settle_load_weights(const Arguments& a, const SettlePlace<T>& p) {
   const int threads = int(blockDim.x);
   for (int i = threadIdx.x; i < a.group; i += threads)
     p.moved[i] = p.moved[a.group + i] = 0, p.stopped[i] = 0, p.steps[i] = 0;
   for (int l = 0; l < a.layers; ++l) {
-    const SettleLayer<T>& layer = a.layer[l];
-    for (int i = threadIdx.x; i < a.group * layer.padded; i += threads) {
-      const int s = i / layer.padded, c = i % layer.padded;
-      T value = T(0);
-      if (s < p.samples && c < layer.channels && !a.adjoint) {
-        value = read(layer.start, p.first + s, c);
-        if (l == 0) value = put_in_evidence(a, p.first + s, c, value);
-      }
-      p.values[layer.state_at + i] = value;
-    }
+    const auto& layer = a.layer[l];
     const int from_row = p.rank * layer.own;
     for (const bool below : {true, false}) {
       const SettleMatrix<T>& m = below ? layer.below : layer.above;
@@ -84,6 +76,18 @@ __device__ void settle_load(const SettleArguments<T>& a, const SettlePlace<T>& p
       auto* to = reinterpret_cast<Four<T>*>(p.values + m.at);
       for (int i = threadIdx.x; i < rows * (width / 4); i += threads) to[i] = from[i];
     }
+  }
+}
+
+// A weight as both directions read it.
+template <class T>
+__global__ void settle_pack_kernel(const __grid_constant__ SettlePacking<T> a) {
+  const auto& m = a.matrix[blockIdx.y];
+  const std::int64_t values = std::int64_t(m.rows) * m.padded;
+  for (std::int64_t i = std::int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < values;
+       i += std::int64_t(gridDim.x) * blockDim.x) {
+    const std::int64_t row = i / m.padded, column = i % m.padded;
+    m.to[i] = column < m.columns ? m.from[row * m.row + column * m.column] : T(0);
   }
 }
 

@@ -23,6 +23,7 @@ struct SettlePlan {
   std::int64_t streamed_bytes = 0;  // of weights that a block reads again in every sweep
   std::int64_t resident_bytes = 0;
   std::vector<int> own, state_at, drive_at, before_at;  // per layer; -1: none
+  std::vector<int> up_at, down_at;                      // on the way back: gradients of the two drives
   std::vector<int> below_rows, above_rows;              // rows that stay on chip, of each direction into a layer
   std::vector<int> below_at, above_at;
 };
@@ -33,6 +34,7 @@ struct SettleShape {
   int itemsize = 4;
   bool up_down = true;
   bool together = true;  // one stop for the whole batch: all groups must run at the same time
+  bool back = false;     // back through the sweeps
 };
 
 struct SettleDevice {
@@ -68,10 +70,13 @@ inline SettlePlan settle_layout(const SettleShape& shape, int cluster, int group
   for (int l = 0; l < layers; ++l) {
     p.own.push_back(int(round_up((shape.sizes[l] + cluster - 1) / cluster, kSettleRows)));
     if (p.own[l] > room) return p;
-    p.state_at.push_back(take(group * round_up(shape.sizes[l], 4)));
+    const std::int64_t state = group * round_up(shape.sizes[l], 4);
     const bool twice = shape.up_down && l > 0 && l + 1 < layers;  // is updated on the way up and on the way down
-    p.drive_at.push_back(twice ? take(std::int64_t(p.own[l]) * group) : -1);
-    p.before_at.push_back(twice ? take(std::int64_t(p.own[l]) * group) : -1);
+    p.state_at.push_back(shape.back ? -1 : take(state));
+    p.drive_at.push_back(twice && !shape.back ? take(std::int64_t(p.own[l]) * group) : -1);
+    p.before_at.push_back(twice && !shape.back ? take(std::int64_t(p.own[l]) * group) : -1);
+    p.up_at.push_back(shape.back && l > 0 ? take(state) : -1);
+    p.down_at.push_back(shape.back && l + 1 < layers ? take(state) : -1);
     if (at > room) return p;
   }
   p.below_rows.assign(layers, 0), p.above_rows.assign(layers, 0);

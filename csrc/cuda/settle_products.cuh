@@ -50,11 +50,31 @@ __device__ __forceinline__ T settle_add_lanes(const T (&v)[V], int lane) {
   }
 }
 
-// What rows [row0, row0 + 4) of this block's slice of `to` are given by layer `from`, in the lanes that finish them.
+// Rows [row0, row0 + 4) of this block's slice of a layer, for samples from sample0 on: what one warp computes.
+struct SettleTile {
+  int slice, rows, row0, sample0;
+};
+// The block's slice of a layer in such tiles.
+template <class Layer, class T>
+struct SettleTiles {
+  int slice, rows, row_tiles, count, samples;
+  __device__ SettleTiles(const Layer& layer, const SettlePlace<T>& p, int samples_each) : samples(samples_each) {
+    slice = p.rank * layer.own;
+    const int left = layer.channels - slice;
+    rows = left < layer.own ? left : layer.own;
+    row_tiles = rows > 0 ? (rows + kSettleRows - 1) / kSettleRows : 0;
+    count = row_tiles * ((p.samples + samples - 1) / samples);
+  }
+  __device__ SettleTile operator[](int i) const {
+    return {slice, rows, i % row_tiles * kSettleRows, i / row_tiles * samples};
+  }
+};
+
+// What the tile is given by the vectors at `from_at`, of `width` values a sample, in the lanes that finish it.
 template <class T, int S>
-__device__ T settle_drive(const SettleMatrix<T>& m, const SettleLayer<T>& from, const SettlePlace<T>& p, int slice,
-                          int rows, int row0, int sample0) {
-  const int width = from.padded;
+__device__ T settle_drive(const SettleMatrix<T>& m, int from_at, int width, const SettlePlace<T>& p,
+                          const SettleTile& tile) {
+  const int slice = tile.slice, rows = tile.rows, row0 = tile.row0, sample0 = tile.sample0;
   int row[kSettleRows], sample[S];
   // Rows and samples beyond the last are the last again; nobody reads their sums.
 #pragma unroll
@@ -64,12 +84,33 @@ __device__ T settle_drive(const SettleMatrix<T>& m, const SettleLayer<T>& from, 
   T sums[kSettleRows * S];
 #pragma unroll
   for (int i = 0; i < kSettleRows * S; ++i) sums[i] = T(0);
-  const T* const states = p.values + from.state_at;
+  const T* const states = p.values + from_at;
   if (row0 < m.resident)
     settle_dots<T, S>(p.values + m.at, row, states, sample, width, p.lane, sums);
   else
     settle_dots<T, S>(m.packed + std::int64_t(slice) * width, row, states, sample, width, p.lane, sums);
   return settle_add_lanes<T, kSettleRows * S>(sums, p.lane);
+}
+
+// `value`, in the lanes that finish the tile, to the vectors at `to_at` in every block of the cluster: the four values
+// of a sample at once.
+template <class T, int S, class Arguments>
+__device__ void settle_spread(const Arguments& a, const SettlePlace<T>& p, const SettleTile& tile, T value, int to_at,
+                              int width) {
+  constexpr int kStep = 8 / S;
+  __syncwarp();
+  for (int pair0 = 0; pair0 < S * a.cluster; pair0 += 32) {
+    const int pair = pair0 + p.lane, mine = pair / a.cluster % S;
+    Four<T> four;
+#pragma unroll
+    for (int i = 0; i < kSettleRows; ++i) four.v[i] = __shfl_sync(kEveryLane, value, (mine * kSettleRows + i) * kStep);
+    const int to = tile.sample0 + mine;
+    if (pair < S * a.cluster && to < p.samples && !p.stopped[to]) {
+      T* const own = p.values + to_at + to * width + tile.slice + tile.row0;
+      T* const there = a.cluster > 1 ? at_rank(own, unsigned(pair % a.cluster)) : own;
+      *reinterpret_cast<Four<T>*>(there) = four;
+    }
+  }
 }
 
 }  // namespace lmser

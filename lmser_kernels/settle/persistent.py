@@ -21,9 +21,9 @@ MOST_FLOPS = 2e9
 
 
 def obstacle(
-    states: Sequence[Tensor], weights: Sequence[Tensor], order: str, theta: float, per_sample: bool
-) -> str | None:
-    """Why the kernel cannot settle this network on its device, or None."""
+    states: Sequence[Tensor], weights: Sequence[Tensor], order: str, theta: float, per_sample: bool, *, back: bool = False
+) -> str | None:  # fmt: skip
+    """Why the kernel cannot settle this network on its device, or walk back through its sweeps, or None."""
     first = states[0]
     if any(h.shape[2] * h.shape[3] != 1 for h in states) or any(
         w.shape[2] * w.shape[3] != 1 for w in weights
@@ -42,6 +42,7 @@ def obstacle(
         device.shared_memory_per_block_optin,  # type: ignore[attr-defined]
         # Clusters, where there are any, are more room; the kernel's own plan uses them.
         [device.multi_processor_count],
+        back,
     )
     if not fits:
         sizes = ", ".join(str(h.shape[1]) for h in states)
