@@ -95,8 +95,10 @@ class Explanation:
             whose = self.source or f"{self.threads} thread(s)"
             peaks = f"{self.peak_gflops:.0f} GFLOP/s, {self.bandwidth_gbs:.1f} GB/s, {whose}"
             lines.append(f"  bound     {self.bound}: at least {self.seconds * 1e6:.3g} µs ({peaks})")
+        several = len({plan.get("kernel") for plan in self.plans.values()}) > 1
         for name, plan in self.plans.items():
-            rest = {key: value for key, value in plan.items() if key not in _SAID_ABOVE}
+            said = [key for key in _SAID_ABOVE if not (several and key == "kernel")]
+            rest = {key: value for key, value in plan.items() if key not in said}
             lines.append(f"  plan      {name}: " + ", ".join(f"{key} {value}" for key, value in rest.items()))
         return "\n".join(lines)
 
@@ -179,7 +181,8 @@ def _explain_settle(bound: inspect.BoundArguments, chip: chips.Chip | None) -> E
     visible, threads = problem.states[0], torch.get_num_threads()
     operators = explain_gpu.operators("settle", given["impl"], visible, chip)
     native = operators is dispatch.compiled and visible.is_cpu
-    peak, bandwidth, source = _rates(visible.dtype, threads, visible.device, chip)
+    computed = torch.promote_types(visible.dtype, torch.float32)
+    peak, bandwidth, source = _rates(computed, threads, visible.device, chip)
     flops = sum(
         4.0 * weight.numel() * above.shape[0] * above.shape[2] * above.shape[3]
         for weight, above in zip(problem.weights, problem.states[1:], strict=True)

@@ -148,6 +148,17 @@ class TestPlannedForAGpu:
         assert explain(pull_back, x, x, activation="tanh", on="H200").bound == "memory"
         assert explain(max_pool2d_act, x, 2, on="H200").output_shapes == ((2, 3, 4, 3),)
 
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_settling_is_planned_by_the_sweep(self, dtype):
+        states = [torch.zeros(2, n, side, side, dtype=dtype) for n, side in ((3, 8), (40, 8), (70, 4))]
+        weights = [torch.zeros(40, 3, 3, 3, dtype=dtype), torch.zeros(70, 40, 3, 3, dtype=dtype)]
+        found = explain(settle, states, weights, None, pools=(1, 2), max_steps=70, on="H200")
+        kernels = [plan["kernel"] for plan in found.plans.values()]
+        # Up to the top and down again: 1, 2, 1, 0, and then the change of the sweep.
+        assert kernels == 4 * ["update_kernel"] + ["outcome_kernel"]
+        assert found.peak_gflops == explain(conv2d_add_act, X, W, on="H200").peak_gflops
+        assert "plan      launch 5: kernel outcome_kernel, does the largest change" in str(found)
+
     def test_reference_is_eager_there_too(self):
         found = explain(add_act, X, X, impl="reference", on="H200")
         assert (found.implementation, found.kernel) == ("reference", "eager PyTorch")

@@ -19,6 +19,8 @@ _WHAT = {
     "conv_up": "convolution as an implicit matrix product",
     "conv_down": "transposed convolution as implicit matrix products, one for each sub-pixel phase",
     "conv_pair": "both directions in one launch of implicit matrix products",
+    "update_kernel": "one layer's update, both drives in one sum",
+    "outcome_kernel": "the largest change, and whether to stop",
 }
 
 
