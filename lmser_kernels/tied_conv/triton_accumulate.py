@@ -80,6 +80,31 @@ def offsets(image, row, column, channel, s_n, s_h, s_w, ALIGN: tl.constexpr):
 
 
 @triton.jit
+def beside(at, image, row, column, channel, s_n, s_h, s_w, ALIGN: tl.constexpr):
+    """Where the values lie in a tensor of strides `s`; None says that they are those of the tensor where it is `at`."""
+    if s_n is None:
+        return at
+    else:
+        return offsets(image, row, column, channel, s_n, s_h, s_w, ALIGN)
+
+
+@triton.jit
+def operand_pixel(
+    x, x_n, x_h, x_w, h, h_n, h_h, h_w, gate, gate_n, gate_h, gate_w, plus, plus_n, plus_h, plus_w,
+    image, row, column, channel, mask,
+    ACT: tl.constexpr, SLOPE: tl.constexpr, GATE_SLOPE: tl.constexpr, ALIGN: tl.constexpr,
+):  # fmt: skip
+    """`operand_value` at one pixel of each row."""
+    at = offsets(image, row, column, channel, x_n, x_h, x_w, ALIGN)
+    return operand_value(
+        x, at, h, beside(at, image, row, column, channel, h_n, h_h, h_w, ALIGN),
+        gate, beside(at, image, row, column, channel, gate_n, gate_h, gate_w, ALIGN),
+        plus, beside(at, image, row, column, channel, plus_n, plus_h, plus_w, ALIGN),
+        mask, ACT, SLOPE, GATE_SLOPE,
+    )  # fmt: skip
+
+
+@triton.jit
 def operand_tile(
     x, x_n, x_h, x_w, h, h_n, h_h, h_w, gate, gate_n, gate_h, gate_w, plus, plus_n, plus_h, plus_w,
     image, row, column, channel, mask,
@@ -99,33 +124,20 @@ def operand_tile(
         left = column * POOL_W
         # A large window is a loop, a small one is unrolled.
         INNER: tl.constexpr = POOL_H * POOL_W if POOL_H * POOL_W <= UNROLLED else 1
-        total = operand_value(
-            x, offsets(image, first, left, channel, x_n, x_h, x_w, ALIGN),
-            h, offsets(image, first, left, channel, h_n, h_h, h_w, ALIGN),
-            gate, offsets(image, first, left, channel, gate_n, gate_h, gate_w, ALIGN),
-            plus, offsets(image, first, left, channel, plus_n, plus_h, plus_w, ALIGN),
-            mask, ACT, SLOPE, GATE_SLOPE,
+        total = operand_pixel(
+            x, x_n, x_h, x_w, h, h_n, h_h, h_w, gate, gate_n, gate_h, gate_w, plus, plus_n, plus_h, plus_w,
+            image, first, left, channel, mask, ACT, SLOPE, GATE_SLOPE, ALIGN,
         )  # fmt: skip
         for place in tl.static_range(1, INNER):
-            r = first + place // POOL_W
-            c = left + place % POOL_W
-            total += operand_value(
-                x, offsets(image, r, c, channel, x_n, x_h, x_w, ALIGN),
-                h, offsets(image, r, c, channel, h_n, h_h, h_w, ALIGN),
-                gate, offsets(image, r, c, channel, gate_n, gate_h, gate_w, ALIGN),
-                plus, offsets(image, r, c, channel, plus_n, plus_h, plus_w, ALIGN),
-                mask, ACT, SLOPE, GATE_SLOPE,
+            total += operand_pixel(
+                x, x_n, x_h, x_w, h, h_n, h_h, h_w, gate, gate_n, gate_h, gate_w, plus, plus_n, plus_h, plus_w,
+                image, first + place // POOL_W, left + place % POOL_W, channel, mask, ACT, SLOPE, GATE_SLOPE, ALIGN,
             )  # fmt: skip
         if INNER < POOL_H * POOL_W:
             for place in range(1, POOL_H * POOL_W):
-                r = first + place // POOL_W
-                c = left + place % POOL_W
-                total += operand_value(
-                    x, offsets(image, r, c, channel, x_n, x_h, x_w, ALIGN),
-                    h, offsets(image, r, c, channel, h_n, h_h, h_w, ALIGN),
-                    gate, offsets(image, r, c, channel, gate_n, gate_h, gate_w, ALIGN),
-                    plus, offsets(image, r, c, channel, plus_n, plus_h, plus_w, ALIGN),
-                    mask, ACT, SLOPE, GATE_SLOPE,
+                total += operand_pixel(
+                    x, x_n, x_h, x_w, h, h_n, h_h, h_w, gate, gate_n, gate_h, gate_w, plus, plus_n, plus_h, plus_w,
+                    image, first + place // POOL_W, left + place % POOL_W, channel, mask, ACT, SLOPE, GATE_SLOPE, ALIGN,
                 )  # fmt: skip
         if MEAN and POOL_H * POOL_W > 1:
             total = total / (POOL_H * POOL_W)
@@ -150,6 +162,8 @@ def accumulate(
 ):  # fmt: skip
     """`acc` plus the sum at the head of this file; the operand lies channels-last, the weight anywhere.
 
+    Strides of `h`, `gate` and `plus` that are None are those of `x`.
+
     `ALIGN` divides the operand's strides and its number of channels, `K_ALIGN` and `N_ALIGN` the weight's strides
     `w_k` and `w_n`, and the larger of these two `w_h` and `w_w`.
     """
@@ -169,6 +183,11 @@ def accumulate(
     w_k = aligned(w_k, K_ALIGN)
     w_h = aligned(w_h, TAP_ALIGN)
     w_w = aligned(w_w, TAP_ALIGN)
+    # Where all that is read lies alike, a tap is the same distance away from every pixel.
+    ALIKE: tl.constexpr = (h_n is None) and (gate_n is None) and (plus_n is None)
+    LINEAR: tl.constexpr = ALIKE and POOL_H * POOL_W == 1
+    PLAIN: tl.constexpr = (h is None) and (gate is None) and (plus is None)
+    under_first = offsets(image, row, column, 0, x_n, x_h, x_w, ALIGN)[:, None]
     for step in range(first, last):
         if FLAT > 0:
             index = step * BLOCK_K + lanes
@@ -190,11 +209,20 @@ def accumulate(
             c = (column + STEP * tap_w)[:, None]
             w_at = (channel * w_k)[:, None] + (tap_h * w_h + tap_w * w_w)
         mask = valid[:, None] & (r >= 0) & (r < height) & (c >= 0) & (c < width) & summed[None, :]
-        a = operand_tile(
-            x, x_n, x_h, x_w, h, h_n, h_h, h_w, gate, gate_n, gate_h, gate_w, plus, plus_n, plus_h, plus_w,
-            image[:, None], r, c, channel[None, :], mask,
-            POOL_H, POOL_W, MEAN, ACT, SLOPE, GATE_SLOPE, ALIGN,
-        )  # fmt: skip
+        if LINEAR:
+            away = STEP * (tap_h * aligned(x_h, ALIGN) + tap_w * aligned(x_w, ALIGN)) + channel
+            at = under_first + away[None, :]
+            if PLAIN:
+                a = tl.load(x + at, mask=mask, other=0.0)
+            else:
+                a = operand_value(x, at, h, at, gate, at, plus, at, mask, ACT, SLOPE, GATE_SLOPE)
+                a = a.to(x.dtype.element_ty)
+        else:
+            a = operand_tile(
+                x, x_n, x_h, x_w, h, h_n, h_h, h_w, gate, gate_n, gate_h, gate_w, plus, plus_n, plus_h, plus_w,
+                image[:, None], r, c, channel[None, :], mask,
+                POOL_H, POOL_W, MEAN, ACT, SLOPE, GATE_SLOPE, ALIGN,
+            )  # fmt: skip
         b = tl.load(weight + w_at + columns, mask=summed[:, None] & (cols < n_cols)[None, :], other=0.0)
         acc = tl.dot(a.to(DOT), b.to(DOT), acc, input_precision=PRECISION, out_dtype=acc.dtype)
     return acc

@@ -13,12 +13,13 @@ from torch import Tensor
 
 from lmser_kernels.gpu import tiles
 from lmser_kernels.gpu.launch import arch_of, dot_precision, dot_type, multiprocessors, nhwc
-from lmser_kernels.gpu.tile_model import split
+from lmser_kernels.gpu.tile_model import shared_limit, split
 from lmser_kernels.tied_conv.triton_accumulate import UNROLLED
 
 Ints = Sequence[int]
 _WIDEST = 16  # bytes of one load
 _LOADS = 32  # of a thread in one step
+_VALUES = 64  # of a thread in one step, where they are calculated with
 _FEW_PIXELS = 512
 
 
@@ -40,8 +41,13 @@ class Source:
     @property
     def is_plain(self) -> bool:
         """Whether the operand is read as it lies."""
+        return self.tensors == 0
+
+    @property
+    def tensors(self) -> int:
+        """How many are read beside the operand."""
         pulls_back = self.h is not None and self.activation != "identity"
-        return not pulls_back and self.gate is None and self.plus is None
+        return pulls_back + (self.gate is not None) + (self.plus is not None)
 
 
 PLAIN = Source()
@@ -55,27 +61,47 @@ def largest_phase(images: int, size: Ints, weight: Tensor, stride: Ints) -> tupl
 
 
 def choose(
-    kernel: str, pixels: int, columns: int, channels: int, taps: int, like: Tensor, loads: float = 1.0
+    kernel: str,
+    pixels: int,
+    columns: int,
+    channels: int,
+    taps: int,
+    like: Tensor,
+    align: int = 1,
+    source: Source = PLAIN,
+    pool: Ints = (1, 1),
+    upsample: Ints = (1, 1),
 ) -> tiles.Tile:
-    """The tile of a launch; `loads` says how many a value of the operand takes, a fraction where they are wide.
-
-    Every load of a step waits in registers for its address, 64 bits each: many of them take a tile of fewer rows.
-    """
-    tile = tiles.choose(
-        kernel, pixels, columns, channels * taps, like.dtype, dot_precision(like.dtype), arch_of(like)
-    )
-    while tile.m > 16 and tile.m * tile.k * loads > _LOADS * 32 * tile.warps:
+    """The tile of a launch, whose operand's strides `align` divides, as far as a thread's registers hold it."""
+    arch = arch_of(like)
+    tile = tiles.choose(kernel, pixels, columns, channels * taps, like.dtype, dot_precision(like.dtype), arch)
+    # Before Hopper a step's operands are in registers beside the sums; so is what joins them where they stay for a loop.
+    if (arch < 90 or upsample[0] * upsample[1] > 1) and tile.m * tile.n >= 64 * 32 * tile.warps:
+        tile = replace(tile, warps=8)
+    given, window = 1 + source.tensors, pool[0] * pool[1]
+    together = given * (window if window <= UNROLLED.value else 1)  # loads for each value of the operand
+    if together > 1:
+        # What is made of an operand while it is read passes through registers, widened,
+        while tile.k > 32 and tile.m * tile.k * max(given, 2) > _VALUES * 32 * tile.warps:
+            tile = replace(tile, k=tile.k // 2)
+        # after it has waited in shared memory, which two blocks shall find room in.
+        while _waiting(tile, together) * like.element_size() > shared_limit(arch) // 2 and tile.m > 16:
+            if tile.stages > 2:
+                tile = replace(tile, stages=tile.stages - 1)
+            elif tile.k > 16:
+                tile = replace(tile, k=tile.k // 2)
+            else:
+                tile = replace(tile, m=tile.m // 2)
+    # Every load of a step waits in registers for its address, 64 bits each.
+    while tile.m > 16 and tile.m * tile.k * together > align * _LOADS * 32 * tile.warps:
         tile = replace(tile, m=tile.m // 2)
     # A pipeline longer than the sum is code that does nothing.
     return replace(tile, stages=max(1, min(tile.stages, triton.cdiv(channels * taps, tile.k))))
 
 
-def loads_of(align: int, source: Source = PLAIN, pool: Ints = (1, 1)) -> float:
-    """Loads for each value of an operand: so many tensors, so many pixels of a window, so many values in one load."""
-    pulls_back = source.h is not None and source.activation != "identity"
-    given = pulls_back + (source.gate is not None) + (source.plus is not None)
-    window = pool[0] * pool[1]
-    return (1 + given) * (window if window <= UNROLLED.value else 1) / align
+def _waiting(tile: tiles.Tile, together: int) -> int:
+    """Values of a block in shared memory, of an operand that takes so many loads for each value and of the weight."""
+    return tile.k * ((tile.stages - 1) * tile.m * together + tile.stages * tile.n)
 
 
 def parts_of_sum(blocks: int, channels: int, taps: int, tile: tiles.Tile, like: Tensor) -> int:
@@ -100,12 +126,14 @@ def operand_arguments(x: Tensor, source: Source = PLAIN) -> tuple[dict[str, Any]
     for name, tensor in (("x", x), ("h", source.h), ("gate", source.gate), ("plus", source.plus)):
         if name == "h" and source.activation == "identity":
             tensor = None
-        if tensor is None:
-            strides = [0, 0, 0]
-        else:
+        strides: Sequence[int | None] = (None, None, None)
+        if tensor is not None:
             tensor = nhwc(tensor)
-            strides = _strides(tensor, (0, 2, 3))
-            align = math.gcd(align, *strides)
+            own = _strides(tensor, (0, 2, 3))
+            align = math.gcd(align, *own)
+            # Tensors that lie alike, as most do, share the arithmetic of addresses.
+            if name == "x" or own != [arguments[f"x_{axis}"] for axis in "nhw"]:
+                strides = own
         arguments |= {name: tensor, f"{name}_n": strides[0], f"{name}_h": strides[1], f"{name}_w": strides[2]}
     arguments |= {
         "SOURCE_ACT": source.activation,
@@ -137,9 +165,13 @@ def result_arguments(
     arguments["bias_c"] = 0 if bias is None else bias.stride(0)
     align = _alignment(out, (out.shape[1],))
     for name, tensor in (("out", out), ("add", add), ("closed", gate)):
-        strides = [0, 0, 0, 0] if tensor is None else _strides(tensor, range(4))
+        strides: Sequence[int | None] = (None,) * 4
+        if tensor is not None:
+            own = _strides(tensor, range(4))
+            align = math.gcd(align, own[0], *own[2:])
+            if name == "out" or own != [arguments[f"out_{axis}"] for axis in "nchw"]:
+                strides = own
         arguments |= {f"{name}_{axis}": step for axis, step in zip("nchw", strides, strict=True)}
-        align = math.gcd(align, strides[0], *strides[2:])
     arguments["OUT_ALIGN"] = align
     return arguments
 

@@ -23,7 +23,6 @@ from lmser_kernels.tied_conv.triton_arguments import (
     choose,
     geometry_arguments,
     largest_phase,
-    loads_of,
     operand_arguments,
     packed_down,
     packed_up,
@@ -83,7 +82,7 @@ def up(
         return h, linear
     operand, align = operand_arguments(x, source)
     pixels, taps = shape[0] * shape[2] * shape[3], weight.shape[2] * weight.shape[3]
-    tile = choose("conv_up", pixels, shape[1], weight.shape[1], taps, x, loads_of(align, source, pool))
+    tile = choose("conv_up", pixels, shape[1], weight.shape[1], taps, x, align, source, pool)
     blocks = triton.cdiv(pixels, tile.m) * triton.cdiv(shape[1], tile.n)
     parts = parts_of_sum(blocks, weight.shape[1], taps, tile, x)
     partial = None if parts == 1 else _workspace(x, (parts, shape[0], shape[2], shape[3], shape[1]))
@@ -164,7 +163,9 @@ def down(
     covering = (triton.cdiv(full[0], upsample[0]), triton.cdiv(full[1], upsample[1]))
     pixels, taps = largest_phase(z.shape[0], covering, weight, stride)
     phases = stride[0] * stride[1]
-    tile = choose("conv_down", pixels * phases, shape[1], weight.shape[0], taps, z, loads_of(align, source))
+    tile = choose(
+        "conv_down", pixels * phases, shape[1], weight.shape[0], taps, z, align, source, upsample=upsample
+    )
     blocks = triton.cdiv(pixels, tile.m) * triton.cdiv(shape[1], tile.n)
     parts = parts_of_sum(blocks * phases, weight.shape[0], taps, tile, z)
     partial = None if parts == 1 else _workspace(z, (parts, shape[0], size[0], size[1], shape[1]))
@@ -211,13 +212,9 @@ def pair(x: Tensor, z: Tensor, weight: Tensor, *, stride: Ints, padding: Ints) -
     (read_x, align_x), (read_z, align_z) = operand_arguments(x), operand_arguments(z)
     y, u = empty_like_layout(x, z.shape), empty_like_layout(x, x.shape)
     up_pixels = images * size[0] * size[1]
-    up_tile = choose(
-        "conv_pair", up_pixels, c_out, c_in, weight.shape[2] * weight.shape[3], x, loads_of(align_x)
-    )
+    up_tile = choose("conv_pair", up_pixels, c_out, c_in, weight.shape[2] * weight.shape[3], x, align_x)
     down_pixels, down_taps = largest_phase(images, (height, width), weight, stride)
-    down_tile = choose(
-        "conv_pair", down_pixels * stride[0] * stride[1], c_in, c_out, down_taps, x, loads_of(align_z)
-    )
+    down_tile = choose("conv_pair", down_pixels * stride[0] * stride[1], c_in, c_out, down_taps, x, align_z)
     # A block has the warps of one of the two, of that with more sums.
     leading = up_tile if up_tile.m * up_tile.n >= down_tile.m * down_tile.n else down_tile
     up_tiles = triton.cdiv(up_pixels, up_tile.m) * triton.cdiv(c_out, up_tile.n)

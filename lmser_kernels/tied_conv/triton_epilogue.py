@@ -12,6 +12,15 @@ from lmser_kernels.tied_conv.triton_accumulate import aligned, offsets, widen, z
 
 
 @triton.jit
+def joined_at(out_at, image, row, column, cols, s_n, s_c, s_h, s_w, ALIGN: tl.constexpr):
+    """Where the values lie in a tensor of strides `s`; None says that they are those of `out`."""
+    if s_n is None:
+        return out_at
+    else:
+        return offsets(image, row, column, (cols * s_c)[None, :], s_n, s_h, s_w, ALIGN)
+
+
+@triton.jit
 def finish(
     acc,  # (BLOCK_M, BLOCK_N)
     image, row, column, valid,  # (BLOCK_M): its pixels, before they are repeated
@@ -25,7 +34,7 @@ def finish(
     """`out = f(up(acc) + bias + add) · (gate > 0 ? 1 : GATE_SLOPE)` and `drive = up(acc)`.
 
     `up` repeats each pixel `UP_H x UP_W` times, with `SPREAD` divided by how many that makes. `OUT_ALIGN` divides the
-    number of columns and every stride but those between channels.
+    number of columns and every stride but those between channels. Strides that are None are those of `out`.
     """
     in_cols = cols < aligned(n_cols, OUT_ALIGN)
     if SPREAD and UP_H * UP_W > 1:
@@ -45,11 +54,11 @@ def finish(
             tl.store(drive + out_at, acc.to(drive.dtype.element_ty), mask=mask)
         z = joined
         if add is not None:
-            add_at = offsets(image, r, c, (cols * add_c)[None, :], add_n, add_h, add_w, OUT_ALIGN)
+            add_at = joined_at(out_at, image, r, c, cols, add_n, add_c, add_h, add_w, OUT_ALIGN)
             z += widen(tl.load(add + add_at, mask=mask, other=0.0))
         z = activate(z, ACT, SLOPE)
         if gate is not None:
-            gate_at = offsets(image, r, c, (cols * gate_c)[None, :], gate_n, gate_h, gate_w, OUT_ALIGN)
+            gate_at = joined_at(out_at, image, r, c, cols, gate_n, gate_c, gate_h, gate_w, OUT_ALIGN)
             is_open = tl.load(gate + gate_at, mask=mask, other=0.0) > 0
             z = tl.where(is_open, z, z * GATE_SLOPE)
         tl.store(out + out_at, z.to(out.dtype.element_ty), mask=mask)

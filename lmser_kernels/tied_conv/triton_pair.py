@@ -30,7 +30,7 @@ def conv_pair(
     if tile < up_tiles:
         up_tile(
             tile, 0,
-            x, x_n, x_h, x_w, None, 0, 0, 0, None, 0, 0, 0, None, 0, 0, 0,
+            x, x_n, x_h, x_w, None, None, None, None, None, None, None, None, None, None, None, None,
             weight_up, up_k, up_n, up_h, up_w,
             y, None, y_n, y_c, y_h, y_w, None, 0, 0, 0, 0, None, 0, 0, 0, 0, None, 0, None,
             images, c_in, height, width, c_out, out_height, out_width,
@@ -42,7 +42,7 @@ def conv_pair(
         tile -= up_tiles
         down_tile(
             tile % down_tiles, tile // down_tiles, 0,
-            z, z_n, z_h, z_w, None, 0, 0, 0, None, 0, 0, 0, None, 0, 0, 0,
+            z, z_n, z_h, z_w, None, None, None, None, None, None, None, None, None, None, None, None,
             weight_down, down_k, down_n, down_h, down_w,
             u, None, u_n, u_c, u_h, u_w, None, 0, 0, 0, 0, None, 0, 0, 0, 0, None, 0, None,
             images, c_out, out_height, out_width, c_in, height, width, height, width,
