@@ -61,7 +61,15 @@ def _one_line(problem: Exception) -> str:
 
 def _with_cuda_kernel() -> frozenset[str]:
     has = torch._C._dispatch_has_kernel_for_dispatch_key
-    return frozenset({"settle"} if has("lmser::settle_persistent", "CUDA") else ())
+    return frozenset(name for name in _CHOOSING if has(f"lmser::{name}_persistent", "CUDA"))
+
+
+# Where the compiled library has a CUDA kernel for some calls: what takes it for those, and Triton's for the others.
+_CHOOSING = {
+    "settle": "settle.persistent",
+    "settle_backward": "settle.persistent_backward",
+    "settle_adjoint": "settle.persistent_backward",
+}
 
 
 module, error = _load()
@@ -88,9 +96,6 @@ _LAUNCHERS = {
     "settle_backward": "settle.triton",
     "settle_adjoint": "settle.triton",
 }
-
-# Where the compiled library has a CUDA kernel for some calls: what takes it for those, and Triton's for the others.
-_CHOOSING = {"settle": "settle.persistent"}
 
 
 def _define_triton() -> tuple[list[torch.library.Library], str | None]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
+import inspect
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,6 +24,7 @@ from cuda_settle_cases import (
 )
 from torch import Tensor
 
+from lmser_kernels import _library
 from lmser_kernels.settle import persistent, persistent_backward
 
 pytestmark = [
@@ -195,3 +199,23 @@ def test_the_order_of_the_threads_changes_no_bit(emulator: Emulator) -> None:
     for a, b in zip(dataclasses.astuple(first), dataclasses.astuple(second), strict=True):
         for x, y in zip(a, b, strict=True):
             assert torch.equal(x, y)
+
+
+@pytest.mark.parametrize("name", _library._CHOOSING)
+def test_what_chooses_takes_the_arguments_of_the_operator(name: str) -> None:
+    room = importlib.import_module(f"lmser_kernels.{_library._CHOOSING[name]}")
+    schema = getattr(torch.ops.lmser, name).default._schema
+    assert list(inspect.signature(getattr(room, name)).parameters) == [a.name for a in schema.arguments]
+
+
+@pytest.mark.parametrize("name", ["settle_backward", "settle_adjoint"])
+def test_other_networks_take_tritons_kernels(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(persistent, "obstacle", lambda *_, **__: "it is not fully connected")
+    taken = []
+    monkeypatch.setattr(
+        torch.ops, "lmser_triton", SimpleNamespace(**{name: lambda *given: taken.append(given)})
+    )
+    function = getattr(persistent_backward, name)
+    arguments = tuple(range(len(inspect.signature(function).parameters)))
+    function(*arguments)
+    assert taken == [arguments]
