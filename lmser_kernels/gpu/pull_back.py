@@ -24,6 +24,7 @@ from lmser_kernels.gpu.launch import launch, multiprocessors
 from lmser_kernels.gpu.reduce import reduce
 
 _VECTORS = 4  # of a thread and tensor at a time: a few blocks a multiprocessor then keep its memory busy
+_MOST_ALONE = 8  # tiles that one program sums: another launch would take longer
 _BLOCKS = 4  # of a multiprocessor, where each of them walks over many tiles
 
 
@@ -66,7 +67,7 @@ def pull_back_tiled(
     tiles, all_tiles, splits, channel_blocks,
     ACT: tl.constexpr, SLOPE: tl.constexpr, GATE_SLOPE: tl.constexpr,
     ROWS: tl.constexpr, CHANNELS_FAST: tl.constexpr, UNIT: tl.constexpr,
-    BLOCK_Q: tl.constexpr, BLOCK_C: tl.constexpr,
+    BLOCK_Q: tl.constexpr, BLOCK_C: tl.constexpr, SUM: tl.constexpr,
 ):  # fmt: skip
     """Any strides (`gpu.extents`): a program has one of `channel_blocks`, and every `splits`-th of `all_tiles`, of
     which an image has `tiles`. Row `split` of `sums (splits, channels)` takes what it summed."""
@@ -78,10 +79,8 @@ def pull_back_tiled(
     split = pid // channel_blocks
     c = tile_channels(pid % channel_blocks, BLOCK_C, CHANNELS_FAST)
     if sums is not None:
-        if CHANNELS_FAST:
-            part = tl.zeros([BLOCK_Q, BLOCK_C], dtype=sums.dtype.element_ty)
-        else:
-            part = tl.zeros([BLOCK_C, BLOCK_Q], dtype=sums.dtype.element_ty)
+        ROW: tl.constexpr = BLOCK_Q if CHANNELS_FAST else BLOCK_C
+        part = tl.zeros([ROW, BLOCK_Q * BLOCK_C // ROW], dtype=SUM)
     for tile in range(split, all_tiles, splits):
         n, block = tile // tiles, tile % tiles
         mask = (tile_pixels(block, BLOCK_Q, CHANNELS_FAST) < rows * columns) & (c < channels)
@@ -111,10 +110,8 @@ def pull_back_tiled(
             tl.store(total + at, g.to(total.dtype.element_ty), mask=mask)
     if sums is not None:
         row = sums + split.to(tl.int64) * channels
-        if CHANNELS_FAST:
-            tl.store(row + c, tl.sum(part, axis=0, keep_dims=True), mask=c < channels)
-        else:
-            tl.store(row + c, tl.sum(part, axis=1, keep_dims=True), mask=c < channels)
+        whole = tl.sum(part, axis=0 if CHANNELS_FAST else 1, keep_dims=True)
+        tl.store(row + c, whole.to(sums.dtype.element_ty), mask=c < channels)
 
 
 def pull_back(
@@ -158,9 +155,11 @@ def pull_back(
     # Programs that sum walk over many tiles, so that few sums are left to add.
     most = max(1, _BLOCKS * multiprocessors(grad) // max(1, channel_blocks))
     splits = min(all_tiles, most) if bias is not None else all_tiles
+    wide = torch.float64 if grad.dtype == torch.float64 else torch.float32
     sums = None
-    if bias is not None:
-        wide = torch.float64 if grad.dtype == torch.float64 else torch.float32
+    if bias is not None and 0 < all_tiles <= _MOST_ALONE:
+        splits, sums = 1, bias
+    elif bias is not None:
         sums = grad.new_empty((splits, h.shape[1]), dtype=wide)
     launch(
         pull_back_tiled,
@@ -177,6 +176,7 @@ def pull_back(
         GATE_SLOPE=gate_slope,
         BLOCK_Q=block_q,
         BLOCK_C=block_c,
+        SUM=tl.float64 if wide == torch.float64 else tl.float32,
     )
-    if bias is not None and sums is not None:
+    if bias is not None and sums is not None and sums is not bias:
         reduce(sums, bias)

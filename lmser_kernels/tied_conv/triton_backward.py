@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
+from lmser_kernels.gpu.launch import nhwc
 from lmser_kernels.gpu.pull_back import pull_back
 from lmser_kernels.layout import empty_like_layout
 from lmser_kernels.tied_conv.triton_drives import PLAIN, Source, down, up
@@ -143,10 +145,10 @@ def _incoming(
         if needs[2] or needs[3] or (readers == 2 and not windows):
             pre = total = None
             if readers and not windows and grad_drive is not None:
-                total = empty_like_layout(h, h.shape)
+                total = _scratch(h)
                 base, source = total, PLAIN
             if needs[2] or (readers and total is None and (activation != "identity" or gate is not None)):
-                pre = add if needs[2] else empty_like_layout(h, h.shape)
+                pre = add if needs[2] else _scratch(h)
             if pre is not None and total is None:
                 base, source = pre, PLAIN if grad_drive is None else Source(plus=grad_drive)
             pull_back(
@@ -155,4 +157,10 @@ def _incoming(
             )  # fmt: skip
     if windows and readers:
         base, source = sum_windows(base, window, mean=mean, source=source), PLAIN
-    return _Incoming(base, source, add, bias)
+    # Two readers would each copy another layout.
+    return _Incoming(nhwc(base) if readers == 2 else base, source, add, bias)
+
+
+def _scratch(like: Tensor) -> Tensor:
+    """A tensor of the shape of `like` that only kernels read."""
+    return torch.empty_like(like, memory_format=torch.channels_last)

@@ -87,13 +87,13 @@ def weight_grad_parts(
     b, b_n, b_h, b_w, b_out, b_out_n, b_out_h, b_out_w, b_gate, b_gate_n, b_gate_h, b_gate_w,
     b_plus, b_plus_n, b_plus_h, b_plus_w,
     t, t_n, t_h, t_w, d, d_n, d_h, d_w,  # the second pair's small and big side, or None
-    partial,  # (splits, n_rows, taps, channels)
+    partial,  # (splits, n_rows, taps, channels), or the gradient itself where one split has the WHOLE sum
     pixels, steps, splits, n_rows, channels, taps_h, taps_w,
     small_height, small_width, height, width, stride_h, stride_w, padding_h, padding_w,
     S_ACT: tl.constexpr, S_SLOPE: tl.constexpr, S_GATE_SLOPE: tl.constexpr, S_ALIGN: tl.constexpr,
     B_ACT: tl.constexpr, B_SLOPE: tl.constexpr, B_GATE_SLOPE: tl.constexpr, B_ALIGN: tl.constexpr,
     T_ALIGN: tl.constexpr, D_ALIGN: tl.constexpr,
-    FLAT: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr, DOT: tl.constexpr,
+    FLAT: tl.constexpr, WIDE: tl.constexpr, WHOLE: tl.constexpr, PRECISION: tl.constexpr, DOT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """One tile of one split's sum. Tiles of a split are neighbours: they read the same pixels."""
@@ -149,9 +149,12 @@ def weight_grad_parts(
             "identity", 0.0, 0.0, T_ALIGN, "identity", 0.0, 0.0, D_ALIGN,
             FLAT, BLOCK_K, PRECISION, DOT,
         )  # fmt: skip
-    row = split * n_rows + rows
-    at = row[:, None] * (taps * channels) + column[None, :]
-    tl.store(partial + at, acc, mask=(rows < n_rows)[:, None] & in_cols[None, :])
+    if WHOLE:
+        at = (rows[:, None] * channels + channel[None, :]) * taps + (column - channel)[None, :] // channels
+    else:
+        at = (split * n_rows + rows)[:, None] * (taps * channels) + column[None, :]
+    mask = (rows < n_rows)[:, None] & in_cols[None, :]
+    tl.store(partial + at, acc.to(partial.dtype.element_ty), mask=mask)
 
 
 def weight_grad(
@@ -179,7 +182,8 @@ def weight_grad(
     fill = _BLOCKS * multiprocessors(big) // (tiles_m * tiles_n)
     splits = max(1, min(fill, steps // _LEAST_STEPS))
     wide = torch.float64 if big.dtype == torch.float64 else torch.float32
-    partial = big.new_empty((splits, gradient.numel()), dtype=wide)
+    whole = splits == 1
+    partial = gradient if whole else big.new_empty((splits, gradient.numel()), dtype=wide)
     arguments, s_align = _operand("s", small, small_source)
     of_big, b_align = _operand("b", big, big_source)
     of_second, t_align, d_align = _second(second)
@@ -213,13 +217,15 @@ def weight_grad(
         D_ALIGN=d_align,
         FLAT=flat,
         WIDE=pixels + tile.k >= 2**31,
+        WHOLE=whole,
         PRECISION=dot_precision(big.dtype),
         DOT=dot_type(big.dtype),
         BLOCK_M=tile.m,
         BLOCK_N=tile.n,
         BLOCK_K=tile.k,
     )
-    reduce(partial, gradient, taps=taps, inner=c_in)
+    if not whole:
+        reduce(partial, gradient, taps=taps, inner=c_in)
     return gradient
 
 
