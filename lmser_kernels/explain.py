@@ -180,7 +180,19 @@ def _explain_settle(bound: inspect.BoundArguments, chip: chips.Chip | None) -> E
     problem = checked(*(given[name] for name in names))
     visible, threads = problem.states[0], torch.get_num_threads()
     operators = explain_gpu.operators("settle", given["impl"], visible, chip)
-    native = operators is dispatch.compiled and visible.is_cpu
+    native = operators is dispatch.compiled and chip is None and visible.is_cpu
+    whole = False
+    reasons: list[str] = []
+    if operators is dispatch.compiled and not native:
+        obstacle = explain_gpu.persistent_obstacle(
+            problem, given["order"], given["theta"], given["per_sample"], chip
+        )
+        whole = obstacle is None
+        if obstacle is None:
+            reasons.append("states and partial sums fit on the chip: all sweeps are one launch")
+        else:
+            operators = dispatch.triton
+            reasons.append(f"not one launch of the compiled kernel: {obstacle}")
     computed = torch.promote_types(visible.dtype, torch.float32)
     peak, bandwidth, source = _rates(computed, threads, visible.device, chip)
     flops = sum(
@@ -197,8 +209,10 @@ def _explain_settle(bound: inspect.BoundArguments, chip: chips.Chip | None) -> E
         implementation=dispatch.name_of(operators),
         kernel="eager PyTorch"
         if operators is None
+        else "settle_persistent, all sweeps in one launch"
+        if whole
         else f"one operation, per sweep: {_kernel('settle', plans)}",
-        reason=_reason("settle", given["impl"], visible, plans, chip),
+        reason="; ".join([_reason("settle", given["impl"], visible, plans, chip), *reasons]),
         output_shapes=tuple(tuple(h.shape) for h in problem.states),
         dtype=visible.dtype,
         threads=threads,
@@ -328,9 +342,9 @@ def _reason(
     plans: Mapping[str, Mapping[str, Any]],
     chip: chips.Chip | None,
 ) -> str:
-    planned = chip is not None and impl in ("auto", "triton") and _library.available
-    reasons = [
-        f"Triton kernel, planned for {chip.name}" if planned and chip else dispatch.reason(name, impl, first)
-    ]
+    if chip is not None and impl in ("auto", "triton") and _library.available:
+        reasons = [f"GPU kernel, planned for {chip.name}"]
+    else:
+        reasons = [dispatch.reason(name, impl, first)]
     reasons += dict.fromkeys(str(plan["reason"]) for plan in plans.values() if plan.get("reason"))
     return "; ".join(reasons)

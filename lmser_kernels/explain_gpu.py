@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lmser_kernels import _library, chips, dispatch
+from lmser_kernels.settle import persistent
+from lmser_kernels.settle.problem import Problem
 
 _MEASURE_SECONDS = 0.02
 
@@ -26,15 +29,13 @@ def operators(name: str, impl: str, first: Tensor, chip: chips.Chip | None) -> d
     """What a call takes, or would take on `chip`."""
     if chip is None or impl not in ("auto", "native", "triton") or not _library.available:
         return dispatch.chosen(name, impl, first)
-    if impl == "native":
-        if name not in _library.cuda_operators:
-            raise RuntimeError(f'impl="native": no compiled kernel of {name} for CUDA tensors')
-        return dispatch.compiled
+    if impl == "native" and name not in _library.cuda_operators:
+        raise RuntimeError(f'impl="native": no compiled kernel of {name} for CUDA tensors')
     if _library.triton_error is not None:
         raise RuntimeError(
             f"on: without Triton it is not known what runs on {chip.name}: {_library.triton_error}"
         )
-    return dispatch.triton
+    return dispatch.compiled if impl != "triton" and name in _library.cuda_operators else dispatch.triton
 
 
 def launches(
@@ -50,6 +51,29 @@ def launches(
         arch = 10 * major + minor
     made = planned.launches(function, given, arch)
     return {f"launch {number}": planned.described(launch) for number, launch in enumerate(made, 1)}
+
+
+def persistent_obstacle(
+    problem: Problem, order: str, theta: float, per_sample: bool, chip: chips.Chip | None
+) -> str | None:
+    """Why a solve is not one launch of the compiled library's CUDA kernel, on `chip` or where it lies; None: it is."""
+    device: Any
+    if chip is None:
+        device = torch.cuda.get_device_properties(problem.states[0].device)
+    else:
+        from lmser_kernels.gpu.tile_model import MULTIPROCESSORS, shared_limit  # imports Triton
+
+        device = SimpleNamespace(
+            name=chip.name,
+            shared_memory_per_block_optin=shared_limit(chip.arch),
+            multi_processor_count=MULTIPROCESSORS.get(chip.arch, 132),
+        )
+    dtype = torch.promote_types(problem.states[0].dtype, torch.float32)  # what the operator is given
+    states, weights = (
+        [torch.empty(t.shape, dtype=dtype, device="meta") for t in part]
+        for part in (problem.states, problem.weights)
+    )
+    return persistent.obstacle(states, weights, order, theta, per_sample, device=device)
 
 
 def rates(

@@ -113,7 +113,7 @@ class TestPlannedForAGpu:
     def test_launches_and_floor(self):
         found = explain(conv2d_add_act, X, W, stride=2, padding=1, on="H200")
         assert (found.implementation, found.kernel) == ("triton", "conv_up")
-        assert found.reason == "Triton kernel, planned for H200; fewer than 32 channels"
+        assert found.reason == "GPU kernel, planned for H200; fewer than 32 channels"
         (launch,) = found.plans.values()
         assert launch["products"] in ("tf32", "tf32x3", "ieee")
         rows, columns, _ = map(int, launch["tile"].split("x"))
@@ -158,6 +158,21 @@ class TestPlannedForAGpu:
         assert kernels == 4 * ["update_kernel"] + ["outcome_kernel"]
         assert found.peak_gflops == explain(conv2d_add_act, X, W, on="H200").peak_gflops
         assert "plan      launch 5: kernel outcome_kernel, does the largest change" in str(found)
+
+    @pytest.mark.skipif("settle" not in _library.cuda_operators, reason="the library was built without CUDA")
+    def test_small_fully_connected_networks_settle_in_one_launch(self):
+        def small(width, **settings):
+            states = [torch.empty(64, n, 1, 1, device="meta") for n in (812, width)]
+            weights = [torch.empty(width, 812, 1, 1, device="meta")]
+            return explain(settle, states, weights, None, on="H200", **settings)
+
+        found = small(200)
+        assert (found.implementation, found.plans) == ("native", {})
+        assert "one launch" in found.kernel
+        assert small(200, impl="triton").implementation == "triton"
+        other = small(200_000)
+        assert other.implementation == "triton"
+        assert "not one launch of the compiled kernel: " in other.reason
 
     def test_reference_is_eager_there_too(self):
         found = explain(add_act, X, X, impl="reference", on="H200")

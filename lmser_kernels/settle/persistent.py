@@ -21,9 +21,13 @@ MOST_FLOPS = 2e9
 
 
 def obstacle(
-    states: Sequence[Tensor], weights: Sequence[Tensor], order: str, theta: float, per_sample: bool, *, back: bool = False
+    states: Sequence[Tensor], weights: Sequence[Tensor], order: str, theta: float, per_sample: bool, *, back: bool = False,
+    device: Any = None,
 ) -> str | None:  # fmt: skip
-    """Why the kernel cannot settle this network on its device, or walk back through its sweeps, or None."""
+    """Why the kernel cannot settle this network on its device, or walk back through its sweeps, or None.
+
+    `device`: properties as `torch.cuda.get_device_properties` gives them, of another one than the states'.
+    """
     first = states[0]
     if any(h.shape[2] * h.shape[3] != 1 for h in states) or any(
         w.shape[2] * w.shape[3] != 1 for w in weights
@@ -32,14 +36,14 @@ def obstacle(
     if first.dtype not in (torch.float32, torch.float64):
         return f"it computes in float32 or float64, not in {first.dtype}"
     assert _library.module is not None
-    device = torch.cuda.get_device_properties(first.device)
+    device = torch.cuda.get_device_properties(first.device) if device is None else device
     fits = first.shape[0] == 0 or _library.module.settle_persistent_fits(
         [h.shape[1] for h in states],
         first.shape[0],
         first.element_size(),
         order == "up_down",
         not per_sample and theta > 0,
-        device.shared_memory_per_block_optin,  # type: ignore[attr-defined]
+        device.shared_memory_per_block_optin,
         # Clusters, where there are any, are more room; the kernel's own plan uses them.
         [device.multi_processor_count],
         back,
