@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
 
-.PHONY: demo test test-slow lint format bench gpu gpu-static install-check clean
+.PHONY: demo test test-triton test-slow lint format bench gpu gpu-static install-check clean
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -24,6 +24,10 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest --require-native
+
+# The tests of the operations once more, on the Triton kernels in Triton's interpreter.
+test-triton: $(VENV)/.installed
+	$(BIN)/python -m pytest --require-native --fused triton -m "operators and not slow"
 
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow
