@@ -254,3 +254,27 @@ def test_the_plan_names_what_is_wrong() -> None:
         plan([5, 4], 3, itemsize=2)
     with pytest.raises(ValueError, match="clusters has 0 values"):
         plan([5, 4], 3, clusters=[])
+
+
+def test_fban_as_a_gpu_would_hold_it(emulator: Emulator) -> None:
+    """812-200-50 in a cluster of eight blocks, its weights on chip: places in memory that small networks do not reach."""
+    net = network((812, 200, 50), 4, evidence="some").to(torch.float32)
+    how = Solve(max_steps=2)
+    found = emulator.settle(net, how, Device(cluster=8, group=4, threads=96, shared_bytes=227 * 1024, seed=2))
+    assert emulator.plan["streamed_bytes"] == 0
+    same(found, native(net.to(torch.float64), how), 1e-4)
+
+
+@pytest.mark.parametrize("threads", [32, 512])
+def test_any_number_of_warps(emulator: Emulator, threads: int) -> None:
+    net = network((13, 9, 6), 5, evidence="some")
+    how = Solve(theta=0.03, max_steps=4, readouts=True)
+    same(emulator.settle(net, how, Device(cluster=2, group=3, threads=threads, seed=8)), native(net, how))
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_a_planned_layout(emulator: Emulator, per_sample: bool) -> None:
+    net = network((13, 9, 6), 10, evidence="some")
+    how = Solve(theta=0.03, max_steps=5, per_sample=per_sample, readouts=True)
+    same(emulator.settle(net, how, Device(cluster=0, groups=3)), native(net, how))
+    assert (emulator.plan["group"], emulator.plan["groups"]) == (4, 3)

@@ -92,6 +92,15 @@ template <class T>
 Found settle_as(const SettleShape& shape, const Tensors& states, const Tensors& weights, const Tensors& reverse,
                 const Tensors& biases, const Maybe& evidence, const Maybe& hold, const Maybe& external,
                 const How& how) {
+  const bool counted = how.every && how.theta > 0;  // how many sweeps are kept is known when they are made
+  if (counted) {
+    cudaStreamCaptureStatus capturing = cudaStreamCaptureStatusNone;
+    check(cudaStreamIsCapturing(stream_of(states[0]), &capturing), "capture");
+    STD_TORCH_CHECK(capturing == cudaStreamCaptureStatusNone,
+                    "settle_persistent: in a CUDA graph, what is kept of every sweep needs a number of sweeps that is "
+                    "known beforehand: theta must be 0, got ",
+                    how.theta);
+  }
   Solve<T> solve(states, shape, how.keep);
   SettleArguments<T>& a = solve.a;
   const Tensor& like = states[0];
@@ -115,13 +124,7 @@ Found settle_as(const SettleShape& shape, const Tensors& states, const Tensors& 
   if (how.per_sample) size.push_back(n);
   Tensor steps = empty_of(like, size, ScalarType::Long), change = empty_of(like, size, like.scalar_type());
   solve.run(weights, reverse.empty() ? weights : reverse, steps, change);
-  if (how.every && how.theta > 0) {
-    cudaStreamCaptureStatus capturing = cudaStreamCaptureStatusNone;
-    check(cudaStreamIsCapturing(solve.stream, &capturing), "capture");
-    STD_TORCH_CHECK(capturing == cudaStreamCaptureStatusNone,
-                    "settle_persistent: in a CUDA graph, what is kept of every sweep needs a number of sweeps that is "
-                    "known beforehand: theta must be 0, got ",
-                    how.theta);
+  if (counted) {
     const std::int64_t made = sweeps_made(steps, solve.stream);
     readouts = torch::stable::narrow(readouts, 0, 0, made);
     if (how.keep) trajectory = torch::stable::narrow(trajectory, 0, 0, made * a.kept);
