@@ -14,7 +14,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 from lmser import CLmser, Lmser
 from lmser.baselines import (
@@ -147,5 +146,7 @@ def _step(model: nn.Module, loss: Callable[[nn.Module], Tensor]) -> str:
 
 
 if __name__ == "__main__":
+    from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+
     _setup_privateuseone_for_python_backend(DEVICE)
     print(json.dumps({name: _step(*build()) for name, build in CASES.items()}))

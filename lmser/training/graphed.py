@@ -99,7 +99,8 @@ class CudaGraph:
         """Leave torch as it was before the capture, which it does not do itself where one breaks off."""
         with contextlib.suppress(RuntimeError):
             self._graph.capture_end()
-        with contextlib.suppress(RuntimeError):  # where the capture could be ended, that is done
+        # Where the capture could be ended, that is done; and the names are torch's own, which it may change.
+        with contextlib.suppress(RuntimeError, AttributeError):
             torch._C._cuda_endAllocateToPool(self._device.index, pool)
             torch._C._cuda_releasePool(self._device.index, pool)
         for generator in (torch.cuda.default_generators[self._device.index], *generators):
