@@ -67,8 +67,8 @@ class Backward:
         self.evidence = visible.zeros(self.like) if want.evidence and self.held.any else None
         self.external = visible.zeros(self.like) if want.external and forward.external else None
         self.biases = [
-            self.like.new_zeros((cut.tiles, layer.channels)) if want.biases else None
-            for cut, layer in zip(self.puller.cuts, self.layers, strict=True)
+            self.like.new_zeros((self.puller.tiling(i).tiles, layer.channels)) if want.biases else None
+            for i, layer in enumerate(self.layers)
         ]
 
     def run(self) -> list[Tensor]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lmser_kernels.gpu.launch import launch
-from lmser_kernels.settle.triton_network import Network, Source, Tiling, sizes, tiling
+from lmser_kernels.settle.triton_network import Network, Source, Tiling, tiling
 from lmser_kernels.settle.triton_pull import pull_kernel
 from lmser_kernels.tied_conv.triton_weight_grad import weight_grad
 
@@ -36,11 +36,13 @@ class Puller:
 
     def __init__(self, network: Network, activation: str, slope: float) -> None:
         self.network, self.activation, self.slope = network, activation, slope
-        # One tiling for all that a layer is asked: sums over its tiles go on from launch to launch.
-        self.cuts: list[Tiling] = [
-            tiling("settle_pull", layer, network.below(i), network.above(i), network.like)
-            for i, layer in enumerate(network.layers)
-        ]
+
+    def tiling(self, index: int) -> Tiling:
+        """One for all that a layer is asked: sums over its tiles go on from launch to launch."""
+        network = self.network
+        return tiling(
+            "settle_pull", network.layers[index], network.below(index), network.above(index), network.like
+        )
 
     def pull(
         self, index: int, *, below: Maybe = None, above: Maybe = None, output: Maybe = None,
@@ -51,12 +53,12 @@ class Puller:
         from_above = self.network.above(index) if above is not None else None
         given: dict[str, Maybe] = dict.fromkeys(_OPTIONAL)
         given.update(others)
-        cut = self.cuts[index]
+        cut = self.tiling(index)
         launch(
             pull_kernel, (cut.grid,), num_warps=cut.warps, num_stages=cut.stages, below=below, w_below=_weight(from_below),
             above=above, w_above=_weight(from_above), output=output, total=total, **given,
-            **sizes(self.network.layers[index], from_below, from_above), POOL_TOTAL=pool_total,
-            ACT=self.activation if output is not None else "identity", SLOPE=self.slope, **cut.constants,
+            **cut.arguments, POOL_TOTAL=pool_total, ACT=self.activation if output is not None else "identity",
+            SLOPE=self.slope,
         )  # fmt: skip
 
 

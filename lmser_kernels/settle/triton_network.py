@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import triton
 from torch import Tensor
 
 from lmser_kernels.gpu.launch import arch_of, dot_precision, interpreting, recording_now
-from lmser_kernels.gpu.tiles import choose
+from lmser_kernels.gpu.tiles import Tile, choose
 
 Size = tuple[int, int]
 
@@ -36,6 +37,10 @@ class Layer:
         return Layer(self.images, self.channels, height, width)
 
     @property
+    def windows(self) -> int:
+        return self.images * (self.height // self.window[0]) * (self.width // self.window[1])
+
+    @property
     def pools(self) -> bool:
         return self.window != (1, 1)
 
@@ -49,20 +54,29 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Source:
-    """One direction of an edge: the neighbour that a drive is computed from, and the weight packed for it."""
+class Shape:
+    """What a drive is computed from: the neighbour's layer, after pooling, the kernel and its padding."""
 
-    layer: Layer  # of the neighbour, after pooling
-    weight: Tensor  # (channels here, kh, kw, channels there), dense
+    layer: Layer
+    kernel: Size
     padding: Size
-
-    @property
-    def kernel(self) -> Size:
-        return self.weight.shape[1], self.weight.shape[2]
 
     @property
     def summed(self) -> int:
         return self.layer.channels * self.kernel[0] * self.kernel[1]
+
+
+@dataclass(frozen=True)
+class Source:
+    """One direction of an edge, and the weight packed for it."""
+
+    shape: Shape
+    weight: Tensor  # (channels here, kh, kw, channels there), dense
+
+    @classmethod
+    def of(cls, layer: Layer, weight: Tensor, padding: Sequence[int]) -> Source:
+        kernel = (weight.shape[1], weight.shape[2])
+        return cls(Shape(layer, kernel, (padding[0], padding[1])), weight)
 
 
 @dataclass(frozen=True)
@@ -117,7 +131,7 @@ class Network:
             margin = (padding[2 * i], padding[2 * i + 1])
             below, above = self.layers[i].pooled, self.layers[i + 1]
             self.edges.append(
-                Edge(Source(below, up_weight(up), margin), Source(above, down_weight(down), margin))
+                Edge(Source.of(below, up_weight(up), margin), Source.of(above, down_weight(down), margin))
             )
 
     def below(self, layer: int) -> Source | None:
@@ -129,71 +143,75 @@ class Network:
 
 @dataclass(frozen=True)
 class Tiling:
-    """How a layer is cut: the kernels' constants, and the launch."""
+    """How a layer is cut: how it is launched, and what the kernels are told of it."""
 
     grid: int
     tiles: int  # of rows
     warps: int
     stages: int
-    constants: dict[str, object]
+    arguments: dict[str, object]
 
 
 def tiling(name: str, layer: Layer, below: Source | None, above: Source | None, like: Tensor) -> Tiling:
-    """The tile of an update of `layer`, whose drives come from `below` and `above` (None: not computed)."""
-    precision, arch = dot_precision(like.dtype), arch_of(like)
-    windows, pixels = layer.pooled, layer.window[0] * layer.window[1]
-    count = windows.images * windows.height * windows.width
-    summed = (below.summed * pixels if below is not None else 0) + (above.summed if above is not None else 0)
-    tile = choose(name, max(count, 1), layer.channels, max(summed, 16), like.dtype, precision, arch)
-    rows, columns, depth = tile.m, tile.n, tile.k
-    # Beside the sum that is made there are that from above and that over the window.
-    while rows * columns > (64 * 64 if layer.pools else 128 * 64):
-        rows, columns = (rows // 2, columns) if rows > columns else (rows, columns // 2)
-    if interpreting() and not recording_now():
-        # Tiles run one after another there, and what takes time is how many they are.
-        rows, columns, depth = _power(count, 256), _power(layer.channels, 64), _power(summed, 128)
-    tiles = triton.cdiv(count, rows)
-    constants: dict[str, object] = {
-        "PRECISION": precision, "BLOCK_M": rows, "BLOCK_N": columns, "BLOCK_K": depth, "WH": layer.window[0],
-        "WW": layer.window[1], "ALIGN": _aligned(layer.channels, like), **_source("UP", below, depth, like),
-        **_source("DOWN", above, depth, like),
-    }  # fmt: skip
-    warps = 8 if rows * columns >= 64 * 64 else 4
-    return Tiling(tiles * triton.cdiv(layer.channels, columns), tiles, warps, tile.stages, constants)
+    """That of an update of `layer`, whose drives come from `below` and `above` (None: not computed).
+
+    Asked before every launch: whoever measures tiles tells launches apart by what was asked last.
+    """
+    precision = dot_precision(like.dtype)
+    lower, upper = (None if s is None else s.shape for s in (below, above))
+    summed = 0 if lower is None else lower.summed * layer.window[0] * layer.window[1]
+    summed = max(16, summed + (0 if upper is None else upper.summed))
+    tile = choose(name, max(1, layer.windows), layer.channels, summed, like.dtype, precision, arch_of(like))
+    # In the interpreter tiles run one after another, and what takes time is how many they are.
+    serial = interpreting() and not recording_now()
+    if serial:
+        tile = Tile(_power(layer.windows, 256), _power(layer.channels, 64), _power(summed, 128), 4, 1)
+    return _cut(layer, lower, upper, like.element_size(), precision, tile, serial)
 
 
 def _power(size: int, most: int) -> int:
     return max(16, min(most, int(triton.next_power_of_2(size))))
 
 
-def sizes(layer: Layer, below: Source | None, above: Source | None) -> dict[str, int]:
-    """The kernels' run-time sizes."""
-    windows, none = layer.pooled, Layer(0, 0, 0, 0)
-    b, a = (s.layer if s is not None else none for s in (below, above))
-    return {
+@lru_cache(maxsize=1024)
+def _cut(
+    layer: Layer, below: Shape | None, above: Shape | None, itemsize: int, precision: str, tile: Tile, serial: bool
+) -> Tiling:  # fmt: skip
+    rows, columns = tile.m, tile.n
+    # Beside the sum that is made there are that from above and that over the window.
+    while not serial and rows * columns > (64 * 64 if layer.pools else 128 * 64):
+        rows, columns = (rows // 2, columns) if rows > columns else (rows, columns // 2)
+    tiles = triton.cdiv(layer.windows, rows)
+    windows = layer.pooled
+    arguments: dict[str, object] = {
         "images": windows.images, "height": windows.height, "width": windows.width, "channels": windows.channels,
-        "below_h": b.height, "below_w": b.width, "below_c": b.channels,
-        "above_h": a.height, "above_w": a.width, "above_c": a.channels,
+        "WH": layer.window[0], "WW": layer.window[1], "ALIGN": _aligned(layer.channels, itemsize),
+        **_source("UP", "below", below, tile.k, itemsize), **_source("DOWN", "above", above, tile.k, itemsize),
+        "PRECISION": precision, "BLOCK_M": rows, "BLOCK_N": columns, "BLOCK_K": tile.k,
     }  # fmt: skip
+    # More sums than 16 a thread, and the epilogue does not fit into registers beside them.
+    warps = 8 if rows * columns >= 64 * 64 else 4
+    return Tiling(tiles * triton.cdiv(layer.channels, columns), tiles, warps, tile.stages, arguments)
 
 
-def _source(name: str, source: Source | None, depth: int, like: Tensor) -> dict[str, object]:
-    kernel, padding, channels = (1, 1), (0, 0), 16
-    if source is not None:
-        kernel, padding, channels = source.kernel, source.padding, source.layer.channels
-    taps = kernel[0] * kernel[1]
+def _source(name: str, place: str, shape: Shape | None, depth: int, itemsize: int) -> dict[str, object]:
+    if shape is None:
+        shape = Shape(Layer(0, 1, 0, 0), (1, 1), (0, 0))
+    (kh, kw), layer = shape.kernel, shape.layer
     # Counted through, taps and channels fill every step of the sum but the last; a step within one tap needs no division.
-    apart = taps * triton.cdiv(channels, depth)
-    together = triton.cdiv(taps * channels, depth)
+    apart = kh * kw * triton.cdiv(layer.channels, depth)
+    together = triton.cdiv(kh * kw * layer.channels, depth)
     return {
-        f"PAD_{name}_H": padding[0], f"PAD_{name}_W": padding[1], f"KH_{name}": kernel[0], f"KW_{name}": kernel[1],
-        f"FLAT_{name}": channels if 8 * apart > 9 * together else 0, f"ALIGN_{name}": _aligned(channels, like),
+        f"{place}_h": layer.height, f"{place}_w": layer.width, f"{place}_c": layer.channels,
+        f"PAD_{name}_H": shape.padding[0], f"PAD_{name}_W": shape.padding[1], f"KH_{name}": kh, f"KW_{name}": kw,
+        f"FLAT_{name}": layer.channels if 8 * apart > 9 * together else 0,
+        f"ALIGN_{name}": _aligned(layer.channels, itemsize),
     }  # fmt: skip
 
 
-def _aligned(channels: int, like: Tensor) -> int:
+def _aligned(channels: int, itemsize: int) -> int:
     """The power of two that divides `channels`, as far as it makes loads wider: 16 bytes."""
-    most = 16 // like.element_size()
+    most = 16 // itemsize
     while channels % most:
         most //= 2
     return most

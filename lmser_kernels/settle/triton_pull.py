@@ -27,7 +27,17 @@ from lmser_kernels.settle.triton_tile import (
 from lmser_kernels.tied_conv.triton_accumulate import zeros
 
 
-@triton.jit
+# Of a scalar's address nothing is to be gained: it would be compiled for each alignment.
+@triton.jit(
+    do_not_specialize_on_alignment=[
+        "change",
+        "largest",
+        "change_before",
+        "largest_before",
+        "limit",
+        "all_held",
+    ]
+)
 def pull_kernel(
     result, below, w_below, above, w_above, add, hold, inject, output,
     up_kept, down_kept, up_out, down_out,  # what was carried before, to be used again, as in the update
@@ -85,7 +95,7 @@ def pull_kernel(
     of_tile = tl.sum(sums, axis=0)
     moved = no_magnitudes(like, BLOCK_M)
     size = no_magnitudes(like, BLOCK_M)
-    for pixel in range(WH * WW):
+    for pixel in tl.range(0, WH * WW, disable_licm=True):
         row = w_row * WH + pixel // WW
         column = w_column * WW + pixel % WW
         at = places(image - first, row, column, cols, height * WH, width * WW, channels, ALIGN)

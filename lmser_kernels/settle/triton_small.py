@@ -29,7 +29,7 @@ def all_held_kernel(flag, hold, values, BLOCK: tl.constexpr):
         tl.store(flag, 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["made"])
 def outcome_kernel(steps, change, changes, largest, limit, made, slots, BLOCK: tl.constexpr):
     """How many of `made` sweeps were made before the solve stopped, and the change of the last of them.
 

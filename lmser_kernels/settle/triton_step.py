@@ -13,7 +13,6 @@ from lmser_kernels.settle.triton_network import (
     Source,
     dense,
     down_weight,
-    sizes,
     tiling,
     up_weight,
 )
@@ -45,8 +44,8 @@ def update(
     launch(
         update_kernel, (cut.grid,), num_warps=cut.warps, num_stages=cut.stages, h=h, below=below,
         w_below=None if from_below is None else from_below.weight, above=above,
-        w_above=None if from_above is None else from_above.weight, **given, **sizes(layer, from_below, from_above),
-        PER_SAMPLE=per_sample, ACT=activation, SLOPE=slope, **cut.constants,
+        w_above=None if from_above is None else from_above.weight, **given, **cut.arguments,
+        PER_SAMPLE=per_sample, ACT=activation, SLOPE=slope,
     )  # fmt: skip
 
 
@@ -90,8 +89,8 @@ def settle_step(
         x = dense(below)
         if given.pools:
             x = sum_windows(x, pool, mean=True)
-        from_below = Source(given.pooled, up_weight(weight_below), (padding[0], padding[1]))
-        kh, kw = from_below.kernel
+        from_below = Source.of(given.pooled, up_weight(weight_below), (padding[0], padding[1]))
+        kh, kw = from_below.shape.kernel
         source = given.pooled
         layer = Layer(
             n, weight_below.shape[0], source.height + 2 * padding[0] - kh + 1,
@@ -100,10 +99,10 @@ def settle_step(
     if above is not None and weight_above is not None:
         n, c, height, width = above.shape
         z = dense(above)
-        from_above = Source(
+        from_above = Source.of(
             Layer(n, c, height, width), down_weight(weight_above), (padding_above[0], padding_above[1])
         )
-        kh, kw = from_above.kernel
+        kh, kw = from_above.shape.kernel
         layer = Layer(
             n, weight_above.shape[1], (height - 1 - 2 * padding_above[0] + kh) * upsample[0],
             (width - 1 - 2 * padding_above[1] + kw) * upsample[1], (upsample[0], upsample[1]),

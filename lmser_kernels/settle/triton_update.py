@@ -39,7 +39,8 @@ def held(v, evidence, hold):
     return tl.where(hold == 1, evidence, tl.where(hold == 0, v, mixed))
 
 
-@triton.jit
+# Of a scalar's address nothing is to be gained: it would be compiled for each alignment.
+@triton.jit(do_not_specialize_on_alignment=["change", "stop", "limit", "all_held", "skip"])
 def update_kernel(
     h, below, w_below, above, w_above, bias, add,
     up_kept, down_kept, up_out, down_out,  # drives computed before, to be used again
@@ -106,7 +107,7 @@ def update_kernel(
 
     sums = zeros(like, BLOCK_M, BLOCK_N)
     moved = no_magnitudes(like, BLOCK_M)
-    for pixel in range(WH * WW):
+    for pixel in tl.range(0, WH * WW, disable_licm=True):
         row = w_row * WH + pixel // WW
         column = w_column * WW + pixel % WW
         at = places(image - first, row, column, cols, height * WH, width * WW, channels, ALIGN)
