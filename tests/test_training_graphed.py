@@ -337,11 +337,14 @@ def test_inputs_are_read_from_one_place_in_the_layout_of_the_batch():
         assert [tensor.stride() for tensor in batch] == [(60, 1, 15, 3), (8, 2), (0, 1)]
         return [sum(tensor.sum() for tensor in batch)]
 
-    graphed = GraphedStep(work, nn.Linear(1, 1), Noting)
+    model = nn.Linear(1, 1)
+    graphed = GraphedStep(work, model, Noting)
     for number in range(WARM_UP + 3):
         image = torch.full((2, 3, 4, 5), float(number)).contiguous(memory_format=torch.channels_last)
         batch = [image, torch.full((2, 8), float(number))[:, ::2], torch.arange(2.0).add(number).expand(3, 2)]
+        before = model.weight._version
         graphed.take(batch)
+        assert (model.weight._version > before) == (number >= WARM_UP)  # a replay is known to have written
         assert image.unique().item() == number
         if number >= WARM_UP - 1:
             (inputs,) = graphed._inputs.values()

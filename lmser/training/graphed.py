@@ -29,6 +29,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 
 from lmser.training.obstacles import Watch
 
@@ -191,6 +192,7 @@ class GraphedStep:
         self._inputs: dict[Form, list[_Input]] = {}
         self._losses: list[Tensor] | None = None
         self._gradients: list[tuple[nn.Parameter, Tensor | None]] = []
+        self._written: list[Tensor] = []
 
     def _warm_up(self, batch: Sequence[Tensor], form: Form) -> list[Tensor]:
         if self._recorder is None:
@@ -231,6 +233,7 @@ class GraphedStep:
             return False
         self._form, self._inputs, self._losses = form, {form: inputs}, losses
         self._gradients = [(p, p.grad) for p in self._model.parameters()]
+        self._written = [*self._model.parameters(), *self._model.buffers()]
         return True
 
     def _replay(self, batch: Sequence[Tensor]) -> list[Tensor]:
@@ -238,6 +241,8 @@ class GraphedStep:
         assert self._losses is not None
         self._held(batch, self._form)
         self._recorder.replay()
+        # What autograd, or a cache, keeps of the values before can tell that they are not these any more.
+        increment_version(self._written)
         for parameter, gradient in self._gradients:
             parameter.grad = gradient  # a step in between that was no replay has put its own there
         return [loss.clone() for loss in self._losses]
