@@ -242,7 +242,8 @@ def _tile(big: Tensor, c_out: int, c_in: int, taps: int, pixels: int, plain: boo
         within //= 2
     if c_in % within == 0 and within >= min(32, tile.n):
         return replace(tile, n=within), 0
-    return replace(tile, n=min(tile.n, 64), k=min(tile.k, 32)), c_in
+    # Values of two bytes one by one are not copied asynchronously, and more stages than three are registers only.
+    return replace(tile, n=min(tile.n, 64), k=min(tile.k, 32), stages=min(tile.stages, 3)), c_in
 
 
 def _operand(letter: str, tensor: Tensor, source: Source) -> tuple[dict[str, Any], int]:
