@@ -22,6 +22,7 @@ from bench.gpu_contest import CompileBudget, grid, measure
 from bench.gpu_facts import copy_bandwidth, facts, matmul_rates
 from bench.gpu_workloads import workloads
 from lmser._atomic import atomic_write
+from lmser_kernels import _library
 
 DEFAULT_MODE = 12.0  # seconds that `torch.compile` is expected to take in its default mode
 
@@ -106,6 +107,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         parser.error("there is no GPU: torch.cuda.is_available() is False")
+    if not _library.available or _library.triton_error is not None:
+        parser.error(f"there is nothing to measure: {_library.error or _library.triton_error}")
     result = run(
         CudaClock(), only=options.only, kinds=options.kinds, path=options.json, seconds=options.seconds,
         compile_seconds=options.compile_seconds, rounds=options.rounds,
