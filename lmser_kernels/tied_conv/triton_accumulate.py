@@ -165,12 +165,15 @@ def accumulate(
     Strides of `h`, `gate` and `plus` that are None are those of `x`.
 
     `ALIGN` divides the operand's strides and its number of channels, `K_ALIGN` and `N_ALIGN` the weight's strides
-    `w_k` and `w_n`, and the larger of these two `w_h` and `w_w`.
+    `w_k` and `w_n`, and the larger of these two `w_h` and `w_w`; where `K_ALIGN` is that, it divides `n_cols` as well.
     """
+    # Columns that lie side by side are loaded together: `K_ALIGN` divides their number then.
+    COLUMN_ALIGN: tl.constexpr = K_ALIGN if K_ALIGN > N_ALIGN else 1
     TAP_ALIGN: tl.constexpr = K_ALIGN if K_ALIGN > N_ALIGN else N_ALIGN
     lanes = tl.arange(0, BLOCK_K)
     channels = aligned(channels, ALIGN)
     taps = taps_h * taps_w
+    across = tl.maximum(taps_w, 1)  # a pipeline calculates ahead, of a phase without taps too
     blocks = tl.cdiv(channels, BLOCK_K)
     steps = tl.cdiv(taps * FLAT, BLOCK_K) if FLAT > 0 else taps * blocks
     if PARTS > 1:
@@ -179,12 +182,15 @@ def accumulate(
     else:
         first = 0
         last = steps
+    in_columns = (cols < aligned(n_cols, COLUMN_ALIGN))[None, :]
     columns = cols[None, :] * aligned(w_n, N_ALIGN)
     w_k = aligned(w_k, K_ALIGN)
     w_h = aligned(w_h, TAP_ALIGN)
     w_w = aligned(w_w, TAP_ALIGN)
     # Where all that is read lies alike, a tap is the same distance away from every pixel.
-    ALIKE: tl.constexpr = (h_n is None) and (gate_n is None) and (plus_n is None)
+    ALIKE: tl.constexpr = (
+        (h is None or h_n is None) and (gate is None or gate_n is None) and (plus is None or plus_n is None)
+    )
     LINEAR: tl.constexpr = ALIKE and POOL_H * POOL_W == 1
     PLAIN: tl.constexpr = (h is None) and (gate is None) and (plus is None)
     under_first = offsets(image, row, column, 0, x_n, x_h, x_w, ALIGN)[:, None]
@@ -193,8 +199,8 @@ def accumulate(
             index = step * BLOCK_K + lanes
             tap = index // FLAT
             channel = index % FLAT
-            tap_h = tap // taps_w
-            tap_w = tap % taps_w
+            tap_h = tap // across
+            tap_w = tap % across
             summed = tap < taps
             r = row[:, None] + STEP * tap_h[None, :]
             c = column[:, None] + STEP * tap_w[None, :]
@@ -202,8 +208,8 @@ def accumulate(
         else:
             tap = step // blocks
             channel = (step - tap * blocks) * BLOCK_K + lanes
-            tap_h = tap // taps_w
-            tap_w = tap - tap_h * taps_w
+            tap_h = tap // across
+            tap_w = tap - tap_h * across
             summed = channel < channels
             r = (row + STEP * tap_h)[:, None]
             c = (column + STEP * tap_w)[:, None]
@@ -223,6 +229,6 @@ def accumulate(
                 image[:, None], r, c, channel[None, :], mask,
                 POOL_H, POOL_W, MEAN, ACT, SLOPE, GATE_SLOPE, ALIGN,
             )  # fmt: skip
-        b = tl.load(weight + w_at + columns, mask=summed[:, None] & (cols < n_cols)[None, :], other=0.0)
+        b = tl.load(weight + w_at + columns, mask=summed[:, None] & in_columns, other=0.0)
         acc = tl.dot(a.to(DOT), b.to(DOT), acc, input_precision=PRECISION, out_dtype=acc.dtype)
     return acc

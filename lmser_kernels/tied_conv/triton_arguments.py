@@ -145,14 +145,16 @@ def operand_arguments(x: Tensor, source: Source = PLAIN) -> tuple[dict[str, Any]
 
 def weight_arguments(weight: Tensor, up: bool) -> dict[str, Any]:
     """Arguments `weight, w_k, w_n, w_h, w_w` and what divides them; `w_k` is the stride between summed channels."""
-    w_k, w_n, w_h, w_w = _strides(weight, (1, 0, 2, 3) if up else (0, 1, 2, 3))
+    axes = (1, 0, 2, 3) if up else (0, 1, 2, 3)
+    w_k, w_n, w_h, w_w = _strides(weight, axes)
+    n_cols = weight.shape[axes[1]]
     return {
         "weight": weight,
         "w_k": w_k,
         "w_n": w_n,
         "w_h": w_h,
         "w_w": w_w,
-        "K_ALIGN": _alignment(weight, (w_k, w_h, w_w)),
+        "K_ALIGN": _alignment(weight, (w_k, w_h, w_w, n_cols)),
         "N_ALIGN": _alignment(weight, (w_n, w_h, w_w)),
     }
 
