@@ -59,7 +59,6 @@ def run(
     rows: list[dict[str, Any]] = []
     result |= {"rows": rows, "grid": None}
     budget = CompileBudget(compile_seconds)
-    torch.backends.cudnn.benchmark = True
     # Each capture collects garbage: not through all that is imported.
     gc.collect()
     gc.freeze()

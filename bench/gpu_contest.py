@@ -72,8 +72,11 @@ def measure(
     budget = CompileBudget() if budget is None else budget
     place = Place(clock.device, kind)
     torch._dynamo.reset()  # what earlier workloads compiled is not used again
+    # Of float64 one call is made: trying every algorithm for it would take seconds.
+    torch.backends.cudnn.benchmark = False
     with precision("ieee"):
         wanted = [t.detach().double() for t in work.oracle.make(Place(clock.device, "float64"))()]
+    torch.backends.cudnn.benchmark = True
     results: list[Result] = []
     steps: list[tuple[Result, Step, int]] = []
     with precision(place.products):

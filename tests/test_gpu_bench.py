@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,13 @@ from bench.gpu_workloads import layers, reflection, settling, workloads
 pytestmark = pytest.mark.native
 TINY = (3, (4, 8), (1, 2))
 NET = gpu_settling.Spec(2, (3, 8, 16), 8, (1, 2), 3, 3)
+
+
+@pytest.fixture(autouse=True)
+def _switches() -> Iterator[None]:
+    before = torch.backends.cudnn.benchmark
+    yield
+    torch.backends.cudnn.benchmark = before
 
 
 def _row(work: Workload, kind: str = "tf32", **rest: Any) -> dict[str, Any]:
