@@ -26,6 +26,7 @@ from torch import Tensor
 from lmser_kernels.gpu import tiles
 from lmser_kernels.gpu.launch import arch_of, dot_precision, dot_type, launch, multiprocessors
 from lmser_kernels.gpu.reduce import reduce
+from lmser_kernels.gpu.tile_model import shared_limit
 from lmser_kernels.tied_conv.triton_accumulate import aligned, operand_tile, zeros
 from lmser_kernels.tied_conv.triton_drives import PLAIN, Source, operand_arguments
 from lmser_kernels.tied_conv.triton_up import pixel_of
@@ -174,8 +175,7 @@ def weight_grad(
     c_in, taps = big.shape[1], kernel_size[0] * kernel_size[1]
     gradient = big.new_empty((c_out, c_in, *kernel_size))
     pixels = images * small_height * small_width
-    plain = second is None and big_source is PLAIN and small_source is PLAIN
-    tile, flat = _tile(big, c_out, c_in, taps, pixels, plain)
+    tile, flat = _tile(big, c_out, c_in, taps, pixels, big_source, small_source, second is not None)
     steps = triton.cdiv(pixels, tile.k)
     tiles_m = triton.cdiv(c_out, tile.m)
     tiles_n = triton.cdiv(taps * c_in, tile.n) if flat else taps * triton.cdiv(c_in, tile.n)
@@ -229,21 +229,42 @@ def weight_grad(
     return gradient
 
 
-def _tile(big: Tensor, c_out: int, c_in: int, taps: int, pixels: int, plain: bool) -> tuple[tiles.Tile, int]:
+def _tile(
+    big: Tensor,
+    c_out: int,
+    c_in: int,
+    taps: int,
+    pixels: int,
+    big_source: Source,
+    small_source: Source,
+    twice: bool,
+) -> tuple[tiles.Tile, int]:
     """The tile, and the number of channels where taps and channels are counted through, else 0: a tile of one tap."""
     precision, arch = dot_precision(big.dtype), arch_of(big)
     tile = tiles.choose("weight_grad", c_out, taps * c_in, pixels, big.dtype, precision, arch)
     # What passes through registers on its way to the matrix unit, or is addressed value by value, leaves none for more.
-    if arch // 10 != 9 or not plain:
+    if arch // 10 != 9 or twice or big_source.tensors or small_source.tensors:
         tile = replace(tile, n=min(tile.n, 64))
     # Columns of one tap have one pixel a row: one mask value and one address. Whole taps are worth a narrower tile.
     within = tile.n
     while within > 32 and c_in % within != 0:
         within //= 2
-    if c_in % within == 0 and within >= min(32, tile.n):
-        return replace(tile, n=within), 0
-    # Values of two bytes one by one are not copied asynchronously, and more stages than three are registers only.
-    return replace(tile, n=min(tile.n, 64), k=min(tile.k, 32), stages=min(tile.stages, 3)), c_in
+    flat = 0 if c_in % within == 0 and within >= min(32, tile.n) else c_in
+    if not flat:
+        tile = replace(tile, n=within)
+    else:
+        # Values of two bytes one by one are not copied asynchronously, and more stages than three are registers only.
+        tile = replace(tile, n=min(tile.n, 64), k=min(tile.k, 32), stages=min(tile.stages, 3))
+    # All tensors of a step wait in shared memory, which two blocks shall find room in.
+    row = tile.m * (1 + small_source.tensors) + tile.n * (1 + big_source.tensors)
+    while tile.stages * tile.k * row * big.element_size() > shared_limit(arch) // 2:
+        if tile.stages > 2:
+            tile = replace(tile, stages=tile.stages - 1)
+        elif tile.k > 16:
+            tile = replace(tile, k=tile.k // 2)
+        else:
+            break
+    return tile, flat
 
 
 def _operand(letter: str, tensor: Tensor, source: Source) -> tuple[dict[str, Any], int]:
