@@ -166,7 +166,9 @@ def tiling(name: str, layer: Layer, below: Source | None, above: Source | None, 
     serial = interpreting() and not recording_now()
     if serial:
         tile = Tile(_power(layer.windows, 256), _power(layer.channels, 64), _power(summed, 128), 4, 1)
-    return _cut(layer, lower, upper, like.element_size(), precision, tile, serial)
+    # Beside the sum that is made there are that from above and that over the window, or f' and the gradients' own sums.
+    most = 256 * 64 if serial else 64 * 64 if layer.pools or name == "settle_pull" else 128 * 64
+    return _cut(layer, lower, upper, like.element_size(), precision, tile, most)
 
 
 def _power(size: int, most: int) -> int:
@@ -175,11 +177,10 @@ def _power(size: int, most: int) -> int:
 
 @lru_cache(maxsize=1024)
 def _cut(
-    layer: Layer, below: Shape | None, above: Shape | None, itemsize: int, precision: str, tile: Tile, serial: bool
+    layer: Layer, below: Shape | None, above: Shape | None, itemsize: int, precision: str, tile: Tile, most: int
 ) -> Tiling:  # fmt: skip
     rows, columns = tile.m, tile.n
-    # Beside the sum that is made there are that from above and that over the window.
-    while not serial and rows * columns > (64 * 64 if layer.pools else 128 * 64):
+    while rows * columns > most:
         rows, columns = (rows // 2, columns) if rows > columns else (rows, columns // 2)
     tiles = triton.cdiv(layer.windows, rows)
     windows = layer.pooled

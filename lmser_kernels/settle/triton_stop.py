@@ -41,7 +41,7 @@ class _Answer:
         self._value = value
         self._event: torch.cuda.Event | None = None
         if value.is_cuda:
-            self._value = torch.empty((), dtype=torch.bool, pin_memory=True)
+            self._value = torch.empty((), dtype=torch.bool, device="cpu", pin_memory=True)
             self._value.copy_(value, non_blocking=True)
             self._event = torch.cuda.Event()
             self._event.record(torch.cuda.current_stream(value.device))
