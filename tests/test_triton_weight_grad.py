@@ -8,8 +8,10 @@ from tied_conv_cases import LAYOUTS, ROUNDOFF, laid_out
 
 pytest.importorskip("triton")
 from lmser_kernels.gpu import reduce as reductions
+from lmser_kernels.gpu.launch import recording
 from lmser_kernels.tied_conv import triton_backward as launchers
 from lmser_kernels.tied_conv import triton_weight_grad as kernels
+from lmser_kernels.tied_conv.triton_plan import CUDNN, FUSED, Plan
 
 pytestmark = [
     pytest.mark.native,
@@ -169,7 +171,7 @@ def test_not_finite(value):
 def test_many_splits(monkeypatch):
     """The result does not depend on how many programs share the sum, nor its bits on when they end."""
     monkeypatch.setattr(kernels, "_LEAST_STEPS", 1)
-    x, grad_y = (draw((3, c, 12, 11), dtype=torch.float64, seed=c) for c in (2, 3))
+    x, grad_y = (draw((2, c, 9, 11), dtype=torch.float64, seed=c) for c in (2, 3))
     arguments = (x, grad_y, None, None, (3, 3), (1, 1), (1, 1))
     want = torch.ops.lmser.tied_conv2d_weight_grad(*arguments)
     results = []
@@ -178,6 +180,20 @@ def test_many_splits(monkeypatch):
         results.append(launchers.tied_conv2d_weight_grad(*arguments))
         same([results[-1]], [want])
     assert torch.equal(results[-1], launchers.tied_conv2d_weight_grad(*arguments))
+
+
+def test_many_products_are_cudnn_s(monkeypatch):
+    """Where the plan says so and cuDNN is there; its place is taken by the CPU's convolution here."""
+    for number, wanted in enumerate((CUDNN, FUSED)):
+        with recording(90) as made, torch.device("meta"):
+            c = (256, 32)[number]
+            x = torch.empty(64, c, 56, 56, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
+            kernels.weight_grad(x, x, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1))
+        assert made.launches[0].plan.kernel == wanted
+    monkeypatch.setattr(kernels, "runs_here", lambda tensor: True)
+    monkeypatch.setattr(kernels, "plan_weight_grad", lambda *arguments: Plan(CUDNN, "asked for", False))
+    for edge in (EDGES[1], EDGES[5], EDGES[7]):
+        check_conv(conv(edge, drive=False, activation="identity"), [False, True, False, False])
 
 
 def test_partial_sums_in_blocks(monkeypatch):

@@ -1,4 +1,4 @@
-"""cuDNN's convolutions in the place of a drive's own kernel, where `triton_plan` predicts them to be faster."""
+"""cuDNN's convolutions in the place of this library's kernels, where `triton_plan` predicts them to be faster."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from torch import Tensor
 from lmser_kernels.gpu.launch import dot_precision, nhwc, recording_now
 from lmser_kernels.tied_conv.sizes import smallest_size
 from lmser_kernels.tied_conv.triton_arguments import packed_up
-from lmser_kernels.tied_conv.triton_plan import Drive, Plan, plan
+from lmser_kernels.tied_conv.triton_plan import FUSED, Drive, Plan, plan
 
 Ints = Sequence[int]
+
+_MANY_OF_BOTH = 64  # channels of a weight gradient that fills a tile, whose sides are both channels
 
 
 def runs_here(tensor: Tensor) -> bool:
@@ -82,3 +84,45 @@ def convolution(
             output_padding, 1,
         )  # fmt: skip
     return result
+
+
+def plan_weight_grad(big: Tensor, small: Tensor, taps: int, strided: bool, bare: bool) -> Plan:
+    """What makes the weight gradient of one pair: as many products as its drive, and nothing follows."""
+    c_in, c_out = big.shape[1], small.shape[1]
+    if bare and min(c_in, c_out) < _MANY_OF_BOTH:
+        return Plan(FUSED, f"fewer than {_MANY_OF_BOTH} channels", False)
+    return plan(
+        Drive(
+            transposed=False,
+            strided=strided,
+            pixels=small.shape[0] * small.shape[2] * small.shape[3],
+            columns=c_out,
+            channels=c_in,
+            depth=c_in * taps,
+            sums=c_out * c_in * taps,
+            read=big.numel() + small.numel(),
+            joined=0,
+            written=c_out * c_in * taps,
+            dtype=big.dtype,
+            precision=dot_precision(big.dtype),
+            bare=bare,
+            follows=False,
+        )
+    )
+
+
+def weight_grad_of_convolution(
+    big: Tensor, small: Tensor, kernel_size: Ints, stride: Ints, padding: Ints
+) -> Tensor:
+    """The weight gradient of `conv(big)` for the gradient `small` of its result, contiguous.
+
+    Its bits are the same every time where PyTorch's switches ask cuDNN for that.
+    """
+    weight = big.new_empty((small.shape[1], big.shape[1], *kernel_size))  # read for its shape alone
+    with torch.autocast(big.device.type, enabled=False):
+        _, gradient, _ = torch.ops.aten.convolution_backward(
+            nhwc(small), nhwc(big), weight, None, list(stride), list(padding), [1, 1], False, [0, 0], 1,
+            [False, True, False],
+        )  # fmt: skip
+    contiguous: Tensor = gradient.contiguous()
+    return contiguous

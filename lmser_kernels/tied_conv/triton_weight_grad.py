@@ -29,6 +29,8 @@ from lmser_kernels.gpu.reduce import reduce
 from lmser_kernels.gpu.tile_model import shared_limit
 from lmser_kernels.tied_conv.triton_accumulate import aligned, operand_tile, zeros
 from lmser_kernels.tied_conv.triton_drives import PLAIN, Source, operand_arguments
+from lmser_kernels.tied_conv.triton_library import plan_weight_grad, runs_here, weight_grad_of_convolution
+from lmser_kernels.tied_conv.triton_plan import CUDNN
 from lmser_kernels.tied_conv.triton_up import pixel_of
 
 Ints = Sequence[int]
@@ -171,8 +173,15 @@ def weight_grad(
 ) -> Tensor:
     """`gW (C_out, C_in, kh, kw)` for the convolution of `big (N, C_in, H, W)`, to the size of
     `small (N, C_out, H', W')`. `second` is another `(big, small)`."""
+    taps = kernel_size[0] * kernel_size[1]
+    way = None
+    if second is None:
+        bare = big_source.is_plain and small_source.is_plain
+        way = plan_weight_grad(big, small, taps, max(stride) > 1, bare)
+        if way.kernel == CUDNN and small.numel() and runs_here(big):
+            return weight_grad_of_convolution(big, small, kernel_size, stride, padding)
     images, c_out, small_height, small_width = small.shape
-    c_in, taps = big.shape[1], kernel_size[0] * kernel_size[1]
+    c_in = big.shape[1]
     gradient = big.new_empty((c_out, c_in, *kernel_size))
     pixels = images * small_height * small_width
     tile, flat = _tile(big, c_out, c_in, taps, pixels, big_source, small_source, second is not None)
@@ -192,6 +201,7 @@ def weight_grad(
         (splits * tiles_m * tiles_n,),
         num_warps=tile.warps,
         num_stages=tile.stages,
+        plan=way,
         **arguments,
         **of_big,
         **of_second,
@@ -254,7 +264,8 @@ def _tile(
         tile = replace(tile, n=within)
     else:
         # Values of two bytes one by one are not copied asynchronously, and more stages than three are registers only.
-        tile = replace(tile, n=min(tile.n, 64), k=min(tile.k, 32), stages=min(tile.stages, 3))
+        deep = 16 if big_source.tensors else 32
+        tile = replace(tile, n=min(tile.n, 64), k=min(tile.k, deep), stages=min(tile.stages, 3))
     # All tensors of a step wait in shared memory, which two blocks shall find room in.
     row = tile.m * (1 + small_source.tensors) + tile.n * (1 + big_source.tensors)
     while tile.stages * tile.k * row * big.element_size() > shared_limit(arch) // 2:
