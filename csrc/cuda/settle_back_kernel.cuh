@@ -47,10 +47,9 @@ __device__ T settle_kept(const SettleBackArguments<T>& a, const SettleBackUpdate
 
 // d of one unit from what reaches its state.
 template <class T>
-__device__ T settle_pull_back(const SettleBackArguments<T>& a, const SettleBackUpdate& u, T grad, std::int64_t n, int c,
-                              std::int64_t t) {
+__device__ T settle_pull_back(const SettleBackArguments<T>& a, const SettleBackUpdate& u, T grad, T h, std::int64_t n,
+                              int c, std::int64_t t) {
   const SettleBackLayer<T>& layer = a.layer[u.layer];
-  const T h = settle_kept(a, u, n, c, t);
   if (u.layer == 0) {
     if (a.hold.data) {
       const T share = read(a.hold, n, c), free = T(1) - share;
@@ -62,6 +61,18 @@ __device__ T settle_pull_back(const SettleBackArguments<T>& a, const SettleBackU
   }
   with_activation(a.activation, [&]<Activation A>() { grad = pull_back<A, T, T, DeviceMath<T>>(grad, h, a.slope); });
   return grad;
+}
+
+// The unit that a lane finishes, if any.
+struct SettleUnit {
+  int sample, channel;
+  bool mine;
+};
+template <int S, class T>
+__device__ SettleUnit settle_unit(const SettleTile& tile, const SettlePlace<T>& p) {
+  constexpr int kStep = 8 / S;
+  const int index = p.lane / kStep, s = tile.sample0 + index / kSettleRows, r = tile.row0 + index % kSettleRows;
+  return {s, tile.slice + r, p.lane % kStep == 0 && s < p.samples && r < tile.rows};
 }
 
 // The visible state that the readout of sweep t made: the sweep after it saw that.
@@ -81,21 +92,27 @@ __device__ void settle_show(const SettleBackArguments<T>& a, const SettlePlace<T
 template <class T, int S>
 __device__ void settle_back_update(const SettleBackArguments<T>& a, const SettleBackUpdate& u, const SettlePlace<T>& p,
                                    std::int64_t t, const SettleOpen& open) {
-  constexpr int kStep = 8 / S;
   const int l = u.layer;
   const SettleBackLayer<T>& layer = a.layer[l];
   const bool final = layer.grad.data && !(open.ended >> l & 1u);
   const SettleTiles tiles(layer, p, S);
   for (int i = p.warp; i < tiles.count; i += p.warps) {
     const SettleTile tile = tiles[i];
+    T h = T(0), up = T(0), down = T(0);
+    // What was kept comes from memory while the products are made; doubles need the registers.
+    constexpr bool kEarly = sizeof(T) == 4;
+    if constexpr (kEarly) {
+      const SettleUnit unit = settle_unit<S>(tile, p);
+      if (unit.mine) h = settle_kept(a, u, p.first + unit.sample, unit.channel, t);
+    }
     T grad = settle_reaching<T, S>(a, l, p, open, tile);
-    const int index = p.lane / kStep, s = tile.sample0 + index / kSettleRows, r = tile.row0 + index % kSettleRows;
-    T up = T(0), down = T(0);
-    if (p.lane % kStep == 0 && s < p.samples && r < tile.rows) {
-      const int c = tile.slice + r;
+    const SettleUnit at = settle_unit<S>(tile, p);
+    if (at.mine) {
+      const int s = at.sample, c = at.channel;
       const std::int64_t n = p.first + s, unit = n * layer.channels + c, sweep = a.samples * layer.channels;
+      if constexpr (!kEarly) h = settle_kept(a, u, n, c, t);
       if (final) grad += read(layer.grad, n, c);
-      const T d = settle_pull_back(a, u, grad, n, c, t);
+      const T d = settle_pull_back(a, u, grad, h, n, c, t);
       if (l > 0) {
         up = (open.up >> l & 1u) ? d + p.values[layer.up_at + s * layer.padded + c] : d;
         layer.up_grads[t * sweep + unit] = up;
@@ -114,17 +131,16 @@ __device__ void settle_back_update(const SettleBackArguments<T>& a, const Settle
 template <class T, int S>
 __device__ void settle_back_start(const SettleBackArguments<T>& a, int l, const SettlePlace<T>& p,
                                   const SettleOpen& open) {
-  constexpr int kStep = 8 / S;
   const SettleBackLayer<T>& layer = a.layer[l];
   const bool final = layer.grad.data && !(open.ended >> l & 1u), held = l == 0 && a.hold.data;
   const SettleTiles tiles(layer, p, S);
   for (int i = p.warp; i < tiles.count; i += p.warps) {
     const SettleTile tile = tiles[i];
     T grad = settle_reaching<T, S>(a, l, p, open, tile);
-    const int index = p.lane / kStep, s = tile.sample0 + index / kSettleRows, r = tile.row0 + index % kSettleRows;
-    if (p.lane % kStep || s >= p.samples || r >= tile.rows) continue;
-    const int c = tile.slice + r;
-    const std::int64_t n = p.first + s, unit = n * layer.channels + c;
+    const SettleUnit at = settle_unit<S>(tile, p);
+    if (!at.mine) continue;
+    const int c = at.channel;
+    const std::int64_t n = p.first + at.sample, unit = n * layer.channels + c;
     if (final) grad += read(layer.grad, n, c);
     if (l == 0) a.visible[unit] = put_in_evidence(a, n, c, read(a.start, n, c));
     const T share = held ? read(a.hold, n, c) : T(0);
