@@ -63,7 +63,9 @@ def launches(function: Callable[..., Any], given: Mapping[str, Any], arch: int) 
     with FakeTensorMode(), torch.no_grad():
         # The compiled operators have the same schemas; a CPU tensor needs no GPU to be of a device that has them.
         shadow = pytree.tree_map_only(
-            Tensor, lambda t: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype), dict(given)
+            Tensor,
+            lambda t: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="cpu"),
+            dict(given),
         )
         try:
             with _FirstOperator(arch):
