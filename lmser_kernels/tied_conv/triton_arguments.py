@@ -75,11 +75,14 @@ def choose(
     """The tile of a launch, whose operand's strides `align` divides, as far as a thread's registers hold it."""
     arch = arch_of(like)
     tile = tiles.choose(kernel, pixels, columns, channels * taps, like.dtype, dot_precision(like.dtype), arch)
-    # Before Hopper a step's operands are in registers beside the sums; so is what joins them where they stay for a loop.
-    if (arch < 90 or upsample[0] * upsample[1] > 1) and tile.m * tile.n >= 64 * 32 * tile.warps:
-        tile = replace(tile, warps=8)
     given, window = 1 + source.tensors, pool[0] * pool[1]
     together = given * (window if window <= UNROLLED.value else 1)  # loads for each value of the operand
+    # Sums that have to share a thread's registers go to twice as many threads: before Hopper a step's operands are there
+    # as well, so is what joins them where they stay for a loop, and float64's values take two.
+    wide = like.dtype == torch.float64
+    crowded = arch < 90 or upsample[0] * upsample[1] > 1 or (wide and together > 1)
+    if crowded and tile.m * tile.n * (2 if wide else 1) >= 64 * 32 * tile.warps:
+        tile = replace(tile, warps=8)
     if together > 1:
         # What is made of an operand while it is read passes through registers, widened,
         while tile.k > 32 and tile.m * tile.k * max(given, 2) > _VALUES * 32 * tile.warps:
