@@ -166,8 +166,10 @@ def tiling(name: str, layer: Layer, below: Source | None, above: Source | None, 
     serial = interpreting() and not recording_now()
     if serial:
         tile = Tile(_power(layer.windows, 256), _power(layer.channels, 64), _power(summed, 128), 4, 1)
-    # Beside the sum that is made there are that from above and that over the window, or f' and the gradients' own sums.
-    most = 256 * 64 if serial else 64 * 64 if layer.pools or name == "settle_pull" else 128 * 64
+    # Beside the sum that is made there are that from above and that over the window, or f' and the gradients' own sums;
+    # of float64 each takes twice the registers.
+    most = 64 * 64 if layer.pools or name == "settle_pull" else 128 * 64
+    most = 256 * 64 if serial else most * 4 // like.element_size()
     return _cut(layer, lower, upper, like.element_size(), precision, tile, most)
 
 
@@ -191,7 +193,7 @@ def _cut(
         "PRECISION": precision, "BLOCK_M": rows, "BLOCK_N": columns, "BLOCK_K": tile.k,
     }  # fmt: skip
     # More sums than 16 a thread, and the epilogue does not fit into registers beside them.
-    warps = 8 if rows * columns >= 64 * 64 else 4
+    warps = 8 if rows * columns * itemsize >= 4 * 64 * 64 else 4
     return Tiling(tiles * triton.cdiv(layer.channels, columns), tiles, warps, tile.stages, arguments)
 
 
