@@ -149,7 +149,8 @@ def pull_back(
         return
     tensors: dict[str, Any] = {"grad": grad, "h": h, "gate": gate, "plus": plus, "pre": pre, "total": total}
     e = extents(h, tensors)
-    block_q, block_c = e.tile(grad.element_size(), _VECTORS)
+    # A float64 value takes two registers, and its address two more.
+    block_q, block_c = e.tile(grad.element_size(), _VECTORS if grad.element_size() < 8 else _VECTORS // 2)
     tiles, channel_blocks = e.tiles(block_q), triton.cdiv(h.shape[1], block_c)
     all_tiles = e.images * tiles
     # Programs that sum walk over many tiles, so that few sums are left to add.
