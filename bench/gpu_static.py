@@ -23,6 +23,7 @@ from typing import Any
 import torch
 import triton
 
+from bench.checkout import commit
 from bench.gpu_compile import Binary, Compiler
 from bench.gpu_entrants import Place, Workload
 from bench.gpu_record import Recorded, record
@@ -207,6 +208,7 @@ def title(entry: Configuration) -> str:
 def as_json(found: Survey, binaries: Sequence[Binary | str], cuda: Sequence[Any]) -> dict[str, Any]:
     """Everything, for a machine."""
     rows = []
+    names = sorted({name for entry in found.configurations.values() for name in entry.served})
     for entry, binary in zip(found.configurations.values(), binaries, strict=True):
         rows.append(
             {
@@ -217,19 +219,33 @@ def as_json(found: Survey, binaries: Sequence[Binary | str], cuda: Sequence[Any]
                 "constants": {name: str(value) for name, value in entry.constants.items()},
                 "warps": entry.launch.num_warps,
                 "stages": entry.launch.num_stages,
-                "serves": sorted(entry.served),
+                "serves": [names.index(name) for name in sorted(entry.served)],
                 "binary": {"problem": binary} if isinstance(binary, str) else asdict(binary),
             }
         )
     return {
         "triton": triton.__version__,
         "torch": torch.__version__,
+        "commit": commit(),
+        "command": "python -m bench.gpu_static",
+        "workloads": names,
         "kernels": rows,
         "bounds": [asdict(b) for b in found.bounds],
         "without_kernel": sorted(found.without_kernel),
         "cuda": list(cuda),
         "problems": problems(list(found.configurations.values()), binaries),
     }
+
+
+def by_lines(result: dict[str, Any]) -> str:
+    """JSON with a line for each row, so that versions of the file can be compared."""
+    parts = []
+    for key, value in result.items():
+        text = json.dumps(value, ensure_ascii=False)
+        if isinstance(value, list) and value:
+            text = "[\n" + ",\n".join(f"  {json.dumps(row, ensure_ascii=False)}" for row in value) + "\n ]"
+        parts.append(f" {json.dumps(key)}: {text}")
+    return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
 def cuda_sources() -> list[dict[str, Any]]:
@@ -286,6 +302,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     binaries: list[Binary | str] = each(read, entries, options.jobs, say)
     cuda = [] if options.quick or options.only else cuda_sources()
     result = as_json(found, binaries, cuda)
+    result["command"] = " ".join(
+        ["python -m bench.gpu_static", *(sys.argv[1:] if arguments is None else arguments)]
+    )
     wrong = [
         *result["problems"],
         *(f"{row['kernel']}: {row['problem']}" for row in cuda if row.get("problem")),
@@ -294,7 +313,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.out or not (options.quick or options.only or options.kinds or options.arch):
         stem = options.out or RESULTS / "gpu_static"
         with atomic_write(stem.with_suffix(".json"), "w") as file:
-            json.dump(result, file, indent=1, ensure_ascii=False)
+            file.write(by_lines(result))
         with atomic_write(stem.with_suffix(".md"), "w") as file:
             file.write(markdown(result))
     for line in wrong[len(result["problems"]) :]:

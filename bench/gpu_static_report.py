@@ -15,7 +15,8 @@ def markdown(result: Mapping[str, Any]) -> str:
     lines = [
         "# What the GPU kernels compile to",
         "",
-        f"`python -m bench.gpu_static`: no GPU was at hand; Triton {result['triton']} compiled what the workloads below "
+        f"`{result['command']}`: no GPU was at hand; at commit `{result['commit']}` Triton "
+        f"{result['triton']} compiled what the workloads below "
         f"launch, for {', '.join(f'sm_{a}' for a in archs)}. {len(result['kernels'])} binaries were read: "
         + (f"**{wrong} problems**, listed at the end." if wrong else "no spills, all within shared memory, ")
         + ("" if wrong else "matrix instructions wherever dtype and precision mean them."),
