@@ -130,7 +130,8 @@ def test_the_report_says_what_is_wrong() -> None:
     cuda = {"kernel": "settle", "arch": 90, "registers": 100, "spills": 0, "shared": 16}
     report = markdown(
         {
-            "triton": "3", "commit": "abc", "command": "python", "kernels": [row, row, other], "bounds": [bound], "without_kernel": ["settle"],
+            "triton": "3", "commit": "abc", "command": "python",
+            "kernels": [row, row, other], "bounds": [bound], "without_kernel": ["settle"],
             "cuda": [cuda], "problems": ["conv_up spills"],
         }
     )  # fmt: skip
