@@ -64,7 +64,7 @@ def stages(arch: str | None = None) -> list[Stage]:
         # All kernels of the next stages on all cores: one after the other they would take minutes.
         Stage("compile", (python, "-m", "bench.gpu_warm", "--arch", architecture or "90"), 120, kept=30),
         Stage("smoke", (python, "-m", "bench.gpu_smoke"), 90, kept=20),
-        Stage("tests", (python, "-m", "bench.gpu_tests", "--seconds", "110"), 120, kept=60, part=True),
+        Stage("tests", (python, "-m", "bench.gpu_tests"), 180, kept=60, part=True),
         Stage("bench", (python, "-m", "bench.gpu_bench", "--compile-seconds", "160"), 400, kept=240, part=True),
         Stage(
             "memcheck", (sanitizer, "--tool", "memcheck", "--error-exitcode", "9", *watched), 90, kept=30,
@@ -137,6 +137,8 @@ def run(stage: Stage, limit: float, record: Record, folder: Path) -> str:
         return "not there"
     part = folder / f"{stage.name}.json"
     command = [*stage.command, *(("--json", str(part)) if stage.part else ())]
+    if stage.name == "tests":
+        command += ["--seconds", str(max(20.0, limit - 5.0))]  # parts that have begun are stopped
     if stage.name == "bench":
         command += ["--seconds", str(max(10.0, limit - 25.0))]  # rows that have begun are finished
     log = folder / f"{stage.name}.log"

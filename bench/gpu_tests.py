@@ -1,7 +1,8 @@
-"""``python -m bench.gpu_tests [--jobs N] [--json FILE] [-k EXPRESSION]``: the tests of the operations on the GPU, several
-files at a time: most of their time a processor compiles kernels.
+"""``python -m bench.gpu_tests [--jobs N] [--json FILE] [-k EXPRESSION]``: the tests of the operations on the GPU, parts of
+files, several at a time: most of their time a processor compiles kernels.
 
-The result, file by file, is written as it comes. Exit code 1 where a test failed.
+The result, part by part, is written as it comes. A part that is not through in time is asked to stop and tells of the
+tests that it had made. Exit code 1 where a test failed.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -16,13 +18,15 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from time import perf_counter
+from time import monotonic, perf_counter
 from typing import Any
 
 from lmser._atomic import atomic_write
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTHING_COLLECTED = 5  # pytest's exit code
+PART = 4000  # bytes of a file in one part
+LAST_WORDS = 8.0  # seconds to stop in: a compilation is finished first
 
 
 def files(root: Path = ROOT) -> list[Path]:
@@ -35,36 +39,58 @@ def files(root: Path = ROOT) -> list[Path]:
     return sorted(found, key=lambda path: -path.stat().st_size)
 
 
-def run_file(path: Path, device: str, expression: str | None, limit: float) -> dict[str, Any]:
-    """Counts, failures and time of one file."""
+def parts(paths: Sequence[Path]) -> list[tuple[Path, str]]:
+    """Every file in parts, as pytest's option --part names them; the first parts of all files first."""
+    counted = [(path, max(1, round(path.stat().st_size / PART))) for path in paths]
+    most = max((count for _, count in counted), default=0)
+    return [
+        (path, f"{part}/{count}") for part in range(1, most + 1) for path, count in counted if part <= count
+    ]
+
+
+def run_file(
+    path: Path, device: str, expression: str | None, limit: float, part: str = "1/1"
+) -> dict[str, Any]:
+    """Counts, failures and time of one part of a file."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         command = [
-            sys.executable, "-m", "pytest", str(path), "--device", device, "-p", "no:cacheprovider", "--tb=short",
-            f"--junitxml={report}",
+            sys.executable, "-m", "pytest", str(path), "--device", device, "--part", part, "-p", "no:cacheprovider",
+            "--tb=short", f"--junitxml={report}",
         ]  # fmt: skip
         command += ["-k", expression] if expression else []
         start = perf_counter()
-        found: dict[str, Any] = {"file": path.name}
+        found: dict[str, Any] = {"file": path.name, "part": part}
+        if limit <= 0:
+            return found | {"problem": "not reached"}
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, errors="replace"
+        )
         try:
-            done = subprocess.run(
-                command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=limit
-            )
-        except subprocess.TimeoutExpired as late:
-            output = (
-                late.stdout.decode(errors="replace") if isinstance(late.stdout, bytes) else late.stdout or ""
-            )
-            return found | {"problem": f"not finished in {limit:.0f} s", "output": output[-2000:]}
+            output, _ = process.communicate(timeout=limit)
+        except subprocess.TimeoutExpired:
+            output = _stopped(process)
+            found |= {"problem": f"not finished in {limit:.0f} s", "output": output[-2000:]}
         found["seconds"] = perf_counter() - start
-        if done.returncode == NOTHING_COLLECTED:
+        if process.returncode == NOTHING_COLLECTED:
             return found | {"passed": 0, "failed": 0, "skipped": 0, "failures": []}
-        if not report.exists():
-            return found | {"problem": f"pytest ended with {done.returncode}", "output": _tail(done)}
-        return found | counts(report)
+        if report.exists():
+            made = counts(report)
+            if "problem" in found:  # the one that was interrupted is in the report as if it had passed
+                made["passed"] = max(0, made["passed"] - 1)
+            return found | made
+        said = {"problem": f"pytest ended with {process.returncode}", "output": output[-2000:]}
+        return said | found
 
 
-def _tail(done: subprocess.CompletedProcess[str]) -> str:
-    return (done.stdout + done.stderr)[-2000:]
+def _stopped(process: subprocess.Popen[str]) -> str:
+    """The output of a pytest that was interrupted, which then writes its report."""
+    process.send_signal(signal.SIGINT)
+    try:
+        return process.communicate(timeout=LAST_WORDS)[0]
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.communicate()[0]
 
 
 def counts(report: Path) -> dict[str, Any]:
@@ -87,29 +113,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run all, say how it went."""
     parser = argparse.ArgumentParser(prog="python -m bench.gpu_tests", description=__doc__)
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--jobs", type=int, default=min(8, os.cpu_count() or 1))
-    parser.add_argument("--json", type=Path, help="write results here, file by file")
-    parser.add_argument("--seconds", type=float, default=600.0, help="of a file, at most")
+    parser.add_argument("--jobs", type=int, default=min(16, os.cpu_count() or 1))
+    parser.add_argument("--json", type=Path, help="write results here, part by part")
+    parser.add_argument("--seconds", type=float, default=600.0, help="of all, at most")
     parser.add_argument("-k", dest="expression", help="pytest's")
     options = parser.parse_args(arguments)
     results: list[dict[str, Any]] = []
+    end = monotonic() + options.seconds - LAST_WORDS
+
+    def made(path: Path, part: str) -> dict[str, Any]:
+        return run_file(path, options.device, options.expression, end - monotonic(), part)
+
     with ThreadPoolExecutor(options.jobs) as pool:
-        running = [
-            pool.submit(run_file, path, options.device, options.expression, options.seconds)
-            for path in files()
-        ]
+        running = [pool.submit(made, path, part) for path, part in parts(files())]
         for future in as_completed(running):
             result = future.result()
             results.append(result)
-            said = result.get("problem") or f"{result['passed']} passed, {result['failed']} failed"
-            print(f"{result['file']}: {said}", flush=True)
+            said = [result["problem"]] if "problem" in result else []
+            said += [f"{result['passed']} passed, {result['failed']} failed"] if "passed" in result else []
+            print(f"{result['file']} {result['part']}: {', '.join(said)}", flush=True)
             for failure in result.get("failures", ()):
                 print(f"  {failure['test']}: {failure['message'][:200]}", flush=True)
             if options.json:
                 with atomic_write(options.json, "w") as file:
                     json.dump(results, file, indent=1)
-    wrong = sum(bool(r.get("problem")) or r["failed"] > 0 for r in results)
-    print(f"{len(results)} files, {wrong} with failures")
+    wrong = sum("problem" in r or r["failed"] > 0 for r in results)
+    print(f"{len(results)} parts of files, {wrong} with failures")
     return bool(wrong)
 
 

@@ -43,6 +43,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="where the operations are tested (cpu, cuda); elsewhere than on cpu only tests marked operators or device run",
     )
     parser.addoption(
+        "--part",
+        default="1/1",
+        help="which of several equal parts of the tests to run, 2/3 for every third from the second on",
+    )
+    parser.addoption(
         "--fused",
         choices=["native", "triton"],
         default=None,
@@ -77,11 +82,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--device") == "cpu":
-        return
-    others = [item for item in items if not _on_devices(item)]
-    items[:] = [item for item in items if _on_devices(item)]
-    config.hook.pytest_deselected(items=others)
+    chosen = items[:] if config.getoption("--device") == "cpu" else [i for i in items if _on_devices(i)]
+    part, parts = map(int, config.getoption("--part").split("/"))
+    chosen = chosen[part - 1 :: parts]
+    kept = set(chosen)
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = chosen
 
 
 def _on_devices(item: pytest.Item) -> bool:

@@ -143,8 +143,23 @@ def test_test_files_are_counted_from_their_reports(tmp_path: Path) -> None:
     assert (found["passed"], found["failed"], found["skipped"]) == (1, 2, 1)
     assert found["failures"][0] == {"test": "b", "message": "off by one"}
     names = {path.name for path in gpu_tests.files()}
+    assert [part for path, part in gpu_tests.parts(gpu_tests.files()) if path.name == "test_settle.py"][
+        :2
+    ] == ["1/4", "2/4"]
     assert {"test_add_act.py", "test_conv2d_add_act.py", "test_settle.py"} <= names
     assert "test_data_idx.py" not in names
+
+
+def test_a_part_that_is_stopped_tells_what_it_had_made(tmp_path: Path) -> None:
+    (tmp_path / "conftest.py").write_text(
+        "def pytest_addoption(parser):\n    parser.addoption('--device')\n    parser.addoption('--part')\n"
+    )
+    path = tmp_path / "test_slow.py"
+    path.write_text("import time\ndef test_a(): pass\ndef test_b(): time.sleep(60)\n")
+    found = gpu_tests.run_file(path, "cpu", None, 4.0)
+    assert found["problem"] == "not finished in 4 s"
+    assert found["passed"] == 1
+    assert gpu_tests.run_file(path, "cpu", None, 0.0)["problem"] == "not reached"
 
 
 @pytest.mark.native
