@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from implementations import FUSED, examples, randn
+from implementations import DEVICE, FUSED, examples, randn
 from tied_conv_cases import DTYPES, LAYOUTS, close, higher_order, laid_out, saved_by, wide
 from torch.autograd import gradcheck, gradgradcheck
 
@@ -159,6 +159,9 @@ class TestCompiled:
             y = torch.linspace(-reach, reach, 20001, dtype=dtype).view(1, 1, 1, -1)
             got = add_act(y, activation=activation, impl=FUSED).double()
             want = eager(y.double())
-            torch.testing.assert_close(got, want, rtol=tolerance, atol=0)
+            # A GPU makes exp(z) as 2^(z log2 e), whose exponent is rounded once: 2^-24 |z| of the result.
+            rounded = 2**-23 * reach if DEVICE.type != "cpu" and dtype == torch.float32 else 0.0
+            allowed = max(tolerance, 1e-6 if rounded else 0.0) + rounded
+            torch.testing.assert_close(got, want, rtol=allowed, atol=0)
         ends = torch.tensor([-torch.inf, -1e4, 1e4, torch.inf], dtype=dtype).view(1, 1, 1, -1)
         assert torch.equal(add_act(ends, activation=activation, impl=FUSED), eager(ends))
