@@ -217,6 +217,20 @@ def test_tuning_stores_nothing_where_results_change(tmp_path: Path, monkeypatch:
     assert tile_table.read(path)[tile_table.key_of(large)] == other
 
 
+@pytest.mark.usefixtures("_interpreted")
+def test_tuning_keeps_backward_passes_in_its_thread() -> None:
+    """Those of CUDA tensors have threads of their own otherwise, which do not see that tiles are being tuned."""
+    seen = []
+
+    def step() -> torch.Tensor:
+        seen.append(torch._C._is_multithreading_enabled())
+        return torch.ones(4)
+
+    tuning.tune(step, store=False, stopwatch=_Stopwatch({}))
+    assert seen == [False] * len(seen) != []
+    assert torch._C._is_multithreading_enabled()
+
+
 def test_tuning_needs_a_gpu() -> None:
     if torch.cuda.is_available():
         pytest.skip("there is one")

@@ -170,7 +170,9 @@ class _Run:
     def plain(self, trial: Mapping[Problem, Tile]) -> list[Tensor]:
         """The step's results."""
         self.taken = {}
-        with tiles.choosing(lambda problem: self._choose(problem, trial)):
+        # Backward passes of CUDA tensors run in threads of autograd's own, which no context variable reaches.
+        single = torch.autograd.set_multithreading_enabled(False)
+        with single, tiles.choosing(lambda problem: self._choose(problem, trial)):
             return [
                 leaf.detach().clone() for leaf in pytree.tree_leaves(self.step()) if isinstance(leaf, Tensor)
             ]
