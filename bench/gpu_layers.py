@@ -29,6 +29,17 @@ def without_cudnn() -> Iterator[None]:
         torch.backends.cudnn.enabled = before
 
 
+@contextmanager
+def _one_algorithm() -> Iterator[None]:
+    """Inside, cuDNN tries no algorithms: of float64, whose convolutions are called once, that would take seconds."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
 def _put(place: Place, last: bool, *tensors: Tensor) -> list[Tensor]:
     layout = torch.channels_last if last else torch.contiguous_format
     return [
@@ -82,8 +93,10 @@ def _layer(operation: Operation, sizes: Sizes, down: bool, training: bool, last:
     ]
     # A unit within rounding of the kink may fall on either side of it: no gradient flows into those.
     x, w, add, b, grad = given
-    wide = [t.double() for t in (x, w, add, b)]
-    grad = torch.where(_linear(down, stride, size, *wide).abs() < KINK, 0.0, grad)
+    if training:
+        wide = [t.double() for t in (x, w, add, b)]
+        with _one_algorithm():
+            grad = torch.where(_linear(down, stride, size, *wide).abs() < KINK, 0.0, grad)
     *tensors, grad = _put(place, last, x, w, add, b, grad)
     for t in tensors:
         # The image needs no gradient: the first layer's input is data.
