@@ -46,7 +46,8 @@ def _load() -> tuple[ModuleType | None, str | None]:
         )
     except (ImportError, OSError) as problem:
         return None, f"lmser_kernels._C could not be loaded: {_one_line(problem)}"
-    missing = [name for name in OPERATORS if not hasattr(torch.ops.lmser, name)]
+    named = (*OPERATORS, *(f"{name}_persistent" for name in _CHOOSING))
+    missing = [name for name in named if not hasattr(torch.ops.lmser, name)]
     if missing:
         return (
             None,

@@ -12,6 +12,7 @@ from lmser_kernels import reference
 pytest.importorskip("triton")
 from lmser_kernels.add_act import triton as launchers
 from lmser_kernels.gpu import pull_back as passes
+from lmser_kernels.gpu.extents import extents
 
 pytestmark = pytest.mark.native
 
@@ -133,3 +134,9 @@ def test_sums_of_many_blocks(monkeypatch):
     monkeypatch.setattr(passes, "_MOST_ALONE", 0)
     for layout in ("contiguous", "channels_last"):
         check_backward(*(draw((9, 3, 40, 41), layout, torch.float32, seed) for seed in (0, 1)))
+
+
+def test_images_are_one_row_only_while_32_bits_count_their_pixels():
+    for images, merged in ((3, 1), (40_000, 40_000)):
+        y = torch.empty(images, 1, 256, 256, device="meta")
+        assert extents(y, {"y": y}).images == merged

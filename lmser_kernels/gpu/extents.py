@@ -74,7 +74,11 @@ def extents(like: Tensor, tensors: Mapping[str, Tensor | None]) -> Extents:
         if columns == 1:
             strides = {name: (sn, 0, sh, sc) for name, (sn, sh, _, sc) in strides.items()}
         rows, columns = 1, rows * columns
-        if all(images == 1 or columns == 1 or sn == columns * sw for sn, _, sw, _ in strides.values()):
+        # Kernels count the pixels of an image in 32 bits.
+        few = images * columns < 2**31 - 2**10
+        if few and all(
+            images == 1 or columns == 1 or sn == columns * sw for sn, _, sw, _ in strides.values()
+        ):
             if columns == 1:
                 strides = {name: (0, 0, sn, sc) for name, (sn, _, _, sc) in strides.items()}
             images, columns = 1, images * columns

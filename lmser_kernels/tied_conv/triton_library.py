@@ -83,7 +83,8 @@ def convolution(
             nhwc(operand), packed_up(weight), None, list(stride), list(padding), [1, 1], output_size is not None,
             output_padding, 1,
         )  # fmt: skip
-    return result
+    # Of a 1 x 1 weight and an operand that is repeated along pixels, PyTorch may choose the other layout.
+    return result.contiguous(memory_format=torch.channels_last)
 
 
 def plan_weight_grad(big: Tensor, small: Tensor, taps: int, strided: bool, bare: bool) -> Plan:
