@@ -111,9 +111,10 @@ class NinjaBuild(build_ext):
         target.parent.mkdir(parents=True, exist_ok=True)
         torch_dir = Path(torch.__file__).parent
 
+        # pybind11's own first: the copy of it among torch 2.11's headers refuses to be used beside the stable ABI.
         includes = [
-            torch_dir / "include",
             Path(pybind11.get_include()),
+            torch_dir / "include",
             Path(sysconfig.get_paths()["include"]),
         ]
         include_flags = " ".join(f"-isystem {self.escape(p)}" for p in includes)
