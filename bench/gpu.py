@@ -35,7 +35,7 @@ class Stage:
     """A command with a limit in seconds, of which `kept` are left to it by those before.
 
     `part`: it writes a JSON of its own, whose path is added to the command. `needs`: a program without which there is
-    nothing to run.
+    nothing to run. `elsewhere`: it runs in an empty folder, not in the checkout's.
     """
 
     name: str
@@ -45,6 +45,7 @@ class Stage:
     part: bool = False
     needs: str | None = None
     environment: dict[str, str] = field(default_factory=dict)
+    elsewhere: bool = False
 
 
 def stages(arch: str | None = None) -> list[Stage]:
@@ -58,8 +59,10 @@ def stages(arch: str | None = None) -> list[Stage]:
     return [
         Stage("facts", (python, "-m", "bench.gpu", "--facts"), 60, part=True),
         Stage(
-            "build", (python, "setup.py", "-q", "build_ext", "--inplace"), 240, kept=60,
-            environment={"LMSER_CUDA_ARCH": architecture} if architecture else {},
+            # Not from the checkout's folder: a setuptools before 77 refuses the pyproject.toml that it finds there.
+            "build", (python, str(ROOT / "setup.py"), "-q", "build_ext", "--build-lib", str(ROOT),
+             "--build-temp", str(ROOT / "build/gpu")), 240, kept=60,
+            environment={"LMSER_CUDA_ARCH": architecture} if architecture else {}, elsewhere=True,
         ),
         # All kernels of the next stages on all cores: one after the other they would take minutes.
         Stage("compile", (python, "-m", "bench.gpu_warm", "--arch", architecture or "90"), 120, kept=30),
@@ -142,6 +145,8 @@ def run(stage: Stage, limit: float, record: Record, folder: Path) -> str:
     if stage.name == "bench":
         command += ["--seconds", str(max(10.0, limit - 25.0))]  # rows that have begun are finished
     log = folder / f"{stage.name}.log"
+    place = folder / f"{stage.name}-elsewhere" if stage.elsewhere else ROOT
+    place.mkdir(exist_ok=True)
     environment = {**os.environ, **stage.environment}
     paths = [str(ROOT), *filter(None, [environment.get("PYTHONPATH")])]
     environment["PYTHONPATH"] = os.pathsep.join(paths)
@@ -152,7 +157,7 @@ def run(stage: Stage, limit: float, record: Record, folder: Path) -> str:
         # A session of its own, so that what it starts ends with it.
         process = subprocess.Popen(
             command,
-            cwd=ROOT,
+            cwd=place,
             env=environment,
             stdout=output,
             stderr=subprocess.STDOUT,
