@@ -61,6 +61,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "operators: of the operations themselves; --fused and --device are about these"
     )
+    config.addinivalue_line("markers", "many_calls: numerical derivatives and the like")
     config.addinivalue_line("markers", "device: of networks and training; runs on --device too")
     device = config.getoption("--device")
     # Read by tests/implementations.py when the tests are imported.
@@ -95,6 +96,9 @@ def _on_devices(item: pytest.Item) -> bool:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    options = item.config.option
+    if item.get_closest_marker("many_calls") and (options.device, options.fused) == ("cpu", "triton"):
+        pytest.skip("hundreds of calls take minutes in Triton's interpreter")
     if item.get_closest_marker("native") is None or _library.available:
         return
     if item.config.getoption("--require-native"):

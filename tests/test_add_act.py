@@ -80,6 +80,7 @@ class TestOracle:
 
 
 class TestDerivatives:
+    @pytest.mark.many_calls
     @pytest.mark.parametrize("activation", activations.ACTIVATIONS)
     def test_first_and_second(self, impl, activation):
         def call(*tensors):
@@ -88,6 +89,7 @@ class TestDerivatives:
         assert gradcheck(call, operands())
         assert gradgradcheck(call, operands())
 
+    @pytest.mark.many_calls
     @pytest.mark.parametrize("activation", activations.ACTIVATIONS)
     def test_of_y_alone(self, impl, activation):
         y = operands()[0]
@@ -105,6 +107,7 @@ class TestDerivatives:
         for got, want in zip(*results, strict=True):
             torch.testing.assert_close(got, want)
 
+    @pytest.mark.many_calls
     def test_of_the_bias_alone(self, impl):
         y, u, bias = (t.detach() for t in operands())
         for activation in ("identity", "tanh"):

@@ -85,6 +85,7 @@ def test_reference_is_the_eager_line():
 
 
 class TestDerivatives:
+    @pytest.mark.many_calls
     @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
     @pytest.mark.parametrize("activation", ACTIVATIONS)
     @pytest.mark.parametrize("return_drive", [False, True])
@@ -99,6 +100,7 @@ class TestDerivatives:
         assert gradcheck(call, inputs, fast_mode=True)
         assert gradgradcheck(call, inputs, fast_mode=True)
 
+    @pytest.mark.many_calls
     @pytest.mark.native
     @pytest.mark.parametrize("activation", ["sigmoid", "leaky_sigmoid"])
     def test_second_of_every_entry(self, activation):

@@ -97,6 +97,7 @@ class TestSizes:
 
 
 class TestDerivatives:
+    @pytest.mark.many_calls
     @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
     @pytest.mark.parametrize("activation", ACTIVATIONS)
     @pytest.mark.parametrize(("return_drive", "gated"), [(False, True), (True, False), (True, True)])
@@ -120,6 +121,7 @@ class TestDerivatives:
         assert gradcheck(call, inputs, fast_mode=True)
         assert gradgradcheck(call, inputs, fast_mode=True)
 
+    @pytest.mark.many_calls
     @pytest.mark.native
     @pytest.mark.parametrize("activation", ["sigmoid", "leaky_sigmoid"])
     def test_second_of_every_entry(self, activation):

@@ -72,6 +72,7 @@ def spread(*shape):
 
 
 class TestDerivatives:
+    @pytest.mark.many_calls
     @pytest.mark.parametrize("activation", activations.ACTIVATIONS)
     def test_first_and_second(self, impl, activation):
         def call(x):
@@ -80,6 +81,7 @@ class TestDerivatives:
         assert gradcheck(call, spread(2, 2, 5, 4))
         assert gradgradcheck(call, spread(2, 2, 5, 4))
 
+    @pytest.mark.many_calls
     def test_of_unpool(self, impl):
         x = spread(2, 2, 5, 4)
         h, places = max_pool2d_act(x, 3, 2, 1, return_places=True, impl=impl)

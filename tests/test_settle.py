@@ -68,6 +68,7 @@ def test_implicit_readout_is_the_last(variant):
     same(gradients(found, inputs), gradients(wanted, inputs), 1e-8)
 
 
+@pytest.mark.many_calls
 @native
 @pytest.mark.parametrize("shape", ["three edges, pooled", "fully connected"])
 def test_finite_differences(shape):

@@ -52,6 +52,7 @@ def step_arguments(dtype=torch.float64, batch=2):
     return [t.requires_grad_() for t in (*tensors, evidence)], mask
 
 
+@pytest.mark.many_calls
 @native
 def test_settle_step_is_differentiable_twice():
     inputs, mask = step_arguments()

@@ -94,6 +94,7 @@ class TestOracle:
 
 
 class TestDerivatives:
+    @pytest.mark.many_calls
     @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
     def test_first_and_second(self, impl, geometry):
         inputs = operands(**geometry)
