@@ -12,6 +12,9 @@ $(VENV)/bin/python:
 # Editable, so that a changed Python file needs no reinstallation; changed C++ rebuilds here.
 $(VENV)/.installed: $(SOURCES) | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+# A CUDA build of torch brings Triton. Elsewhere its interpreter is for the tests, which know this one's ways.
+	$(BIN)/python -c "import importlib.util, sys; sys.exit(importlib.util.find_spec('triton') is None)" \
+	  || $(BIN)/python -m pip install --quiet triton==3.6.0
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[experiments,test]'
 	touch $@
 
