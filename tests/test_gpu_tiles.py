@@ -116,10 +116,10 @@ def test_a_file_that_is_no_table_is_named(tmp_path: Path) -> None:
 
 
 def test_the_cache_is_named_after_gpu_and_triton(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
     monkeypatch.setattr("sys.platform", "linux")
     path = tile_table.cache_file("NVIDIA H200")
-    assert path.parent == tmp_path / "lmser"
+    assert path.parent == tmp_path / ".cache" / "lmser"
     assert path.name.startswith("tiles-nvidia-h200-triton-3")
 
 

@@ -105,11 +105,11 @@ def cache_file(device: str) -> Path:
 
 
 def cache_directory() -> Path:
-    """The user's directory for what can be made again, as the platform has it."""
+    """The user's directory for what can be made again, where the platform usually has it."""
     if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData/Local"
+        base = Path.home() / "AppData/Local"
     elif sys.platform == "darwin":
         base = Path.home() / "Library/Caches"
     else:
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "lmser"
+        base = Path.home() / ".cache"
+    return base / "lmser"
