@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
 from lmser_kernels.gpu import interpreter
@@ -141,21 +140,6 @@ def dot_precision(dtype: torch.dtype) -> str:
     if torch.backends.cudnn.conv.fp32_precision == "tf32":  # type: ignore[attr-defined]
         return "tf32"
     return "tf32x3" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
-
-
-def dot_type(dtype: torch.dtype) -> tl.dtype:
-    """What operands of `tl.dot` are cast to: their own type, but for bfloat16 in the interpreter.
-
-    It keeps bfloat16 as 16-bit integers and would multiply those.
-    """
-    if dtype == torch.bfloat16 and interpreting() and _recording.get() is None:
-        return tl.float32
-    return {
-        torch.float32: tl.float32,
-        torch.float64: tl.float64,
-        torch.bfloat16: tl.bfloat16,
-        torch.float16: tl.float16,
-    }[dtype]
 
 
 def nhwc(tensor: Tensor) -> Tensor:

@@ -51,7 +51,6 @@ def add_drive(
         weight, 1, KH * KW * channels, KW * channels, channels,
         image, row, column, valid, channels, height, width, cols, n_cols, taps_h, KW, 0,
         STEP, 1, 1, 1, False, "identity", 0.0, 0.0, FLAT, ALIGN, 1, ALIGN, BLOCK_K, PRECISION,
-        state.dtype.element_ty,
     )  # fmt: skip
 
 

@@ -158,7 +158,7 @@ def accumulate(
     POOL_H: tl.constexpr, POOL_W: tl.constexpr, MEAN: tl.constexpr,
     ACT: tl.constexpr, SLOPE: tl.constexpr, GATE_SLOPE: tl.constexpr,
     FLAT: tl.constexpr, ALIGN: tl.constexpr, K_ALIGN: tl.constexpr, N_ALIGN: tl.constexpr,
-    BLOCK_K: tl.constexpr, PRECISION: tl.constexpr, DOT: tl.constexpr,
+    BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """`acc` plus the sum at the head of this file; the operand lies channels-last, the weight anywhere.
 
@@ -230,5 +230,5 @@ def accumulate(
                 POOL_H, POOL_W, MEAN, ACT, SLOPE, GATE_SLOPE, ALIGN,
             )  # fmt: skip
         b = tl.load(weight + w_at + columns, mask=summed[:, None] & in_columns, other=0.0)
-        acc = tl.dot(a.to(DOT), b.to(DOT), acc, input_precision=PRECISION, out_dtype=acc.dtype)
+        acc = tl.dot(a, b, acc, input_precision=PRECISION, out_dtype=acc.dtype)
     return acc

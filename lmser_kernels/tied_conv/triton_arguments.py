@@ -12,7 +12,7 @@ import triton
 from torch import Tensor
 
 from lmser_kernels.gpu import tiles
-from lmser_kernels.gpu.launch import arch_of, dot_precision, dot_type, multiprocessors, nhwc
+from lmser_kernels.gpu.launch import arch_of, dot_precision, multiprocessors, nhwc
 from lmser_kernels.gpu.tile_model import shared_limit, split
 from lmser_kernels.tied_conv.triton_accumulate import UNROLLED
 
@@ -206,7 +206,6 @@ def sum_arguments(x: Tensor, channels: int, tile: tiles.Tile) -> dict[str, Any]:
     return {
         "FLAT": 0 if channels % tile.k == 0 else channels,
         "PRECISION": dot_precision(x.dtype),
-        "DOT": dot_type(x.dtype),
         "BLOCK_K": tile.k,
     }
 

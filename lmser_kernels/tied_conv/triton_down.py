@@ -31,7 +31,7 @@ def accumulate_down(
     POOL_H: tl.constexpr, POOL_W: tl.constexpr, MEAN: tl.constexpr,
     ACT: tl.constexpr, SLOPE: tl.constexpr, GATE_SLOPE: tl.constexpr,
     FLAT: tl.constexpr, ALIGN: tl.constexpr, K_ALIGN: tl.constexpr, N_ALIGN: tl.constexpr,
-    BLOCK_K: tl.constexpr, PRECISION: tl.constexpr, DOT: tl.constexpr,
+    BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """`acc + convᵀ(source)` at the given pixels of a phase and columns; see `accumulate` for what is shared.
 
@@ -49,7 +49,7 @@ def accumulate_down(
         image, row + (phase_h + padding_h) // stride_h, column + (phase_w + padding_w) // stride_w, valid,
         channels, height, width, cols, n_cols, own_h, own_w,
         part, -1, PARTS, POOL_H, POOL_W, MEAN, ACT, SLOPE, GATE_SLOPE,
-        FLAT, ALIGN, K_ALIGN, N_ALIGN, BLOCK_K, PRECISION, DOT,
+        FLAT, ALIGN, K_ALIGN, N_ALIGN, BLOCK_K, PRECISION,
     )  # fmt: skip
 
 
@@ -67,7 +67,7 @@ def down_tile(
     SOURCE_ACT: tl.constexpr, SOURCE_SLOPE: tl.constexpr, SOURCE_GATE_SLOPE: tl.constexpr,
     ACT: tl.constexpr, SLOPE: tl.constexpr, GATE_SLOPE: tl.constexpr, OUT_ALIGN: tl.constexpr,
     FLAT: tl.constexpr, ALIGN: tl.constexpr, K_ALIGN: tl.constexpr, N_ALIGN: tl.constexpr,
-    WIDE: tl.constexpr, PRECISION: tl.constexpr, DOT: tl.constexpr,
+    WIDE: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Tile number `tile` of phase number `phase`, or its part of the sum.
@@ -94,7 +94,7 @@ def down_tile(
         channels, height, width, cols, n_cols,
         taps_h, taps_w, stride_h, stride_w, padding_h, padding_w, phase_h, phase_w,
         part, PARTS, 1, 1, False, SOURCE_ACT, SOURCE_SLOPE, SOURCE_GATE_SLOPE,
-        FLAT, ALIGN, K_ALIGN, N_ALIGN, BLOCK_K, PRECISION, DOT,
+        FLAT, ALIGN, K_ALIGN, N_ALIGN, BLOCK_K, PRECISION,
     )  # fmt: skip
     if PARTS > 1:
         keep(
@@ -123,7 +123,7 @@ def conv_down(
     SOURCE_ACT: tl.constexpr, SOURCE_SLOPE: tl.constexpr, SOURCE_GATE_SLOPE: tl.constexpr,
     ACT: tl.constexpr, SLOPE: tl.constexpr, GATE_SLOPE: tl.constexpr, OUT_ALIGN: tl.constexpr,
     FLAT: tl.constexpr, ALIGN: tl.constexpr, K_ALIGN: tl.constexpr, N_ALIGN: tl.constexpr,
-    WIDE: tl.constexpr, PRECISION: tl.constexpr, DOT: tl.constexpr,
+    WIDE: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """`out = f(up(convᵀ(source)) + bias + add) · closed`, `drive = up(convᵀ(source))`; grid (tiles, phases, parts)."""
@@ -137,5 +137,5 @@ def conv_down(
         images, channels, height, width, n_cols, inner_height, inner_width, out_height, out_width,
         taps_h, taps_w, stride_h, stride_w, padding_h, padding_w,
         PARTS, UP_H, UP_W, SPREAD, SOURCE_ACT, SOURCE_SLOPE, SOURCE_GATE_SLOPE, ACT, SLOPE, GATE_SLOPE, OUT_ALIGN,
-        FLAT, ALIGN, K_ALIGN, N_ALIGN, WIDE, PRECISION, DOT, BLOCK_M, BLOCK_N, BLOCK_K,
+        FLAT, ALIGN, K_ALIGN, N_ALIGN, WIDE, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
     )  # fmt: skip

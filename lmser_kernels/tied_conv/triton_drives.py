@@ -15,7 +15,7 @@ import torch
 import triton
 from torch import Tensor
 
-from lmser_kernels.gpu.launch import dot_precision, dot_type, launch
+from lmser_kernels.gpu.launch import dot_precision, launch
 from lmser_kernels.layout import empty_like_layout
 from lmser_kernels.tied_conv.triton_arguments import (
     PLAIN,
@@ -268,7 +268,6 @@ def pair(x: Tensor, z: Tensor, weight: Tensor, *, stride: Ints, padding: Ints) -
         up_tiles=up_tiles,
         down_tiles=down_tiles,
         PRECISION=dot_precision(x.dtype),
-        DOT=dot_type(x.dtype),
     )
     return y, u
 

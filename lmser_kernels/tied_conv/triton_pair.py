@@ -23,7 +23,7 @@ def conv_pair(
     DOWN_OUT_ALIGN: tl.constexpr, DOWN_FLAT: tl.constexpr, DOWN_ALIGN: tl.constexpr, DOWN_K_ALIGN: tl.constexpr,
     DOWN_N_ALIGN: tl.constexpr, DOWN_WIDE: tl.constexpr, DOWN_BLOCK_M: tl.constexpr, DOWN_BLOCK_N: tl.constexpr,
     DOWN_BLOCK_K: tl.constexpr,
-    PRECISION: tl.constexpr, DOT: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """`y = conv(x)` in the first `up_tiles` blocks, `u = convᵀ(z)` in the others, `down_tiles` of each phase."""
     tile = tl.program_id(0)
@@ -36,7 +36,7 @@ def conv_pair(
             images, c_in, height, width, c_out, out_height, out_width,
             taps_h, taps_w, stride_h, stride_w, padding_h, padding_w,
             1, 1, 1, False, "identity", 0.0, 0.0, "identity", 0.0, 0.0, UP_OUT_ALIGN,
-            UP_FLAT, UP_ALIGN, UP_K_ALIGN, UP_N_ALIGN, UP_WIDE, PRECISION, DOT, UP_BLOCK_M, UP_BLOCK_N, UP_BLOCK_K,
+            UP_FLAT, UP_ALIGN, UP_K_ALIGN, UP_N_ALIGN, UP_WIDE, PRECISION, UP_BLOCK_M, UP_BLOCK_N, UP_BLOCK_K,
         )  # fmt: skip
     else:
         tile -= up_tiles
@@ -48,6 +48,6 @@ def conv_pair(
             images, c_out, out_height, out_width, c_in, height, width, height, width,
             taps_h, taps_w, stride_h, stride_w, padding_h, padding_w,
             1, 1, 1, False, "identity", 0.0, 0.0, "identity", 0.0, 0.0, DOWN_OUT_ALIGN,
-            DOWN_FLAT, DOWN_ALIGN, DOWN_K_ALIGN, DOWN_N_ALIGN, DOWN_WIDE, PRECISION, DOT,
+            DOWN_FLAT, DOWN_ALIGN, DOWN_K_ALIGN, DOWN_N_ALIGN, DOWN_WIDE, PRECISION,
             DOWN_BLOCK_M, DOWN_BLOCK_N, DOWN_BLOCK_K,
         )  # fmt: skip

@@ -42,7 +42,7 @@ def accumulate_up(
     POOL_H: tl.constexpr, POOL_W: tl.constexpr, MEAN: tl.constexpr,
     ACT: tl.constexpr, SLOPE: tl.constexpr, GATE_SLOPE: tl.constexpr,
     FLAT: tl.constexpr, ALIGN: tl.constexpr, K_ALIGN: tl.constexpr, N_ALIGN: tl.constexpr,
-    BLOCK_K: tl.constexpr, PRECISION: tl.constexpr, DOT: tl.constexpr,
+    BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """`acc + conv(pool(source))` at the given pixels and columns; see `accumulate` for what is shared.
 
@@ -55,7 +55,7 @@ def accumulate_up(
         image, row * stride_h - padding_h, column * stride_w - padding_w, valid,
         channels, height, width, cols, n_cols, taps_h, taps_w,
         part, 1, PARTS, POOL_H, POOL_W, MEAN, ACT, SLOPE, GATE_SLOPE,
-        FLAT, ALIGN, K_ALIGN, N_ALIGN, BLOCK_K, PRECISION, DOT,
+        FLAT, ALIGN, K_ALIGN, N_ALIGN, BLOCK_K, PRECISION,
     )  # fmt: skip
 
 
@@ -73,7 +73,7 @@ def up_tile(
     SOURCE_ACT: tl.constexpr, SOURCE_SLOPE: tl.constexpr, SOURCE_GATE_SLOPE: tl.constexpr,
     ACT: tl.constexpr, SLOPE: tl.constexpr, GATE_SLOPE: tl.constexpr, OUT_ALIGN: tl.constexpr,
     FLAT: tl.constexpr, ALIGN: tl.constexpr, K_ALIGN: tl.constexpr, N_ALIGN: tl.constexpr,
-    WIDE: tl.constexpr, PRECISION: tl.constexpr, DOT: tl.constexpr,
+    WIDE: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Tile number `tile` of the result, or its part of the sum."""
@@ -89,7 +89,7 @@ def up_tile(
         image, row, column, valid, channels, height, width, cols, n_cols,
         taps_h, taps_w, stride_h, stride_w, padding_h, padding_w,
         part, PARTS, POOL_H, POOL_W, MEAN, SOURCE_ACT, SOURCE_SLOPE, SOURCE_GATE_SLOPE,
-        FLAT, ALIGN, K_ALIGN, N_ALIGN, BLOCK_K, PRECISION, DOT,
+        FLAT, ALIGN, K_ALIGN, N_ALIGN, BLOCK_K, PRECISION,
     )  # fmt: skip
     if PARTS > 1:
         keep(
@@ -129,7 +129,7 @@ def conv_up(
     SOURCE_ACT: tl.constexpr, SOURCE_SLOPE: tl.constexpr, SOURCE_GATE_SLOPE: tl.constexpr,
     ACT: tl.constexpr, SLOPE: tl.constexpr, GATE_SLOPE: tl.constexpr, OUT_ALIGN: tl.constexpr,
     FLAT: tl.constexpr, ALIGN: tl.constexpr, K_ALIGN: tl.constexpr, N_ALIGN: tl.constexpr,
-    WIDE: tl.constexpr, PRECISION: tl.constexpr, DOT: tl.constexpr,
+    WIDE: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """`out = f(conv(pool(source)) + bias + add) · closed`, `drive = conv(pool(source))`; grid (tiles, parts).
@@ -146,5 +146,5 @@ def conv_up(
         images, channels, height, width, n_cols, out_height, out_width,
         taps_h, taps_w, stride_h, stride_w, padding_h, padding_w,
         PARTS, POOL_H, POOL_W, MEAN, SOURCE_ACT, SOURCE_SLOPE, SOURCE_GATE_SLOPE, ACT, SLOPE, GATE_SLOPE, OUT_ALIGN,
-        FLAT, ALIGN, K_ALIGN, N_ALIGN, WIDE, PRECISION, DOT, BLOCK_M, BLOCK_N, BLOCK_K,
+        FLAT, ALIGN, K_ALIGN, N_ALIGN, WIDE, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
     )  # fmt: skip

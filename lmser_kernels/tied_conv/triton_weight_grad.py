@@ -24,7 +24,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lmser_kernels.gpu import tiles
-from lmser_kernels.gpu.launch import arch_of, dot_precision, dot_type, launch, multiprocessors
+from lmser_kernels.gpu.launch import arch_of, dot_precision, launch, multiprocessors
 from lmser_kernels.gpu.reduce import reduce
 from lmser_kernels.gpu.tile_model import shared_limit
 from lmser_kernels.tied_conv.triton_accumulate import aligned, operand_tile, zeros
@@ -52,7 +52,7 @@ def accumulate_pixels(
     stride_h, stride_w, padding_h, padding_w,
     S_ACT: tl.constexpr, S_SLOPE: tl.constexpr, S_GATE_SLOPE: tl.constexpr, S_ALIGN: tl.constexpr,
     B_ACT: tl.constexpr, B_SLOPE: tl.constexpr, B_GATE_SLOPE: tl.constexpr, B_ALIGN: tl.constexpr,
-    FLAT: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr, DOT: tl.constexpr,
+    FLAT: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """`acc` plus the sum over pixels `[first, last)` of one pair; see `operand_tile` for the sources."""
     in_rows = rows < aligned(n_rows, S_ALIGN)
@@ -77,9 +77,7 @@ def accumulate_pixels(
             image[:, None], r, c, channel, inside & in_cols,
             1, 1, False, B_ACT, B_SLOPE, B_GATE_SLOPE, B_ALIGN,
         )  # fmt: skip
-        acc = tl.dot(
-            tl.trans(small.to(DOT)), big.to(DOT), acc, input_precision=PRECISION, out_dtype=acc.dtype
-        )
+        acc = tl.dot(tl.trans(small), big, acc, input_precision=PRECISION, out_dtype=acc.dtype)
     return acc
 
 
@@ -96,7 +94,7 @@ def weight_grad_parts(
     S_ACT: tl.constexpr, S_SLOPE: tl.constexpr, S_GATE_SLOPE: tl.constexpr, S_ALIGN: tl.constexpr,
     B_ACT: tl.constexpr, B_SLOPE: tl.constexpr, B_GATE_SLOPE: tl.constexpr, B_ALIGN: tl.constexpr,
     T_ALIGN: tl.constexpr, D_ALIGN: tl.constexpr,
-    FLAT: tl.constexpr, WIDE: tl.constexpr, WHOLE: tl.constexpr, PRECISION: tl.constexpr, DOT: tl.constexpr,
+    FLAT: tl.constexpr, WIDE: tl.constexpr, WHOLE: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """One tile of one split's sum. Tiles of a split are neighbours: they read the same pixels."""
@@ -140,7 +138,7 @@ def weight_grad_parts(
         first, last, rows, n_rows, channel[None, :], tap_h, tap_w, in_cols[None, :],
         small_height, small_width, height, width, stride_h, stride_w, padding_h, padding_w,
         S_ACT, S_SLOPE, S_GATE_SLOPE, S_ALIGN, B_ACT, B_SLOPE, B_GATE_SLOPE, B_ALIGN,
-        FLAT, BLOCK_K, PRECISION, DOT,
+        FLAT, BLOCK_K, PRECISION,
     )  # fmt: skip
     if t is not None:
         acc = accumulate_pixels(
@@ -150,7 +148,7 @@ def weight_grad_parts(
             first, last, rows, n_rows, channel[None, :], tap_h, tap_w, in_cols[None, :],
             small_height, small_width, height, width, stride_h, stride_w, padding_h, padding_w,
             "identity", 0.0, 0.0, T_ALIGN, "identity", 0.0, 0.0, D_ALIGN,
-            FLAT, BLOCK_K, PRECISION, DOT,
+            FLAT, BLOCK_K, PRECISION,
         )  # fmt: skip
     if WHOLE:
         at = (rows[:, None] * channels + channel[None, :]) * taps + (column - channel)[None, :] // channels
@@ -229,7 +227,6 @@ def weight_grad(
         WIDE=pixels + tile.k >= 2**31,
         WHOLE=whole,
         PRECISION=dot_precision(big.dtype),
-        DOT=dot_type(big.dtype),
         BLOCK_M=tile.m,
         BLOCK_N=tile.n,
         BLOCK_K=tile.k,
