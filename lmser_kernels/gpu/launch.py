@@ -42,9 +42,8 @@ class Recording:
 _recording: ContextVar[Recording | None] = ContextVar("lmser_kernels.gpu.launch.recording", default=None)
 
 
-_watcher: ContextVar[Callable[[], AbstractContextManager[None]] | None] = ContextVar(
-    "lmser_kernels.gpu.launch.watcher", default=None
-)
+Watcher = Callable[[dict[str, Any]], AbstractContextManager[None]]
+_watcher: ContextVar[Watcher | None] = ContextVar("lmser_kernels.gpu.launch.watcher", default=None)
 
 
 @contextmanager
@@ -59,8 +58,8 @@ def recording(arch: int) -> Iterator[Recording]:
 
 
 @contextmanager
-def watching(watcher: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
-    """Inside, every launch is made within a `watcher()` of its own."""
+def watching(watcher: Watcher) -> Iterator[None]:
+    """Inside, every launch is made within a `watcher(arguments)` of its own."""
     token = _watcher.set(watcher)
     try:
         yield
@@ -100,11 +99,11 @@ def launch(
     watcher = _watcher.get()
     if interpreting():
         interpreter.correct()
-        with watcher() if watcher is not None else nullcontext():
+        with watcher(arguments) if watcher is not None else nullcontext():
             kernel[grid](**arguments)
         return
     device = next(value.device for value in arguments.values() if isinstance(value, Tensor))
-    with torch.cuda.device(device), watcher() if watcher is not None else nullcontext():
+    with torch.cuda.device(device), watcher(arguments) if watcher is not None else nullcontext():
         kernel[grid](**arguments, num_warps=num_warps, num_stages=num_stages)
 
 

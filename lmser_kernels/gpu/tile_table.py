@@ -49,8 +49,10 @@ def _shipped() -> Mapping[Key, Tile]:
 
 @cache
 def _own(device: int) -> Mapping[Key, Tile]:
-    path = cache_file(torch.cuda.get_device_name(device))
-    return read(path) if path.exists() else {}
+    try:
+        return read(cache_file(torch.cuda.get_device_name(device)))
+    except (OSError, RuntimeError):  # nothing was stored, or the user has no home that may be read
+        return {}
 
 
 def forget() -> None:

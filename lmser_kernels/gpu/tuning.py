@@ -115,6 +115,8 @@ def tune(
         if torch.cuda.is_current_stream_capturing():
             raise RuntimeError("tune measures: it cannot run while a CUDA graph is captured")
         stopwatch = _Events()
+    # Asked for now: a user without a home learns it before minutes of measuring.
+    path = tile_table.cache_file(torch.cuda.get_device_name()) if store else None
     run = _Run(step, stopwatch)
     wanted = run.plain({})
     before = dict(run.taken)
@@ -131,8 +133,7 @@ def tune(
     ]
     winners = {m.problem: m.best for m in found}
     _same(run.plain(winners), wanted)
-    if store and found:
-        path = tile_table.cache_file(torch.cuda.get_device_name())
+    if path is not None and found:
         table = tile_table.read(path) if path.exists() else {}
         table.update(by_bucket(found))
         tile_table.write(path, table, "Tiles measured on this machine by lmser_kernels.gpu.tune")
@@ -207,9 +208,15 @@ class _Run:
         self.taken[problem] = tile
         return tile
 
-    def _around(self) -> AbstractContextManager[None]:
-        self._owners.append(self._current)
+    def _around(self, arguments: Mapping[str, Any]) -> AbstractContextManager[None]:
+        self._owners.append(self._current if _has_part_in(arguments) else None)
         return self.stopwatch.around()
+
+
+def _has_part_in(arguments: Mapping[str, Any]) -> bool:
+    """Whether a launch is of a tile: its products, or what adds up the parts that they were cut into for it."""
+    products = any(name.endswith("BLOCK_K") for name in arguments)
+    return products or arguments.get("PARTS", 1) > 1 or arguments.get("splits", 1) > 1
 
 
 def _same(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> None:

@@ -216,6 +216,9 @@ def accumulate(
             w_at = (channel * w_k)[:, None] + (tap_h * w_h + tap_w * w_w)
         mask = valid[:, None] & (r >= 0) & (r < height) & (c >= 0) & (c < width) & summed[None, :]
         if LINEAR:
+            if row.dtype == tl.int64:
+                tap_h = tap_h.to(tl.int64)
+                tap_w = tap_w.to(tl.int64)
             away = STEP * (tap_h * aligned(x_h, ALIGN) + tap_w * aligned(x_w, ALIGN)) + channel
             at = under_first + away[None, :]
             if PLAIN:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -51,6 +51,21 @@ class Source:
 
 
 PLAIN = Source()
+# Elements from an image's first that 32 bits count to, less what a tile may calculate beyond its last.
+_FARTHEST = 2**31 - 2**20
+
+
+def far(*arguments: Mapping[str, Any]) -> bool:
+    """Whether an image of a tensor in a kernel's arguments reaches further than 32 bits count: then it counts in 64."""
+    for given in arguments:
+        for t in given.values():
+            if not isinstance(t, Tensor) or t.dim() != 4:
+                continue
+            (_, channels, height, width), (_, by_channel, by_row, by_column) = t.shape, t.stride()
+            reach = (channels - 1) * by_channel + (height - 1) * by_row + (width - 1) * by_column
+            if reach >= _FARTHEST:
+                return True
+    return False
 
 
 def largest_phase(images: int, size: Ints, weight: Tensor, stride: Ints) -> tuple[int, int]:

@@ -77,7 +77,7 @@ def down_tile(
     """
     tiles_n = tl.cdiv(n_cols, BLOCK_N)
     index = indices(tile // tiles_n, BLOCK_M, WIDE)
-    cols = tile % tiles_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    cols = indices(tile % tiles_n, BLOCK_N, WIDE)
     covering_h = tl.cdiv(out_height, UP_H)
     covering_w = tl.cdiv(out_width, UP_W)
     phase_h = phase // stride_w
@@ -116,7 +116,7 @@ def conv_down(
     weight, w_k, w_n, w_h, w_w,
     out, drive, out_n, out_c, out_h, out_w,
     add, add_n, add_c, add_h, add_w, closed, closed_n, closed_c, closed_h, closed_w, bias, bias_c,
-    partial,
+    partial, tiles,
     images, channels, height, width, n_cols, inner_height, inner_width, out_height, out_width,
     taps_h, taps_w, stride_h, stride_w, padding_h, padding_w,
     PARTS: tl.constexpr, UP_H: tl.constexpr, UP_W: tl.constexpr, SPREAD: tl.constexpr,
@@ -126,9 +126,10 @@ def conv_down(
     WIDE: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """`out = f(up(convᵀ(source)) + bias + add) · closed`, `drive = up(convᵀ(source))`; grid (tiles, phases, parts)."""
+    """`out = f(up(convᵀ(source)) + bias + add) · closed`, `drive = up(convᵀ(source))`; grid (tiles x phases, parts)."""
+    # A grid's second axis ends at 65535, which stride² phases may pass.
     down_tile(
-        tl.program_id(0), tl.program_id(1), tl.program_id(2),
+        tl.program_id(0) % tiles, tl.program_id(0) // tiles, tl.program_id(1),
         z, z_n, z_h, z_w, h, h_n, h_h, h_w, gate, gate_n, gate_h, gate_w, plus, plus_n, plus_h, plus_w,
         weight, w_k, w_n, w_h, w_w,
         out, drive, out_n, out_c, out_h, out_w,

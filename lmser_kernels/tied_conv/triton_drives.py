@@ -21,6 +21,7 @@ from lmser_kernels.tied_conv.triton_arguments import (
     PLAIN,
     Source,
     choose,
+    far,
     geometry_arguments,
     largest_phase,
     operand_arguments,
@@ -111,7 +112,7 @@ def up(
         MEAN=not sum_pool,
         ALIGN=align,
         **sum_arguments(x, weight.shape[1], tile),
-        WIDE=pixels + tile.m >= 2**31,
+        WIDE=pixels + tile.m >= 2**31 or far(operand, results),
         BLOCK_M=tile.m,
         BLOCK_N=tile.n,
     )
@@ -171,7 +172,7 @@ def down(
     partial = None if parts == 1 else _workspace(z, (parts, shape[0], size[0], size[1], shape[1]))
     launch(
         conv_down,
-        (blocks, phases, parts),
+        (blocks * phases, parts),
         num_warps=tile.warps,
         num_stages=tile.stages,
         plan=way,
@@ -180,6 +181,7 @@ def down(
         **results,
         **epilogue,
         partial=partial,
+        tiles=blocks,
         images=shape[0],
         channels=weight.shape[0],
         height=z.shape[2],
@@ -196,7 +198,7 @@ def down(
         SPREAD=spread,
         ALIGN=align,
         **sum_arguments(z, weight.shape[0], tile),
-        WIDE=pixels + tile.m >= 2**31,
+        WIDE=pixels + tile.m >= 2**31 or far(operand, results),
         BLOCK_M=tile.m,
         BLOCK_N=tile.n,
     )
@@ -245,7 +247,7 @@ def pair(x: Tensor, z: Tensor, weight: Tensor, *, stride: Ints, padding: Ints) -
                 "ALIGN": align,
                 "K_ALIGN": lies["K_ALIGN"],
                 "N_ALIGN": lies["N_ALIGN"],
-                "WIDE": pixels + tile.m >= 2**31,
+                "WIDE": pixels + tile.m >= 2**31 or far({"x": read["x"], "out": out}),
                 "BLOCK_M": tile.m,
                 "BLOCK_N": tile.n,
                 "BLOCK_K": tile.k,
@@ -313,6 +315,7 @@ def _finish(
         UP_H=upsample[0],
         UP_W=upsample[1],
         SPREAD=spread,
+        WIDE=far({"sum": partial[0]}, results),
         BLOCK_M=block_m,
         BLOCK_N=block_n,
     )

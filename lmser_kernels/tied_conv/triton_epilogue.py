@@ -83,20 +83,26 @@ def sum_and_finish(
     pixels, rows, columns, n_cols, inner_height, inner_width, height, width,
     PARTS: tl.constexpr, PARTIAL_ALIGN: tl.constexpr,
     UP_H: tl.constexpr, UP_W: tl.constexpr, SPREAD: tl.constexpr,
-    ACT: tl.constexpr, SLOPE: tl.constexpr, GATE_SLOPE: tl.constexpr, OUT_ALIGN: tl.constexpr,
+    ACT: tl.constexpr, SLOPE: tl.constexpr, GATE_SLOPE: tl.constexpr, OUT_ALIGN: tl.constexpr, WIDE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """The epilogue by itself, of a sum that lies in memory in `PARTS` pieces, added in their order.
 
-    `rows x columns` pixels cover the result; of those, `inner_height x inner_width` have a sum, the others none.
+    `rows x columns` pixels cover the result; of those, `inner_height x inner_width` have a sum, the others none. `WIDE`
+    where 32 bits do not hold the places within an image.
     """
     tiles_n = tl.cdiv(n_cols, BLOCK_N)
     pid = tl.program_id(0)
     pixel = (pid // tiles_n).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     cols = pid % tiles_n * BLOCK_N + tl.arange(0, BLOCK_N)
     image = pixel // (rows * columns)
-    row = (pixel // columns % rows).to(tl.int32)
-    column = (pixel % columns).to(tl.int32)
+    row = pixel // columns % rows
+    column = pixel % columns
+    if WIDE:
+        cols = cols.to(tl.int64)
+    else:
+        row = row.to(tl.int32)
+        column = column.to(tl.int32)
     valid = pixel < pixels
     summed = valid & (row < inner_height) & (column < inner_width)
     at = offsets(

@@ -64,7 +64,7 @@ def plan(drive: Drive) -> Plan:
     if not drive.bare:
         return Plan(FUSED, "its operand is made while it is read", drive.follows)
     if drive.dtype == torch.float64:
-        return Plan(FUSED, "float64's products are made on tensor cores", drive.follows)
+        return Plan(FUSED, "float64, of which nothing is predicted of cuDNN", drive.follows)
     if min(drive.columns, drive.channels) < _MANY:
         return Plan(FUSED, f"fewer than {_MANY} channels", drive.follows)
     fused, library = _seconds(drive, FUSED), _seconds(drive, CUDNN)

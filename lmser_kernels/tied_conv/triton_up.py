@@ -15,7 +15,7 @@ from lmser_kernels.tied_conv.triton_epilogue import finish, keep
 def pixel_of(index, height, width):
     """Image, row and column of the pixels counted by `index`."""
     image = index // (height * width)
-    rest = (index - image * (height * width)).to(tl.int32)
+    rest = index - image * (height * width)
     row = rest // width
     return image, row, rest - row * width
 
@@ -79,7 +79,7 @@ def up_tile(
     """Tile number `tile` of the result, or its part of the sum."""
     tiles_n = tl.cdiv(n_cols, BLOCK_N)
     index = indices(tile // tiles_n, BLOCK_M, WIDE)
-    cols = tile % tiles_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    cols = indices(tile % tiles_n, BLOCK_N, WIDE)
     image, row, column = pixel_of(index, out_height, out_width)
     valid = image < images
     acc = accumulate_up(

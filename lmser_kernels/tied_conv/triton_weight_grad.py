@@ -28,6 +28,7 @@ from lmser_kernels.gpu.launch import arch_of, dot_precision, launch, multiproces
 from lmser_kernels.gpu.reduce import reduce
 from lmser_kernels.gpu.tile_model import shared_limit
 from lmser_kernels.tied_conv.triton_accumulate import aligned, operand_tile, zeros
+from lmser_kernels.tied_conv.triton_arguments import far
 from lmser_kernels.tied_conv.triton_drives import PLAIN, Source, operand_arguments
 from lmser_kernels.tied_conv.triton_library import plan_weight_grad, runs_here, weight_grad_of_convolution
 from lmser_kernels.tied_conv.triton_plan import CUDNN
@@ -57,7 +58,7 @@ def accumulate_pixels(
     """`acc` plus the sum over pixels `[first, last)` of one pair; see `operand_tile` for the sources."""
     in_rows = rows < aligned(n_rows, S_ALIGN)
     for start in range(first, last, BLOCK_K):
-        index = start + tl.arange(0, BLOCK_K)
+        index = tl.cast(start, first.dtype) + tl.arange(0, BLOCK_K)
         image, row, column = pixel_of(index, small_height, small_width)
         there = index < last
         r = (row * stride_h - padding_h)[:, None] + tap_h
@@ -224,7 +225,7 @@ def weight_grad(
         T_ALIGN=t_align,
         D_ALIGN=d_align,
         FLAT=flat,
-        WIDE=pixels + tile.k >= 2**31,
+        WIDE=pixels + tile.k >= 2**31 or far(arguments, of_big, of_second),
         WHOLE=whole,
         PRECISION=dot_precision(big.dtype),
         BLOCK_M=tile.m,
