@@ -127,7 +127,7 @@ class Compiler:
     @staticmethod
     def _arguments(launch: Launch) -> dict[str, Any]:
         return {
-            **launch.arguments, "num_warps": launch.num_warps, "num_stages": launch.num_stages,
+            **launch.arguments, "num_warps": launch.num_warps, "num_stages": launch.num_stages, **launch.options,
         }  # fmt: skip
 
 

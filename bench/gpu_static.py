@@ -115,6 +115,11 @@ def survey(
     return found
 
 
+def kinds_of(work: Workload) -> Sequence[str]:
+    """The kinds of arithmetic that a workload's kernels are compiled for."""
+    return KINDS if work.name.startswith(EVERY_KIND) else work.kinds
+
+
 def _recordings(work: Workload, place: Place, arch: int, every_tile: bool) -> Iterator[Recorded]:
     """The step as it is launched; then, if asked for, with each further tile that its problems may take."""
 
@@ -202,6 +207,7 @@ def title(entry: Configuration) -> str:
     constants = ", ".join(f"{name}={value}" for name, value in entry.constants.items())
     launch = entry.launch
     how = f"{'/'.join(sorted(entry.kinds))}, {launch.num_warps} warps, {launch.num_stages} stages"
+    how += "".join(f", {name} {value}" for name, value in launch.options.items())
     return f"{launch.kernel.__name__}[{constants}] ({how})"
 
 
@@ -219,6 +225,7 @@ def as_json(found: Survey, binaries: Sequence[Binary | str], cuda: Sequence[Any]
                 "constants": {name: str(value) for name, value in entry.constants.items()},
                 "warps": entry.launch.num_warps,
                 "stages": entry.launch.num_stages,
+                "options": dict(entry.launch.options),
                 "serves": [names.index(name) for name in sorted(entry.served)],
                 "binary": {"problem": binary} if isinstance(binary, str) else asdict(binary),
             }
@@ -286,9 +293,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     archs = options.arch or ((90,) if options.quick else ARCHS)
     found = Survey()
     for work in chosen:
-        kinds = options.kinds or (
-            KINDS if work.name.startswith(EVERY_KIND) and not options.quick else work.kinds
-        )
+        kinds = options.kinds or (work.kinds if options.quick else kinds_of(work))
         found.join(survey([work], archs, kinds, options.every_tile))
     entries = list(found.configurations.values())
     print(f"{len(entries)} kernels for {', '.join(f'sm_{a}' for a in archs)}", flush=True)

@@ -6,7 +6,7 @@ switch, which it reads when kernels are defined.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ import torch
 import triton
 from torch import Tensor
 
-from lmser_kernels.gpu import interpreter
+from lmser_kernels.gpu import interpreter, registers
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Launch:
     num_warps: int
     num_stages: int
     plan: Any = None  # with a `kernel` and a `reason`, where another kernel could be chosen
+    options: Mapping[str, Any] = field(default_factory=dict)  # of its compiler
 
 
 @dataclass
@@ -94,7 +95,8 @@ def launch(
         return
     made = _recording.get()
     if made is not None:
-        made.launches.append(Launch(kernel, grid, arguments, num_warps, num_stages, plan))
+        options = registers.options(kernel.__name__, arguments, num_warps, num_stages, made.arch)
+        made.launches.append(Launch(kernel, grid, arguments, num_warps, num_stages, plan, options))
         return
     watcher = _watcher.get()
     if interpreting():
@@ -102,9 +104,10 @@ def launch(
         with watcher(arguments) if watcher is not None else nullcontext():
             kernel[grid](**arguments)
         return
-    device = next(value.device for value in arguments.values() if isinstance(value, Tensor))
-    with torch.cuda.device(device), watcher(arguments) if watcher is not None else nullcontext():
-        kernel[grid](**arguments, num_warps=num_warps, num_stages=num_stages)
+    first = next(value for value in arguments.values() if isinstance(value, Tensor))
+    options = registers.options(kernel.__name__, arguments, num_warps, num_stages, arch_of(first))
+    with torch.cuda.device(first.device), watcher(arguments) if watcher is not None else nullcontext():
+        kernel[grid](**arguments, num_warps=num_warps, num_stages=num_stages, **options)
 
 
 def arch_of(tensor: Tensor) -> int:

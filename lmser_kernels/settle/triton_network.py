@@ -170,6 +170,8 @@ def tiling(name: str, layer: Layer, below: Source | None, above: Source | None, 
     # of float64 each takes twice the registers.
     most = 64 * 64 if layer.pools or name == "settle_pull" else 128 * 64
     most = 256 * 64 if serial else most * 4 // like.element_size()
+    if precision == "tf32x3" and not serial:  # every operand is held in two parts
+        most //= 2
     return _cut(layer, lower, upper, like.element_size(), precision, tile, most)
 
 
@@ -192,8 +194,8 @@ def _cut(
         **_source("UP", "below", below, tile.k, itemsize), **_source("DOWN", "above", above, tile.k, itemsize),
         "PRECISION": precision, "BLOCK_M": rows, "BLOCK_N": columns, "BLOCK_K": tile.k,
     }  # fmt: skip
-    # More sums than 16 a thread, and the epilogue does not fit into registers beside them.
-    warps = 8 if rows * columns * itemsize >= 4 * 64 * 64 else 4
+    # More registers of sums than 16 a thread, of float64 than 8, and the epilogue does not fit in beside them.
+    warps = 8 if rows * columns * itemsize >= (4 if itemsize == 4 else 2) * 64 * 64 else 4
     return Tiling(tiles * triton.cdiv(layer.channels, columns), tiles, warps, tile.stages, arguments)
 
 

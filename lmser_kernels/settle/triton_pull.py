@@ -129,6 +129,7 @@ def pull_kernel(
             before = tl.load(previous + base + at, mask=mask, other=0.0)
             moved = tl.maximum(moved, row_magnitudes(g - before, mask))
             size = tl.maximum(size, row_magnitudes(g, mask))
+            tl.debug_barrier()  # `previous` may be `result`: see the update
         if result is not None:
             tl.store(result + base + at, g, mask=mask)
         if external_sum is not None:

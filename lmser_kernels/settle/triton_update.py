@@ -147,6 +147,8 @@ def update_kernel(
         if change is not None:
             before = tl.load(previous + base + at, mask=mask, other=0.0)
             moved = tl.maximum(moved, row_magnitudes(v - before, mask))
+            # `previous` may be `h`, and a value be read by another thread than the one that writes it.
+            tl.debug_barrier()
         if h is not None:
             tl.store(h + base + at, v, mask=mask)
         if rounded is not None:
