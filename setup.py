@@ -156,7 +156,7 @@ class NinjaBuild(build_ext):
             f"build {self.escape(target)}: link {' '.join(self.escape(o) for o in objects)}\n  libs = {libs}"
         )
         (work / "build.ninja").write_text("\n".join([*rules, *builds, ""]))
-        command = [str(Path(ninja.BIN_DIR) / "ninja"), "--quiet", "-C", str(work)]
+        command = [str(Path(ninja.BIN_DIR) / "ninja"), "--quiet", "-k", "0", "-C", str(work)]
         try:
             subprocess.run(command, check=True, stdout=sys.stderr)
         except subprocess.CalledProcessError as error:

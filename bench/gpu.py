@@ -26,7 +26,7 @@ from lmser._atomic import atomic_write
 
 ROOT = Path(__file__).resolve().parents[1]
 DEFAULT = ROOT / "bench/results/gpu.json"
-TAIL = 6000  # characters of a stage's output that are kept
+HEAD, TAIL = 3000, 6000  # characters of a stage's output that are kept: the first error, and how it ended
 LOOK = 2.0  # seconds between two looks at what a stage has written
 
 
@@ -46,6 +46,7 @@ class Stage:
     needs: str | None = None
     environment: dict[str, str] = field(default_factory=dict)
     elsewhere: bool = False
+    instead_of: str | None = None  # run only where that stage was not ok
 
 
 def stages(arch: str | None = None) -> list[Stage]:
@@ -54,6 +55,21 @@ def stages(arch: str | None = None) -> list[Stage]:
     architecture = arch or capability()
     sanitizer = find_sanitizer() or "compute-sanitizer"
     watched = (python, "-m", "bench.gpu_smoke", "--short")
+    # No error of an API call, of which PyTorch makes some on purpose; few, each with the kernel's own lines.
+    brief = (
+        "--report-api-errors",
+        "no",
+        "--print-limit",
+        "20",
+        "--show-backtrace",
+        "device",
+        "--error-exitcode",
+        "9",
+    )
+    toolkit = Path("/usr/local/cuda")
+    cuda = {"LMSER_CUDA": "1"}  # a toolkit that is not found is an error
+    if shutil.which("nvcc") is None and "CUDA_HOME" not in os.environ and (toolkit / "bin/nvcc").exists():
+        cuda["CUDA_HOME"] = str(toolkit)
     # Of memory that PyTorch keeps for later use the tool does not see who owns it.
     uncached = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     return [
@@ -62,19 +78,25 @@ def stages(arch: str | None = None) -> list[Stage]:
             # Not from the checkout's folder: a setuptools before 77 refuses the pyproject.toml that it finds there.
             "build", (python, str(ROOT / "setup.py"), "-q", "build_ext", "--build-lib", str(ROOT),
              "--build-temp", str(ROOT / "build/gpu")), 240, kept=60,
-            environment={"LMSER_CUDA_ARCH": architecture} if architecture else {}, elsewhere=True,
+            environment={**cuda, "LMSER_CUDA_ARCH": architecture} if architecture else cuda, elsewhere=True,
+        ),
+        # Triton's kernels need none of the CUDA sources: without those everything else is still measured.
+        Stage(
+            "build without CUDA", (python, str(ROOT / "setup.py"), "-q", "build_ext", "--build-lib", str(ROOT),
+             "--build-temp", str(ROOT / "build/gpu")), 120, kept=0, environment={"LMSER_CUDA": "0"}, elsewhere=True,
+            instead_of="build",
         ),
         # All kernels of the next stages on all cores: one after the other they would take minutes.
         Stage("compile", (python, "-m", "bench.gpu_warm", "--arch", architecture or "90"), 120, kept=30),
-        Stage("smoke", (python, "-m", "bench.gpu_smoke"), 90, kept=20),
+        Stage("smoke", (python, "-m", "bench.gpu_smoke", "--jobs", "8"), 90, kept=20),
         Stage("tests", (python, "-m", "bench.gpu_tests"), 180, kept=60, part=True),
         Stage("bench", (python, "-m", "bench.gpu_bench", "--compile-seconds", "160"), 400, kept=240, part=True),
         Stage(
-            "memcheck", (sanitizer, "--tool", "memcheck", "--error-exitcode", "9", *watched), 90, kept=30,
+            "memcheck", (sanitizer, "--tool", "memcheck", *brief, *watched), 90, kept=45,
             needs=sanitizer, environment=uncached,
         ),
         Stage(
-            "racecheck", (sanitizer, "--tool", "racecheck", "--error-exitcode", "9", *watched), 90, kept=30,
+            "racecheck", (sanitizer, "--tool", "racecheck", *brief, *watched), 90, kept=45,
             needs=sanitizer, environment=uncached,
         ),
     ]  # fmt: skip
@@ -94,10 +116,13 @@ def capability() -> str | None:
     """Of the first GPU as nvidia-smi tells it, "90" of a Hopper; nothing of CUDA is started in this process."""
     if shutil.which("nvidia-smi") is None:
         return None
-    done = subprocess.run(
-        ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader", "--id=0"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    try:
+        done = subprocess.run(
+            ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader", "--id=0"],
+            capture_output=True, text=True, check=False, timeout=30,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return None
     said = done.stdout.strip().replace(".", "")
     return said if said.isdigit() else None
 
@@ -178,30 +203,48 @@ def run(stage: Stage, limit: float, record: Record, folder: Path) -> str:
         record.results(stage.name, part)
     said = log.read_text(encoding="utf-8", errors="replace")
     record.stage(
-        stage.name, status=status, code=process.returncode, seconds=round(monotonic() - began, 1), output=said[-TAIL:]
+        stage.name, status=status, code=process.returncode, seconds=round(monotonic() - began, 1), output=shortened(said)
     )  # fmt: skip
     return status
 
 
+def shortened(said: str) -> str:
+    """The beginning and the end."""
+    return said if len(said) <= HEAD + TAIL else f"{said[:HEAD]}\n[...]\n{said[-TAIL:]}"
+
+
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """The process and what it started."""
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGTERM)
+    """The process and what it started, also where it has ended itself."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, number)
+        except ProcessLookupError:
+            break
         try:
             process.wait(5)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            continue
+        sleep(0.1)  # for its children to go
+    process.wait()
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
 
 
 def run_all(
-    chosen: Sequence[Stage], record: Record, minutes: float, say: Callable[[str], None] = print
+    chosen: Sequence[Stage],
+    record: Record,
+    minutes: float,
+    say: Callable[[str], None] = _say,
 ) -> dict[str, str]:
     """Every stage in its turn, none with more time than leaves the later ones what is kept for them."""
     deadline = monotonic() + 60 * minutes
     found = {}
     with tempfile.TemporaryDirectory(prefix="lmser-gpu-") as folder:
         for place, stage in enumerate(chosen):
+            if stage.instead_of is not None and found.get(stage.instead_of, "ok") == "ok":
+                continue
             left = deadline - monotonic()
             later = chosen[place + 1 :]
             limit = min(stage.limit, max(left - sum(s.kept for s in later), left / (1 + len(later))))

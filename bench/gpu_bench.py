@@ -7,8 +7,10 @@ Every row is written when it is done. The last columns are what was asked of it.
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import gc
 import json
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +27,8 @@ from lmser._atomic import atomic_write
 from lmser_kernels import _library
 
 DEFAULT_MODE = 12.0  # seconds that `torch.compile` is expected to take in its default mode
+LONGEST_ROW = 200.0  # seconds: a process that has not made a row by then is at an end
+LOST = 75  # exit code: after an error of its kernels a process has no GPU any more
 
 
 def table(row: dict[str, Any]) -> str:
@@ -50,14 +54,23 @@ def run(
     seconds: float = float("inf"),
     compile_seconds: float = float("inf"),
     rounds: int = 11,
+    before: dict[str, Any] | None = None,
+    longest_row: float | None = None,
 ) -> dict[str, Any]:
-    """Everything, written to `path` after each row."""
+    """Everything, written to `path` after each row; behind the rows of `before`, which a process before this one made.
+
+    A row that takes more than `longest_row` seconds ends the process.
+    """
     began = perf_counter()
-    result: dict[str, Any] = facts(clock.device)
-    result["copy_bandwidth"] = copy_bandwidth(clock)
-    result["matmul_rates"] = matmul_rates(clock)
-    rows: list[dict[str, Any]] = []
-    result |= {"rows": rows, "grid": None}
+    if before is None:
+        result: dict[str, Any] = facts(clock.device) | {"cuda_operators": sorted(_library.cuda_operators)}
+        result["copy_bandwidth"] = copy_bandwidth(clock)
+        result["matmul_rates"] = matmul_rates(clock)
+        result |= {"rows": [], "grid": None}
+        _write(path, result)
+    else:
+        result = before
+    rows: list[dict[str, Any]] = result["rows"]
     budget = CompileBudget(compile_seconds)
     # Each capture collects garbage: not through all that is imported.
     gc.collect()
@@ -70,12 +83,18 @@ def run(
         if kinds is None or kind in kinds
     ]
     for place, (work, kind) in enumerate(todo):
+        if place < len(rows):
+            continue
         # The default mode is compiled for every workload before another mode is for any.
         default = sum(e.mode == "default" for later, _ in todo[place + 1 :] for e in later.entrants)
         budget.kept = DEFAULT_MODE * default
         if perf_counter() - began > seconds:
             rows.append({"workload": work.name, "kind": kind, "problem": "not reached: the time is up"})
         else:
+            result["running"] = {"workload": work.name, "kind": kind}
+            _write(path, result)
+            if longest_row is not None:
+                faulthandler.dump_traceback_later(longest_row, exit=True)
             try:
                 rows.append(measure(work, kind, clock, rounds, budget, result["copy_bandwidth"]))
             except Exception as problem:  # the others still run
@@ -83,13 +102,60 @@ def run(
                 rows.append(
                     {"workload": work.name, "kind": kind, "problem": f"{type(problem).__name__}: {said}"}
                 )
-        result["grid"] = grid(rows)
+            faulthandler.cancel_dump_traceback_later()
+        result["grid"] = grid(rows, sum(work.name.startswith("layer") for work, _ in todo))
         result["seconds"] = perf_counter() - began
-        if path is not None:
-            with atomic_write(path, "w") as file:
-                json.dump(result, file, indent=1, ensure_ascii=False)
+        result["compile_seconds_left"] = budget.left if budget.left < float("inf") else None
+        _write(path, result)
         print(table(rows[-1]), flush=True)
+        if _lost(clock):
+            print("the GPU is lost to this process", flush=True)
+            sys.exit(LOST)
+    result.pop("running", None)
+    result["complete"] = True
+    _write(path, result)
     return result
+
+
+def _write(path: Path | None, result: dict[str, Any]) -> None:
+    if path is not None:
+        with atomic_write(path, "w") as file:
+            json.dump(result, file, indent=1, ensure_ascii=False)
+
+
+def _lost(clock: Clock) -> bool:
+    """Whether an error of a kernel, an illegal access say, has ended this process's use of the GPU."""
+    if clock.device == "cuda":
+        try:
+            torch.cuda.synchronize()
+            torch.zeros(1, device="cuda").item()
+        except RuntimeError:
+            return True
+    return False
+
+
+def in_turns(arguments: Sequence[str], path: Path, seconds: float, compile_seconds: float) -> int:
+    """One process after the other, each behind the row that the one before ended in; returns the last one's code."""
+    began, path_is_new = perf_counter(), True
+    while True:
+        remaining = seconds - (perf_counter() - began)
+        code = subprocess.call(
+            [sys.executable, "-m", "bench.gpu_bench", *arguments, "--worker", "--seconds", str(remaining),
+             "--compile-seconds", str(compile_seconds), *(() if path_is_new else ("--behind",))]
+        )  # fmt: skip
+        path_is_new = False
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return code
+        running = found.pop("running", None)
+        if found.get("complete") or running is None:  # done, or ended before its first row
+            return code
+        if code != LOST:  # it ended within a row
+            found["rows"].append({**running, "problem": f"its process ended with {code}"})
+        if found.get("compile_seconds_left") is not None:
+            compile_seconds = found["compile_seconds_left"]
+        _write(path, found)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -103,14 +169,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--compile-seconds", type=float, default=float("inf"), help="what torch.compile may take"
     )
     parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--behind", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         parser.error("there is no GPU: torch.cuda.is_available() is False")
     if not _library.available or _library.triton_error is not None:
         parser.error(f"there is nothing to measure: {_library.error or _library.triton_error}")
+    if options.json is not None and not options.worker:
+        options.json.unlink(missing_ok=True)  # what is found there later is of this run
+        given = sys.argv[1:] if arguments is None else arguments
+        return in_turns(given, options.json, options.seconds, options.compile_seconds)
     result = run(
         CudaClock(), only=options.only, kinds=options.kinds, path=options.json, seconds=options.seconds,
         compile_seconds=options.compile_seconds, rounds=options.rounds,
+        before=json.loads(options.json.read_text(encoding="utf-8")) if options.behind else None,
+        longest_row=LONGEST_ROW if options.worker else None,
     )  # fmt: skip
     if not result["rows"]:
         parser.error(f"no workload is called anything with {options.only!r}")

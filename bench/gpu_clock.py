@@ -57,8 +57,10 @@ class CudaClock:
         torch.cuda.empty_cache()
         before = torch.cuda.memory_reserved()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            results = step()
+        with torch.cuda.graph(graph, stream=side):  # the stream that cuBLAS has its workspace for by now
+            # Detached: the autograd graph would keep its AccumulateGrad nodes, of the capture's stream, for the calls
+            # that are not captured, and those would wait between streams.
+            results = [result.detach() for result in step()]
         torch.cuda.synchronize()
         kept = torch.cuda.memory_reserved() - before
 

@@ -190,9 +190,9 @@ def dual(name: str, sizes: Sizes, **rest: object) -> Workload:
     """One update from both neighbours; `sizes` is (batch, below, width, above, size)."""
     entrants = (
         Entrant("fused", "ours", partial(_dual, "fused", sizes, True), captured=True),
-        Entrant("eager", "eager", partial(_dual, "eager", sizes, False)),
-        Entrant("eager, channels-last", "eager", partial(_dual, "eager", sizes, True)),
-        Entrant("concat trick", "eager", partial(_dual, "concat trick", sizes, True)),
+        Entrant("eager", "eager", partial(_dual, "eager", sizes, False), captured=True),
+        Entrant("eager, channels-last", "eager", partial(_dual, "eager", sizes, True), captured=True),
+        Entrant("concat trick", "eager", partial(_dual, "concat trick", sizes, True), captured=True),
     )
     return Workload(name, entrants, kinds=("tf32",), **rest)  # type: ignore[arg-type]
 

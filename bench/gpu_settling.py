@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from bench.gpu_entrants import Place, Step
-from bench.settle_peers import Drives, Net, cached_sweep, paper_sweep
+from bench.settle_peers import Drives, Net, cached_updates, paper_updates
 from bench.settling import call, fused
 
-LOOPS: dict[str, Callable[..., tuple[list[Tensor], Drives, Tensor, Tensor]]] = {
-    "cached loop": cached_sweep,
-    "paper's loop": paper_sweep,
+LOOPS: dict[str, Callable[..., tuple[list[Tensor], Drives, Tensor]]] = {
+    "cached loop": cached_updates,
+    "paper's loop": paper_updates,
 }
 
 
@@ -69,25 +69,28 @@ def network(spec: Spec, place: Place, last: bool) -> Net:
     )
 
 
-def every_sweep(sweep: Callable[..., tuple[list[Tensor], Drives, Tensor, Tensor]], net: Net) -> tuple:
-    """(last states, readouts of all sweeps)."""
+def every_sweep(
+    training: bool, sweep: Callable[..., tuple[list[Tensor], Drives, Tensor]], net: Net
+) -> tuple[list[Tensor], Tensor]:
+    """(last states, readouts of all sweeps, which inference does not keep)."""
     h = [torch.where(net.mask, net.evidence, net.states[0]), *net.states[1:]]
     above: Drives = [None] * len(h)
     seen = []
     for _ in range(net.max_steps):
-        h, above, readout, _ = sweep(net, h, above)
-        seen.append(readout)
-    return h, torch.stack(seen)
+        h, above, readout = sweep(net, h, above)
+        if training:
+            seen.append(readout)
+    return h, torch.stack(seen) if training else net.evidence
 
 
 def _one_shape(
-    sweep: Callable[..., tuple[list[Tensor], Drives, Tensor, Tensor]],
-) -> Callable[..., tuple[list[Tensor], Drives, Tensor, Tensor]]:
+    sweep: Callable[..., tuple[list[Tensor], Drives, Tensor]],
+) -> Callable[..., tuple[list[Tensor], Drives, Tensor]]:
     """The first sweep is made as it is: it has no drives from above, and would be compiled as another graph."""
 
-    def made(net: Net, h: list[Tensor], above: Drives) -> tuple[list[Tensor], Drives, Tensor, Tensor]:
+    def made(net: Net, h: list[Tensor], above: Drives) -> tuple[list[Tensor], Drives, Tensor]:
         first = all(drive is None for drive in above)
-        return (cached_sweep if first else sweep)(net, h, above)
+        return (cached_updates if first else sweep)(net, h, above)
 
     return made
 
@@ -100,7 +103,7 @@ def step(spec: Spec, training: bool, title: str, last: bool, mode: str | None, p
     sweep = LOOPS[title]
     if mode is not None:
         sweep = _one_shape(torch.compile(sweep, mode=mode))
-    return call(partial(every_sweep, sweep), net, training)
+    return call(partial(every_sweep, training, sweep), net, training)
 
 
 def _fused(training: bool, net: Net) -> tuple[list[Tensor], Tensor]:

@@ -7,8 +7,11 @@ Seconds of work: the first thing to run on a new GPU, and what compute-sanitizer
 from __future__ import annotations
 
 import argparse
+import os
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -173,13 +176,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--short", action="store_true", help="float32 and bfloat16 only")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--only", default="", help="operations whose name contains this")
+    parser.add_argument("--one", help="the operation of this name")
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="operations at a time, each in a process of its own"
+    )
     options = parser.parse_args(arguments)
     if not _library.available:  # every operation would run its reference, and agree with it
         parser.error(f"there is nothing to check: {_library.error}")
+    if _library.triton_error is not None and options.device != "cpu":
+        parser.error(f"there is nothing to check: {_library.triton_error}")
+    names = [name for name in cases() if options.only in name and options.one in (None, name)]
+    if options.jobs > 1:
+        return _apart(names, options)
     wrong = 0
-    for name in cases():
-        if options.only not in name:
-            continue
+    for name in names:
         for kind in ("float32", "bfloat16") if options.short else TOLERANCE:
             try:
                 error = run(name, kind, options.device)
@@ -192,6 +202,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
         torch.cuda.synchronize()
     print(f"{wrong} wrong" if wrong else "all agree")
     return bool(wrong)
+
+
+def _apart(names: Sequence[str], options: argparse.Namespace) -> int:
+    """After an illegal access, or a kernel that does not end, nothing more runs in a process: each has its own."""
+
+    def run_one(name: str) -> tuple[int, str]:
+        command = [sys.executable, "-m", "bench.gpu_smoke", "--device", options.device, "--one", name]
+        command += ["--short"] if options.short else []
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        try:
+            done = subprocess.run(
+                command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", timeout=60,
+                env=environment,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired as slow:
+            said = (
+                slow.stdout.decode(errors="replace") if isinstance(slow.stdout, bytes) else slow.stdout or ""
+            )
+            return 1, f"{said}WRONG {name}: not finished in 60 s\n"
+        return done.returncode, done.stdout if done.returncode in (
+            0,
+            1,
+        ) else f"{done.stdout}WRONG {name}: ended with {done.returncode}\n"
+
+    with ThreadPoolExecutor(options.jobs) as pool:
+        codes = []
+        for code, said in pool.map(run_one, names):
+            codes.append(code)
+            print(said, end="", flush=True)
+    print(f"{sum(code != 0 for code in codes)} of {len(codes)} operations wrong")
+    return any(codes)
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def run_file(
         report = Path(folder) / "report.xml"
         command = [
             sys.executable, "-m", "pytest", str(path), "--device", device, "--part", part, "-p", "no:cacheprovider",
-            "--tb=short", f"--junitxml={report}",
+            "--require-native", "--tb=short", f"--junitxml={report}",
         ]  # fmt: skip
         command += ["-k", expression] if expression else []
         start = perf_counter()

@@ -60,9 +60,9 @@ class Net:
 Drives = list[Tensor | None]
 
 
-def paper_sweep(net: Net, h: list[Tensor], above: Drives) -> tuple[list[Tensor], Drives, Tensor, Tensor]:
-    """(states, drives to remember: none, readout, change): every drive anew at every update."""
-    h, before, top = list(h), list(h), len(net.weights)
+def paper_updates(net: Net, h: list[Tensor], above: Drives) -> tuple[list[Tensor], Drives, Tensor]:
+    """(states, drives to remember: none, readout): every drive anew at every update."""
+    h, top = list(h), len(net.weights)
     readout = h[0]
     for layer in (*range(1, top + 1), *range(top - 1, -1, -1)):
         total = net.biases[layer].view(1, -1, 1, 1)
@@ -74,12 +74,12 @@ def paper_sweep(net: Net, h: list[Tensor], above: Drives) -> tuple[list[Tensor],
         if layer == 0:
             readout = h[0]
             h[0] = torch.where(net.mask, net.evidence, readout)
-    return h, above, readout, _change(h, before)
+    return h, above, readout
 
 
-def cached_sweep(net: Net, h: list[Tensor], above: Drives) -> tuple[list[Tensor], Drives, Tensor, Tensor]:
+def cached_updates(net: Net, h: list[Tensor], above: Drives) -> tuple[list[Tensor], Drives, Tensor]:
     """The same with each drive computed once; the hidden states start at zero: no drive from above at first."""
-    h, before, top, above = list(h), list(h), len(net.weights), list(above)
+    h, top, above = list(h), len(net.weights), list(above)
     below: Drives = [None] * (top + 1)
     for layer in range(1, top + 1):
         y = _up(h[layer - 1], net.weights[layer - 1], net.pools[layer - 1], net.biases[layer])
@@ -95,7 +95,19 @@ def cached_sweep(net: Net, h: list[Tensor], above: Drives) -> tuple[list[Tensor]
         if layer == 0:
             readout = h[0]
             h[0] = torch.where(net.mask, net.evidence, readout)
-    return h, above, readout, _change(h, before)
+    return h, above, readout
+
+
+def paper_sweep(net: Net, h: list[Tensor], above: Drives) -> tuple[list[Tensor], Drives, Tensor, Tensor]:
+    """`paper_updates`, and the largest change."""
+    after, above, readout = paper_updates(net, h, above)
+    return after, above, readout, _change(after, h)
+
+
+def cached_sweep(net: Net, h: list[Tensor], above: Drives) -> tuple[list[Tensor], Drives, Tensor, Tensor]:
+    """`cached_updates`, and the largest change."""
+    after, above, readout = cached_updates(net, h, above)
+    return after, above, readout, _change(after, h)
 
 
 def loop(

@@ -96,9 +96,12 @@ def test_layers_agree() -> None:
 
 
 def test_the_update_from_both_neighbours_agrees_with_the_concat_trick() -> None:
-    row = _row(dual("tiny", (2, 3, 4, 5, 6)))
+    work = dual("tiny", (2, 3, 4, 5, 6))
+    row = _row(work)
     assert not _problems(row)
     assert row["entrants"][-1]["name"] == "concat trick"
+    # All of them captured, too: beside a replayed graph, a call would be measured by its host's work.
+    assert all(entrant.captured for entrant in work.entrants)
 
 
 def test_add_act_is_held_to_the_copy() -> None:
@@ -145,13 +148,16 @@ def test_the_grid_is_told_by_its_mean_and_its_lowest() -> None:
         {"workload": name, "kind": "tf32", "ratios": {"eager": {"without_graph": r, "ratio": 9.0}}}
         for name, r in (("layer a", 4.0), ("layer b", 0.9), ("network", 100.0))
     ]
-    found = grid(rows)
+    found = grid(rows, 2)
     assert found is not None
     assert found["as called"]["geometric_mean"] == pytest.approx(3.6**0.5)
     assert found["as called"]["lowest"] == 0.9
     assert found["as called"]["lowest_of"] == "layer b, tf32"
     assert found["as called"]["met"] is False
-    assert grid([]) is None
+    part = grid(rows, 3)
+    assert part is not None
+    assert part["as called"]["met"] is None
+    assert grid([], 2) is None
 
 
 def test_rows_are_written_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
@@ -175,6 +181,49 @@ def test_rows_are_written_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert capsys.readouterr().out.count("\n") == 3
     late = gpu_bench.run(CpuClock(), only="c", seconds=-1.0, rounds=1)
     assert [row["problem"] for row in late["rows"]] == ["not reached: the time is up"]
+
+
+def test_a_process_that_ends_within_a_row_loses_that_row_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, turns = tmp_path / "gpu.json", []
+    tiny = [reflection(name, TINY, (2, 3, 8, 8), False, kinds=("tf32",)) for name in ("a", "b", "c", "d")]
+    monkeypatch.setattr(gpu_bench, "workloads", lambda: tiny)
+
+    def measured(work: Workload, *rest: Any) -> dict[str, Any]:
+        if work.name == "b":
+            raise KeyboardInterrupt  # stands for a process that is killed: it passes `except Exception`
+        return measure(work, *rest)
+
+    def process(command: list[str], **_: Any) -> int:
+        turns.append(command)
+        before = json.loads(path.read_text()) if "--behind" in command else None
+        monkeypatch.setattr(gpu_bench, "_lost", lambda clock: len(turns) == 2 and len(rows(path)) == 3)
+        try:
+            gpu_bench.run(CpuClock(), path=path, rounds=1, before=before)
+        except KeyboardInterrupt:
+            return -9
+        except SystemExit as end:
+            return int(end.code or 0)
+        return 0
+
+    def rows(path: Path) -> list[dict[str, Any]]:
+        return json.loads(path.read_text())["rows"]
+
+    monkeypatch.setattr(gpu_bench, "measure", measured)
+    monkeypatch.setattr(gpu_bench.subprocess, "call", process)
+    assert gpu_bench.in_turns([], path, 1000.0, 7.0) == 0
+    assert [row["workload"] for row in rows(path)] == ["a", "b", "c", "d"]
+    assert [row.get("problem") for row in rows(path)] == [None, "its process ended with -9", None, None]
+    assert ["--behind" in command for command in turns] == [False, True, True]
+    assert json.loads(path.read_text())["complete"]
+
+
+def test_a_process_that_never_begins_ends_the_benchmark(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu_bench.subprocess, "call", lambda command: 1)
+    assert gpu_bench.in_turns([], tmp_path / "gpu.json", 1000.0, 7.0) == 1
 
 
 def test_time_for_compiling_is_kept_for_the_default_mode(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,6 +54,26 @@ def test_a_stage_that_fails_does_not_stop_the_next(tmp_path: Path) -> None:
     assert written["stages"]["third"]["output"] == "here\n"
 
 
+def test_a_stage_that_stands_in_for_another_runs_where_that_failed(tmp_path: Path) -> None:
+    def made(code: int) -> dict[str, str]:
+        first = gpu.Stage("first", _python(f"raise SystemExit({code})"), 30)
+        second = gpu.Stage("second", _python("pass"), 30, instead_of="first")
+        return gpu.run_all([first, second], gpu.Record(tmp_path / "gpu.json"), 1.0, lambda line: None)
+
+    assert made(3) == {"first": "failed", "second": "ok"}
+    assert made(0) == {"first": "ok"}
+    alone = gpu.Stage("second", _python("pass"), 30, instead_of="first")
+    assert gpu.run_all([alone], gpu.Record(tmp_path / "gpu.json"), 1.0, lambda line: None) == {}
+
+
+def test_of_a_long_output_the_beginning_and_the_end_are_kept() -> None:
+    said = gpu.shortened("first" + "x" * 100_000 + "last")
+    assert said.startswith("first")
+    assert said.endswith("last")
+    assert len(said) < 10_000
+    assert gpu.shortened("short") == "short"
+
+
 def test_what_a_stage_wrote_before_its_time_was_up_is_kept(tmp_path: Path) -> None:
     found, written = _run(tmp_path, gpu.Stage("slow", _python(PART, "60"), 6, part=True))
     assert found == {"slow": "too slow"}
@@ -123,8 +143,12 @@ def test_a_stage_leaves_the_later_ones_what_is_kept_for_them(
 
 def test_the_stages_are_those_asked_for() -> None:
     found = {stage.name: stage for stage in gpu.stages("90")}
-    assert list(found) == ["facts", "build", "compile", "smoke", "tests", "bench", "memcheck", "racecheck"]
-    assert found["build"].environment == {"LMSER_CUDA_ARCH": "90"}
+    assert list(found) == [
+        "facts", "build", "build without CUDA", "compile", "smoke", "tests", "bench", "memcheck", "racecheck",
+    ]  # fmt: skip
+    # A toolkit that is not found, or a source that does not compile, is an error there, and the next stage's matter.
+    assert {"LMSER_CUDA_ARCH": "90", "LMSER_CUDA": "1"}.items() <= found["build"].environment.items()
+    assert found["build without CUDA"].instead_of == "build"
     for name in ("facts", "tests", "bench"):
         assert found[name].part
     for name in ("memcheck", "racecheck"):
@@ -153,9 +177,9 @@ def test_test_files_are_counted_from_their_reports(tmp_path: Path) -> None:
 
 
 def test_a_part_that_is_stopped_tells_what_it_had_made(tmp_path: Path) -> None:
-    (tmp_path / "conftest.py").write_text(
-        "def pytest_addoption(parser):\n    parser.addoption('--device')\n    parser.addoption('--part')\n"
-    )
+    options = "".join(f"    parser.addoption('--{name}')\n" for name in ("device", "part"))
+    options += "    parser.addoption('--require-native', action='store_true')\n"
+    (tmp_path / "conftest.py").write_text(f"def pytest_addoption(parser):\n{options}")
     path = tmp_path / "test_slow.py"
     path.write_text("import time\ndef test_a(): pass\ndef test_b(): time.sleep(60)\n")
     found = gpu_tests.run_file(path, "cpu", None, 4.0)
@@ -169,6 +193,15 @@ def test_a_part_that_is_stopped_tells_what_it_had_made(tmp_path: Path) -> None:
 def test_the_smoke_test_agrees_with_float64(name: str) -> None:
     for kind in ("float64", "bfloat16"):
         assert gpu_smoke.run(name, kind, "cpu") < gpu_smoke.TOLERANCE[kind]
+
+
+@pytest.mark.native
+def test_operations_of_the_smoke_test_run_apart(capsys: Any) -> None:
+    given = ["--short", "--device", "cpu", "--only", "add_act, ", "--jobs", "2"]
+    assert gpu_smoke.main(given) == 0
+    said = capsys.readouterr().out
+    assert said.count("ok") >= 2
+    assert "0 of" in said
 
 
 @pytest.mark.native

@@ -91,6 +91,7 @@ def tune(
     *,
     repeats: int = 5,
     store: bool = True,
+    same: float = _SAME,
     stopwatch: Stopwatch | None = None,
 ) -> list[Measured]:
     """Measure every tile of every matrix product that `step()` launches, and take the fastest from now on.
@@ -100,6 +101,7 @@ def tune(
             hundred times, so it must not change what it computes.
         repeats: measurements of each tile, of which the median counts.
         store: False measures only.
+        same: the relative difference of the step's results with the winners that is put down to rounding.
         stopwatch: None is CUDA events.
 
     Returns:
@@ -132,7 +134,7 @@ def tune(
         Measured(problem, before[problem], s) for problem, s in seconds.items() if s and min(s.values()) > 0
     ]
     winners = {m.problem: m.best for m in found}
-    _same(run.plain(winners), wanted)
+    _same(run.plain(winners), wanted, same)
     if path is not None and found:
         table = tile_table.read(path) if path.exists() else {}
         table.update(by_bucket(found))
@@ -219,11 +221,11 @@ def _has_part_in(arguments: Mapping[str, Any]) -> bool:
     return products or arguments.get("PARTS", 1) > 1 or arguments.get("splits", 1) > 1
 
 
-def _same(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> None:
+def _same(found: Sequence[Tensor], wanted: Sequence[Tensor], most: float) -> None:
     for f, w in zip(found, wanted, strict=True):
         if not w.is_floating_point():
             continue
         f, w = f.double().nan_to_num(), w.double().nan_to_num()
         apart = float((f - w).norm() / w.norm().clamp_min(1e-30))
-        if apart > _SAME:
+        if apart > most:
             raise ArithmeticError(f"the fastest tiles change the step's results by {apart:.1e} of their size")
