@@ -96,12 +96,11 @@ def test_layers_agree() -> None:
 
 
 def test_the_update_from_both_neighbours_agrees_with_the_concat_trick() -> None:
-    work = dual("tiny", (2, 3, 4, 5, 6))
-    row = _row(work)
+    row = _row(dual("tiny", (2, 3, 4, 5, 6)))
     assert not _problems(row)
-    assert row["entrants"][-1]["name"] == "concat trick"
     # All of them captured, too: beside a replayed graph, a call would be measured by its host's work.
-    assert all(entrant.captured for entrant in work.entrants)
+    names = {entrant["name"] for entrant in row["entrants"]}
+    assert {"concat trick", "concat trick, CUDA graph", "eager, CUDA graph"} <= names
 
 
 def test_add_act_is_held_to_the_copy() -> None:

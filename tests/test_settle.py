@@ -174,7 +174,8 @@ def test_many_sweeps_and_room_for_them():
 def test_values_that_are_not_finite_stay_in_their_sample(value):
     given = case("three edges, pooled", dtype=torch.float32, grad=False, max_steps=6, theta=1e-6)
     given.states[0][1, 0, 2, 3] = value
-    found, wanted = given.settle(FUSED), given.settle("reference")
+    with torch.backends.cudnn.flags(enabled=False):  # of its algorithms some spread what is not finite over a tile
+        found, wanted = given.settle(FUSED), given.settle("reference")
     for a, b in zip(found.states, wanted.states, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6, equal_nan=True)
     assert bool(found.states[0][0].isfinite().all())
