@@ -259,6 +259,19 @@ PYBIND11_MODULE(_C, m) {
       "`back`: "
       "the way back through its sweeps instead.");
   m.def(
+      "settle_persistent_obstacle",
+      [](int device) -> std::optional<std::string> {
+#if defined(LMSER_WITH_CUDA)
+        std::string said = lmser::settle_obstacle(device);
+        if (said.empty()) return std::nullopt;
+        return said;
+#else
+        (void)device;
+        return "the library was compiled without CUDA";
+#endif
+      },
+      py::arg("device"), "Why settle_persistent cannot run on the GPU of this number, or None.");
+  m.def(
       "settle_persistent_fits",
       [](std::vector<std::int64_t> sizes, std::int64_t samples, int itemsize, bool up_down, bool together,
          std::int64_t shared_bytes, std::vector<std::int64_t> clusters, bool back) {

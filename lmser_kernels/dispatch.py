@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -43,7 +44,7 @@ def chosen(operation: str, impl: str, tensor: Tensor) -> Operators | None:
             return None
         if tensor.is_cpu:
             return compiled
-        if not tensor.is_cuda or _library.triton_error is not None:
+        if not tensor.is_cuda or _library.triton_error is not None or _too_old(tensor) is not None:
             return None
         # Of the compiled operator, some calls are CUDA C++ and the others Triton: that is decided when it runs.
         return compiled if operation in _library.cuda_operators else triton
@@ -67,8 +68,27 @@ def chosen(operation: str, impl: str, tensor: Tensor) -> Operators | None:
                 f'impl="triton": Triton kernels take CUDA tensors, and CPU tensors only in Triton\'s interpreter '
                 f"(a process started with TRITON_INTERPRET=1); got {tensor.device.type} tensors"
             )
+        old = _too_old(tensor)
+        if old is not None:
+            raise RuntimeError(f'impl="triton": {old}')
         return triton
     raise ValueError(f"impl must be one of {', '.join(IMPLEMENTATIONS)}; got {impl!r}")
+
+
+def _too_old(tensor: Tensor) -> str | None:
+    """Why this GPU runs none of the kernels, or None. A compiled graph is not asked: it is made for GPUs that do."""
+    if not tensor.is_cuda or torch.compiler.is_compiling() or not torch.cuda.is_available():
+        return None
+    return _before_ampere(torch.cuda.current_device() if tensor.device.index is None else tensor.device.index)
+
+
+@cache
+def _before_ampere(device: int) -> str | None:
+    major, minor = torch.cuda.get_device_capability(device)
+    if major >= 8:
+        return None
+    name = torch.cuda.get_device_name(device)
+    return f"the kernels are for GPUs of capability 8.0 (Ampere) and later; {name} has {major}.{minor}"
 
 
 def _interpreting() -> bool:
@@ -96,7 +116,7 @@ def reason(operation: str, impl: str, tensor: Tensor) -> str:
     if operators is compiled:
         return f"compiled kernel for {tensor.device.type} tensors"
     if tensor.is_cuda:
-        return f"CUDA tensors are Triton's, and {_library.triton_error}"
+        return f"CUDA tensors are Triton's, and {_library.triton_error or _too_old(tensor)}"
     return f"there is no kernel of {operation} for {tensor.device.type} tensors"
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from lmser_kernels import _library, chips, dispatch
+from lmser_kernels.settle import persistent
 
 OPERATIONS = (
     "conv2d_add_act",
@@ -79,6 +80,8 @@ def _gpu(device: torch.device, seconds: float, measure: bool) -> dict[str, Any]:
     kind = chips.chip_of(device)
     if kind is not None:
         report["data_sheet"] = {"tflops": dict(kind.tflops), "copy_gbs": kind.gbs}
+    if _library.cuda_operators:
+        report["persistent_settle"] = persistent.unusable(device.index or 0)
     if measure:
         report["measured"] = chips.measure(device, seconds)
     return report
@@ -146,6 +149,8 @@ def _gpu_lines(gpu: Mapping[str, Any]) -> list[str]:
     else:
         rates = ", ".join(f"{name} {rate:g}" for name, rate in sheet["tflops"].items())
         lines.append(f"GPU data sheet     {rates} TFLOP/s, copy {sheet['copy_gbs']:g} GB/s")
+    if "persistent_settle" in gpu:
+        lines.append(f"settle in CUDA C++ {gpu['persistent_settle'] or 'runs here'}")
     measured = dict(gpu.get("measured", {}))
     if measured:
         copy = measured.pop("copy_gbs")

@@ -184,9 +184,7 @@ def _explain_settle(bound: inspect.BoundArguments, chip: chips.Chip | None) -> E
     whole = False
     reasons: list[str] = []
     if operators is dispatch.compiled and not native:
-        obstacle = explain_gpu.persistent_obstacle(
-            problem, given["order"], given["theta"], given["per_sample"], chip
-        )
+        obstacle = explain_gpu.persistent_obstacle(problem, given, chip)
         whole = obstacle is None
         if obstacle is None:
             reasons.append("states and partial sums fit on the chip: all sweeps are one launch")

@@ -53,9 +53,7 @@ def launches(
     return {f"launch {number}": planned.described(launch) for number, launch in enumerate(made, 1)}
 
 
-def persistent_obstacle(
-    problem: Problem, order: str, theta: float, per_sample: bool, chip: chips.Chip | None
-) -> str | None:
+def persistent_obstacle(problem: Problem, given: Mapping[str, Any], chip: chips.Chip | None) -> str | None:
     """Why a solve is not one launch of the compiled library's CUDA kernel, on `chip` or where it lies; None: it is."""
     device: Any
     if chip is None:
@@ -73,7 +71,12 @@ def persistent_obstacle(
         [torch.empty(t.shape, dtype=dtype, device="meta") for t in part]
         for part in (problem.states, problem.weights)
     )
-    return persistent.obstacle(states, weights, order, theta, per_sample, device=device)
+    order, theta = given["order"], given["theta"]
+    kept = persistent.kept_bytes(
+        states, order, theta, given["max_steps"], keep=given["backward"] == "bptt" and problem.requires_grad(),
+        half=given["trajectory_dtype"] is not None, readouts=given["readouts"],
+    )  # fmt: skip
+    return persistent.obstacle(states, weights, order, theta, given["per_sample"], kept=kept, device=device)
 
 
 def rates(

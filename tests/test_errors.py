@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -199,6 +201,21 @@ class TestImplementations:
             RuntimeError, match='impl="triton": Triton kernels take CUDA tensors, and CPU tensors'
         ):
             call("triton")
+
+    @pytest.mark.native
+    def test_a_gpu_before_ampere_takes_the_reference(self, monkeypatch):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a T4")
+        dispatch._before_ampere.cache_clear()
+        with FakeTensorMode():
+            there = torch.empty(2, 3, 4, 4, device="cuda:0")
+            assert dispatch.chosen("add_act", "auto", there) is None
+            why = r"for GPUs of capability 8.0 \(Ampere\) and later; a T4 has 7.5"
+            assert re.search(why, dispatch.reason("add_act", "auto", there))
+            with pytest.raises(RuntimeError, match=f'impl="triton": .* {why}'):
+                dispatch.chosen("add_act", "triton", there)
+        dispatch._before_ampere.cache_clear()
 
     def test_triton_that_is_missing_says_so(self, monkeypatch):
         monkeypatch.setattr(_library, "triton_error", "Triton is not installed")

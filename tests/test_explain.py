@@ -125,7 +125,9 @@ class TestPlannedForAGpu:
 
     def test_sub_pixel_phases_are_part_of_the_grid(self):
         found = explain(conv_transpose2d_add_act, Z, W, stride=2, padding=1, output_size=(9, 8), on="A100")
-        assert found.plans["launch 1"]["grid"][1] == 4
+        grid = found.plans["launch 1"]["grid"]
+        assert grid[0] == 4  # of one tile each
+        assert grid[1:] == (1,)
         assert "one for each sub-pixel phase" in found.plans["launch 1"]["does"]
 
     def test_both_directions_are_one_launch(self):

@@ -45,6 +45,33 @@ def test_says_what_it_does_not_take(given, message):
     assert message in persistent.obstacle(*given, "up_down", 0.01, False)
 
 
+def test_does_not_take_room_for_sweeps_that_may_not_be_made():
+    states, weights = network((812, 200, 50), 250)
+    kept = {"keep": True, "half": False, "readouts": False}
+    room = persistent.kept_bytes(states, "up_down", 0.01, 10_000, **kept)
+    assert room == 10_000 * 4 * 250 * (812 + 200 + 50 + 200)
+    assert "12.6 GB" in str(persistent.obstacle(states, weights, "up_down", 0.01, False, kept=room))
+    assert persistent.kept_bytes(states, "up_down", 0.0, 10_000, **kept) == 0  # all of them are made
+    assert persistent.kept_bytes(states, "odd_even", 0.01, 10, **kept) == 10 * 4 * 250 * (812 + 200 + 50)
+    assert persistent.kept_bytes(states, "up_down", 0.01, 10, keep=False, half=False, readouts=False) == 0
+
+
+def test_a_gpu_that_the_library_has_no_code_for_is_triton_s(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(persistent, "unusable", lambda device: f"no code for GPU {device}")
+    with FakeTensorMode():
+        given = network((812, 200, 50), 2, device="cuda:1")
+        assert persistent.obstacle(*given, "up_down", 0.01, False) == "no code for GPU 1"
+
+
+def test_the_library_says_why_it_cannot_run_here():
+    if torch.cuda.is_available():
+        pytest.skip("it can")
+    said = _library.module.settle_persistent_obstacle(0)
+    assert said
+    assert _library.module.settle_persistent_obstacle(0) == said  # an error of CUDA's is not kept
+
+
 def test_explicit_native_does_not_fall_back(monkeypatch):
     monkeypatch.setattr(_library, "cuda_operators", frozenset({"settle"}))
     with (

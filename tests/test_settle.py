@@ -170,11 +170,28 @@ def test_many_sweeps_and_room_for_them():
 
 
 @native
+@pytest.mark.parametrize("backward", ["bptt", "implicit"])
+@pytest.mark.parametrize("impl", [FUSED, "reference"])
+def test_no_samples_have_gradients(impl, backward):
+    states = [torch.zeros(0, c, 1, 1, dtype=torch.float64, requires_grad=True) for c in (5, 4)]
+    weight = torch.ones(4, 5, 1, 1, dtype=torch.float64, requires_grad=True)
+    found = settle(
+        states, [weight], None, theta=0.5, max_steps=5, backward=backward, readouts=True, impl=impl
+    )
+    assert found.readouts is not None
+    (found.readouts.sum() + found.states[1].sum()).backward()
+    assert weight.grad is not None
+    assert weight.grad.abs().sum() == 0
+
+
+@native
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_values_that_are_not_finite_stay_in_their_sample(value):
     given = case("three edges, pooled", dtype=torch.float32, grad=False, max_steps=6, theta=1e-6)
     given.states[0][1, 0, 2, 3] = value
-    with torch.backends.cudnn.flags(enabled=False):  # of its algorithms some spread what is not finite over a tile
+    with torch.backends.cudnn.flags(
+        enabled=False
+    ):  # of its algorithms some spread what is not finite over a tile
         found, wanted = given.settle(FUSED), given.settle("reference")
     for a, b in zip(found.states, wanted.states, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6, equal_nan=True)

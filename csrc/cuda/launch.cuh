@@ -24,14 +24,26 @@ inline void check_launch(const char* name) {
   const cudaError_t error = cudaGetLastError();
   STD_TORCH_CHECK(error == cudaSuccess, name, ": ", cudaGetErrorString(error));
 }
-// Makes the tensor's device the current one for this scope.
+// An error that was seen is forgotten: else the next launch would be blamed for it.
+inline void check(cudaError_t error, const char* name, const char* what) {
+  if (error != cudaSuccess) cudaGetLastError();
+  STD_TORCH_CHECK(error == cudaSuccess, name, ": ", what, ": ", cudaGetErrorString(error));
+}
+// Makes a device the current one for this scope. One that already is is left alone: setting it would begin its context.
 struct OnDevice {
-  int before = 0;
-  explicit OnDevice(const Tensor& t) {
-    cudaGetDevice(&before);
-    cudaSetDevice(t.get_device_index());
+  int before = -1;
+  explicit OnDevice(int index) {
+    int current = 0;
+    check(cudaGetDevice(&current), "device", "current");
+    if (current == index) return;
+    check(cudaSetDevice(index), "device", "change");
+    before = current;
   }
-  ~OnDevice() { cudaSetDevice(before); }
+  explicit OnDevice(const Tensor& t) : OnDevice(int(t.get_device_index())) {}
+  OnDevice(const OnDevice&) = delete;
+  ~OnDevice() {
+    if (before >= 0) cudaSetDevice(before);
+  }
 };
 
 template <class T>

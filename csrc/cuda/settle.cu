@@ -65,6 +65,12 @@ std::int64_t sweeps_made(const Tensor& steps, cudaStream_t stream) {
   return *std::max_element(made.begin(), made.end());
 }
 
+// What was made of the room for `most` sweeps: by itself where the rest is worth giving back.
+Tensor made_of(Tensor all, std::int64_t made, std::int64_t most, std::int64_t each) {
+  const Tensor part = torch::stable::narrow(all, 0, 0, made * each);
+  return 8 * made < 7 * most ? torch::stable::clone(part) : part;
+}
+
 struct How {
   Activation activation;
   double slope, theta;
@@ -126,8 +132,8 @@ Found settle_as(const SettleShape& shape, const Tensors& states, const Tensors& 
   solve.run(weights, reverse.empty() ? weights : reverse, steps, change);
   if (counted) {
     const std::int64_t made = sweeps_made(steps, solve.stream);
-    readouts = torch::stable::narrow(readouts, 0, 0, made);
-    if (how.keep) trajectory = torch::stable::narrow(trajectory, 0, 0, made * a.kept);
+    readouts = made_of(readouts, made, how.max_steps, 1);
+    if (how.keep) trajectory = made_of(trajectory, made, how.max_steps, a.kept);
   }
   return {std::move(out), readouts, trajectory, steps, change};
 }
@@ -204,6 +210,19 @@ Adjoint settle_adjoint_persistent(const Tensors& grad_states, const Tensor& grad
 }
 
 }  // namespace
+
+std::string settle_obstacle(int device) {
+  if (aoti_torch_get_current_cuda_stream == nullptr) return "this torch has no CUDA stream to run on";
+  try {
+    const OnDevice here(device);
+    cudaFuncAttributes code{};
+    check(cudaFuncGetAttributes(&code, settle_kernel<float, 1>), "device", "kernel");
+  } catch (const std::exception& problem) {
+    return problem.what();
+  }
+  return {};
+}
+
 }  // namespace lmser
 
 STABLE_TORCH_LIBRARY_IMPL(lmser, CUDA, m) {

@@ -176,6 +176,9 @@ __device__ bool settle_samples_stop(const SettleArguments<T>& a, const SettlePla
   return !__syncthreads_or(moving);
 }
 
+// Ten thousand sweeps' time and more: groups that were promised to run at once and do not would wait for ever.
+constexpr std::uint64_t kSettleLongestWait = 60'000'000'000;
+
 // One stop for all: the groups meet, each with the largest of its changes.
 template <class T>
 __device__ bool settle_all_stop(const SettleArguments<T>& a, const SettlePlace<T>& p, std::int64_t t) {
@@ -203,8 +206,9 @@ __device__ bool settle_all_stop(const SettleArguments<T>& a, const SettlePlace<T
         if (a.adjoint) atomicMax(&meeting.largest, (unsigned long long)(largest));
         announce(&meeting.arrived);
       }
-      while (announced(&meeting.arrived) < unsigned(a.groups)) {
-      }
+      const std::uint64_t since = nanoseconds();
+      while (announced(&meeting.arrived) < unsigned(a.groups))
+        if (nanoseconds() - since > kSettleLongestWait) give_up();
       const volatile SettleMeeting& all = meeting;
       double moved = double(M::value(typename M::Bits(all.change)));
       bool stop = moved < a.theta;

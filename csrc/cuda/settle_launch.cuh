@@ -13,9 +13,7 @@ using Tensors = std::vector<Tensor>;
 using Maybe = std::optional<Tensor>;
 using Sizes = torch::headeronly::IntHeaderOnlyArrayRef;
 
-inline void check(cudaError_t error, const char* what) {
-  STD_TORCH_CHECK(error == cudaSuccess, "settle_persistent: ", what, ": ", cudaGetErrorString(error));
-}
+inline void check(cudaError_t error, const char* what) { check(error, "settle_persistent", what); }
 
 // The kernels of one kind, by the samples that a warp takes at once: `Kernels<T>::of<S>()`.
 template <class T>
@@ -73,15 +71,18 @@ SettleDevice device_of(int index) {
     check(cudaFuncSetAttribute(kernel_of<Kernels>(tile), cudaFuncAttributeMaxDynamicSharedMemorySize, shared),
           "shared memory");
   SettleDevice found{shared, {processors}};
-  for (unsigned blocks = 2; major >= 9 && blocks <= 8; blocks *= 2) {
+  // Code for earlier devices knows no clusters, on whatever device it is made ready for.
+  cudaFuncAttributes code{};
+  check(cudaFuncGetAttributes(&code, kernel_of<Kernels>(kTiles<T>.back())), "kernel");
+  for (unsigned blocks = 2; major >= 9 && code.ptxVersion >= 90 && blocks <= 8; blocks *= 2) {
     cudaLaunchAttribute attribute;
     attribute.id = cudaLaunchAttributeClusterDimension, attribute.val.clusterDim = {blocks, 1, 1};
     cudaLaunchConfig_t config{};
     config.gridDim = dim3(blocks), config.blockDim = dim3(kSettleThreads);
     config.dynamicSmemBytes = std::size_t(shared), config.attrs = &attribute, config.numAttrs = 1;
     int clusters = 0;
-    check(cudaOccupancyMaxActiveClusters(&clusters, kernel_of<Kernels>(kTiles<T>.back()), &config),
-          "clusters at a time");
+    if (cudaOccupancyMaxActiveClusters(&clusters, kernel_of<Kernels>(kTiles<T>.back()), &config) != cudaSuccess)
+      clusters = 0, cudaGetLastError();  // a size that this device does not take
     found.clusters.push_back(clusters);
   }
   return d = found;

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <string>
 #include <vector>
 
 namespace lmser {
@@ -11,6 +12,10 @@ namespace lmser {
 constexpr int kSettleLayers = 8;     // at most
 constexpr int kSettleThreads = 512;  // of a block
 constexpr int kSettleRows = 4;       // rows of a weight, and values of a state, that a warp takes at once
+
+// Why the kernels cannot run on the device of this number, as far as can be told without a launch, or nothing: a driver
+// older than the library's CUDA runtime, no code for the device, a torch without CUDA. In a library compiled with nvcc.
+std::string settle_obstacle(int device);
 
 // Where a block keeps what, in values of the compute type behind the words that count changes.
 struct SettlePlan {

@@ -260,7 +260,18 @@ def _settle(
         return in_segments(lambda part, how: _settle(impl, part, how, None), problem, run, every)
     operators = chosen("settle", impl, problem.states[0])
     if impl == "native" and problem.states[0].is_cuda:
-        found = persistent.obstacle(problem.states, problem.weights, run.order, run.theta, run.per_sample)
+        bytes_kept = persistent.kept_bytes(
+            problem.states,
+            run.order,
+            run.theta,
+            run.max_steps,
+            keep=kept,
+            half=run.half,
+            readouts=run.readouts,
+        )
+        found = persistent.obstacle(
+            problem.states, problem.weights, run.order, run.theta, run.per_sample, kept=bytes_kept
+        )
         if found is not None:
             raise RuntimeError(
                 f'settle: impl="native": no compiled kernel for CUDA tensors takes this: {found}'

@@ -220,7 +220,7 @@ class _Carry(torch.autograd.Function):
         while steps < ctx.adjoint.max_steps and not bool(change < theta):
             back = torch.autograd.grad(ctx.after, ctx.fixed, a, retain_graph=True, allow_unused=True)
             new = [g if b is None else g + b for g, b in zip(grads, back, strict=True)]
-            largest = torch.stack([x.abs().amax() for x in new]).amax()
+            largest = torch.stack([x.abs().amax() if x.numel() else x.new_zeros(()) for x in new]).amax()
             change = largest_change(new, a) / largest.clamp_min(torch.finfo(largest.dtype).tiny)
             a, steps = new, steps + 1
         check(ctx.adjoint.unconverged, "settle, adjoint", change, theta, torch.tensor(steps))
