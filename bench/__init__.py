@@ -1,1 +1,1 @@
-"""Benchmarks: `python -m bench` prints the table and writes JSON, `pytest bench --benchmark-only` feeds pytest-benchmark."""
+"""Benchmarks beside `lmser bench`: its workloads for pytest-benchmark (`pytest bench --benchmark-only`), and GPUs'."""

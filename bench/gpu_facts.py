@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from bench.checkout import commit
 from bench.gpu_clock import Clock, calls_for
 from bench.gpu_record import precision
+from lmser.experiments.provenance import commit
 
 SMI = (
     "name", "driver_version", "clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem", "power.draw",

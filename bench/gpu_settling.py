@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from bench.gpu_entrants import Place, Step
-from bench.settle_peers import Drives, Net, cached_updates, paper_updates
-from bench.settling import call, fused
+from lmser.benchmarks.settle_peers import Drives, Net, cached_updates, paper_updates
+from lmser.benchmarks.settling import call, fused
 
 LOOPS: dict[str, Callable[..., tuple[list[Tensor], Drives, Tensor]]] = {
     "cached loop": cached_updates,

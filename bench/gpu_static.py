@@ -23,12 +23,12 @@ from typing import Any
 import torch
 import triton
 
-from bench.checkout import commit
 from bench.gpu_compile import Binary, Compiler
 from bench.gpu_entrants import Place, Workload
 from bench.gpu_record import Recorded, record
 from bench.gpu_workloads import workloads
 from lmser._atomic import atomic_write
+from lmser.experiments.provenance import commit
 from lmser_kernels.gpu import tiles
 from lmser_kernels.gpu.launch import Launch
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
-from bench import inversion
 from lmser._atomic import atomic_write
+from lmser.benchmarks import inversion
 from lmser.training.memory import PeakMemory
 
 CONTENDERS = ("fused", *inversion.LAYOUTS)

@@ -21,13 +21,13 @@ def layers() -> str:
     ]
     for row in result["rows"]:
         lines.append(
-            f"| {row['workload']} | {row['fused_ms']:.2f} | {row['best_eager_ms']:.2f} ({row['best_eager']}) "
+            f"| {row['workload']} | {row['fused_ms']:.2f} | {row['best_ms']:.2f} ({row['best']}) "
             f"| {row['ratio']:.2f} | {_peak(row)} |"
         )
     where = (
         f"float32, {_machine(result)}. Medians of alternating calls, verified against float64 before timing; the peak is "
         "the one measured in the same run, and arithmetic is counted as the direct sum's, so more than 100 % means that "
-        "fewer products were made. `python -m bench --skip settle,semi-supervised --json bench/results/cpu.json` "
+        "fewer products were made. `lmser bench --skip settle --skip semi-supervised --json bench/results/cpu.json` "
         "and `python -m bench.readme` reproduce it."
     )
     return "\n".join([*lines, "", where])
@@ -45,12 +45,12 @@ def settling() -> str:
         paper = row["all_ms"]["paper's loop"] / row["fused_ms"]
         lines.append(
             f"| {row['workload'].removeprefix('settle ')} | {row['fused_ms']:.1f} | {100 * row['spread']:.0f} "
-            f"| {paper:.2f} | {row['ratio']:.2f} ({row['best_eager']}) | {_peak(row)} |"
+            f"| {paper:.2f} | {row['ratio']:.2f} ({row['best']}) | {_peak(row)} |"
         )
     where = (
         "004's loop computes every drive at every update, in eager PyTorch; the others compute each drive once a sweep or "
         "go through `torch.compile`, in either memory format. Training is the squared error of all readouts and its "
-        f"gradient through all sweeps. {_machine(result)}: `python -m bench --only settle --json "
+        f"gradient through all sweeps. {_machine(result)}: `lmser bench --only settle --json "
         "bench/results/settle_cpu.json`."
     )
     lines += [
@@ -92,14 +92,14 @@ def inversion() -> str:
         peaks = memory["peak_mb"][name]
         least = min(value for kind, value in peaks.items() if kind != "fused")
         lines.append(
-            f"| {name} | {row['fused_ms']:.1f} | {100 * row['spread']:.0f} | {row['best_eager_ms']:.1f} "
-            f"({row['best_eager']}) | {row['ratio']:.2f} | {graph / row['fused_ms']:.2f} | {_peak(row)} "
+            f"| {name} | {row['fused_ms']:.1f} | {100 * row['spread']:.0f} | {row['best_ms']:.1f} "
+            f"({row['best']}) | {row['ratio']:.2f} | {graph / row['fused_ms']:.2f} | {_peak(row)} "
             f"| {peaks['fused']:.0f} | {peaks['fused'] / least:.2f} |"
         )
     where = (
         "Eager PyTorch differentiates a gradient (`create_graph=True`) of the same network of `torch.nn`'s layers; "
         '"gated" is this library\'s pass of first order in eager operations. Memory is beside the former alone. '
-        f"{_machine(result)}: `python -m bench --only semi-supervised --json bench/results/inversion_cpu.json`, "
+        f"{_machine(result)}: `lmser bench --only semi-supervised --json bench/results/inversion_cpu.json`, "
         "`python -m bench.inversion_memory --json bench/results/inversion_memory.json`."
     )
     return "\n".join([*lines, "", where])

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 
-from bench import settling
-from bench.settle_peers import Net, loop
 from lmser._atomic import atomic_write
+from lmser.benchmarks import settling
+from lmser.benchmarks.settle_peers import Net, loop
 from lmser.contest import Contender, contest
 from lmser.training.memory import PeakMemory
 

@@ -1,4 +1,5 @@
-"""The same workloads for pytest-benchmark: ``pytest bench --benchmark-only``, ``--benchmark-compare`` between commits.
+"""The workloads of `lmser bench` for pytest-benchmark: ``pytest bench --benchmark-only``, ``--benchmark-compare`` between
+commits.
 
 Each test verifies every contender against float64, times them in alternation, records the ratio, and then lets
 pytest-benchmark time the fused one.
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench.workloads import Workload, workloads
+from lmser.benchmarks.workloads import Workload, workloads
 from lmser.contest import contest
 
 

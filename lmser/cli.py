@@ -1,4 +1,4 @@
-"""The command line: ``lmser list``, ``run``, ``data get``, ``demo``, ``report``.
+"""The command line: ``lmser list``, ``run``, ``data get``, ``demo``, ``report``, ``bench``.
 
 What a user can put right ends with one sentence and exit status 2: data that is not there, a wrong name, a
 run directory in use, an extra that is not installed. An interrupted run says how to continue and ends with
@@ -16,6 +16,7 @@ from typing import Any
 
 import click
 
+from lmser._extras import require
 from lmser.experiments import EXPERIMENTS, Experiment, Request, find
 
 __all__ = ["main"]
@@ -291,6 +292,100 @@ def demo(out: Path | None, resume: bool, device: str) -> None:
 
         results = experiment.run(out, resume=resume, device=device)
     _print(results, out / "report.html")
+
+
+@main.command(context_settings={"show_default": True})
+@click.option(
+    "--only", multiple=True, metavar="TEXT", help="Workloads whose name contains it; may be repeated."
+)
+@click.option(
+    "--skip", multiple=True, metavar="TEXT", help="No workloads whose name contains it; may be repeated."
+)
+@click.option("--list", "listed", is_flag=True, help="Name the workloads and measure nothing.")
+@click.option(
+    "--json", "json_file", type=click.Path(path_type=Path), help="Write the results here as they come."
+)
+@click.option(
+    "--plot", type=click.Path(path_type=Path), help="Draw every workload under the roofline: .svg or .png."
+)
+@click.option(
+    "--threads", type=click.IntRange(min=1), help="Threads of all contenders.  [default: torch's own]"
+)
+@click.option(
+    "--repeats", type=click.IntRange(min=1), help="Rounds of each workload.  [default: its own number]"
+)
+@click.option(
+    "--isa", help="The instruction set of the kernels: avx512, avx2 or baseline.  [default: the best here]"
+)
+@click.option(
+    "--compile/--no-compile", "compiled", default=True, help="Let torch.compile compete, where it takes part."
+)
+def bench(
+    only: tuple[str, ...],
+    skip: tuple[str, ...],
+    listed: bool,
+    json_file: Path | None,
+    plot: Path | None,
+    threads: int | None,
+    repeats: int | None,
+    isa: str | None,
+    compiled: bool,
+) -> None:
+    """Measure the kernels on this machine's CPU against eager and compiled PyTorch.
+
+    Contenders take turns in one process on the same inputs, and each is verified against float64 before any time is
+    told. A row: milliseconds and spread of the kernels and of the best other, their ratio, rates, the share of the FMA
+    peak measured in the same run (fewer products than the definition's may pass 100 %), and peak memory.
+    """
+    import torch
+
+    from lmser.benchmarks import measure
+    from lmser.benchmarks.roofline import FORMATS, draw
+    from lmser.benchmarks.workloads import workloads
+    from lmser_kernels import _library
+
+    try:
+        works = measure.chosen(workloads(), only, skip)
+    except ValueError as error:
+        raise _Refused(str(error)) from error
+    if listed:
+        for work in works:
+            click.echo(work.name)
+        return
+    if plot is not None:
+        if plot.suffix.removeprefix(".") not in FORMATS:
+            raise _Refused(
+                f"--plot: expected a name that ends in .{' or .'.join(FORMATS)}, got {plot.name!r}"
+            )
+        with _explained("bench", resumable=False):
+            require("matplotlib")
+    for name, path in (("--json", json_file), ("--plot", plot)):
+        if path is not None and not path.resolve().parent.is_dir():
+            raise _Refused(f"{name}: the folder {path.parent} does not exist")
+    if not _library.available:
+        raise _Refused(f"there is nothing to measure: {_library.error}")
+    if isa is not None:
+        try:
+            _library.module.choose_isa(isa)  # type: ignore[union-attr]
+        except ValueError as error:
+            raise _Refused(f"--isa: {error}") from error
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+    def keep(result: dict[str, Any]) -> None:
+        if json_file is not None:
+            measure.write(result, json_file)
+
+    try:
+        result = measure.run(works, compiled=compiled, repeats=repeats, say=click.echo, keep=keep)
+    except ArithmeticError as error:
+        raise click.ClickException(str(error)) from error
+    said = measure.summary(result)
+    if said is not None:
+        click.echo(said)
+    if plot is not None:
+        draw(result, plot)
+        click.echo(f"roofline: {plot}")
 
 
 @main.command()

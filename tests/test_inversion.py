@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bench.inversion import eager_copy
 from lmser import invert
 from lmser.baselines import CNN, FCN, TOPOLOGIES, InhibitorConv2d, ResidualBlock, ResNet, SmallCNN
+from lmser.benchmarks.inversion import eager_copy
 from lmser.inversion import has_rules, inverted
 from lmser_kernels.nn import Conv2dAddAct, MaxPool2dAct, TiedConv2d, TiedLinear
 

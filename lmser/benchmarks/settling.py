@@ -12,7 +12,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from bench.settle_peers import Net, cached_sweep, loop, paper_sweep
+from lmser.benchmarks.settle_peers import Net, cached_sweep, loop, paper_sweep
 from lmser.contest import Contender
 from lmser_kernels import settle
 
@@ -57,6 +57,17 @@ def flops(name: str, training: bool) -> float:
         here //= pool
         total += 2 * 2.0 * batch * here * here * below * above * kernel * kernel
     return steps * total * (3 if training else 1)
+
+
+def bytes_moved(name: str, training: bool) -> float:
+    """Every state read and written once a sweep, every weight read once a sweep; in training three times that."""
+    batch, channels, size, pools, kernel, steps = NETWORKS[name]
+    elements, here = 0.0, size
+    for layer, width in enumerate(channels):
+        here = here // pools[layer - 1] if layer else here
+        elements += 2.0 * batch * width * here * here
+    elements += sum(below * above * kernel * kernel for below, above in pairwise(channels))
+    return 4 * steps * elements * (3 if training else 1)
 
 
 def fused(

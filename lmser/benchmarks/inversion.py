@@ -92,14 +92,14 @@ def contender(kind: str, name: str, samples: int = BATCH) -> Callable[[], list[T
     if kind == "fused":
         return step(network(name), "gated", x.to(memory_format=torch.channels_last), y)
     layout = LAYOUTS[kind]
-    model = eager_copy(network(name)).to(memory_format=layout)
+    model = eager_copy(network(name)).to(memory_format=layout)  # type: ignore[call-overload]
     return step(model, "autograd", x.to(memory_format=layout), y)
 
 
 def eager_gated(name: str) -> Callable[[], list[Tensor]]:
     """The gated pass of first order in eager operations: what one could write without the kernels."""
     x, y = batch()
-    model = network(name).to(memory_format=torch.channels_last)
+    model = network(name).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     for layer in model.modules():
         if isinstance(layer, (Conv2dAddAct, MaxPool2dAct)):
             layer.impl = "reference"
@@ -114,14 +114,16 @@ def contenders(name: str) -> tuple[list[Contender], list[Tensor]]:
     return found, wanted
 
 
-def flops(name: str) -> float:
-    """Direct multiply-adds x 2 of a step: six times the forward pass (up and down, and two gradients of each)."""
-    total = 0.0
+def cost(name: str) -> tuple[float, float]:
+    """(flops, bytes) of a step: six times the forward pass (up and down, and two gradients of each), whose convolutions
+    read input and weight and write a result."""
+    flops = elements = 0.0
 
     def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        nonlocal total
+        nonlocal flops, elements
         assert isinstance(module, Conv2dAddAct)
-        total += 2.0 * output.numel() * module.weight[0].numel()
+        flops += 2.0 * output.numel() * module.weight[0].numel()
+        elements += inputs[0].numel() + module.weight.numel() + output.numel()
 
     model = network(name)
     for layer in model.modules():
@@ -129,4 +131,4 @@ def flops(name: str) -> float:
             layer.register_forward_hook(count)
     with torch.no_grad():
         model(batch()[0])
-    return 6 * total
+    return 6 * flops, 24 * elements
