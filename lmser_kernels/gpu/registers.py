@@ -22,12 +22,12 @@ _NONE: Mapping[str, Any] = {}
 
 
 def key_of(name: str, arguments: Mapping[str, Any], warps: int, stages: int, arch: int) -> Key:
-    """What an entry is found by: kernel, architecture, arithmetic, sides of the tiles, warps, stages."""
+    """What an entry is found by: kernel, architecture, arithmetic, sides of the tiles by their names, warps, stages."""
     dtype = next(value.dtype for value in arguments.values() if isinstance(value, Tensor))
     kind = str(dtype).removeprefix("torch.")
     if "PRECISION" in arguments:
         kind = f"{kind}/{arguments['PRECISION']}"
-    sides = tuple(value for name, value in arguments.items() if "BLOCK" in name)
+    sides = tuple(value for name, value in sorted(arguments.items()) if "BLOCK" in name)
     return name, arch, kind, sides, warps, stages
 
 
