@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 Key = tuple[str, int, str, tuple[int, ...], int, int]
@@ -23,17 +24,21 @@ _NONE: Mapping[str, Any] = {}
 
 def key_of(name: str, arguments: Mapping[str, Any], warps: int, stages: int, arch: int) -> Key:
     """What an entry is found by: kernel, architecture, arithmetic, sides of the tiles by their names, warps, stages."""
+    dtype, precision = _arithmetic(arguments)
+    kind = str(dtype).removeprefix("torch.") + ("" if precision is None else f"/{precision}")
+    sides = sorted((given, value) for given, value in arguments.items() if "BLOCK" in given)
+    return name, arch, kind, tuple(value for _, value in sides), warps, stages
+
+
+def _arithmetic(arguments: Mapping[str, Any]) -> tuple[torch.dtype, str | None]:
     dtype = next(value.dtype for value in arguments.values() if isinstance(value, Tensor))
-    kind = str(dtype).removeprefix("torch.")
-    if "PRECISION" in arguments:
-        kind = f"{kind}/{arguments['PRECISION']}"
-    sides = tuple(value for name, value in sorted(arguments.items()) if "BLOCK" in name)
-    return name, arch, kind, sides, warps, stages
+    return dtype, arguments.get("PRECISION")
 
 
 def options(name: str, arguments: Mapping[str, Any], warps: int, stages: int, arch: int) -> Mapping[str, Any]:
     """Triton's options for compiling this launch of the kernel `name`."""
-    if (name, arch) not in _kernels():
+    # Every launch asks, and few kinds of kernels are in the table: the key is not made for the others.
+    if (name, arch, *_arithmetic(arguments)) not in _kinds():
         return _NONE
     return _table().get(key_of(name, arguments, warps, stages, arch), _NONE)
 
@@ -48,11 +53,15 @@ def _table() -> Mapping[Key, Mapping[str, Any]]:
 
 
 @cache
-def _kernels() -> frozenset[tuple[str, int]]:
-    return frozenset((name, arch) for name, arch, *_ in _table())
+def _kinds() -> frozenset[tuple[str, int, torch.dtype, str | None]]:
+    found = set()
+    for name, arch, kind, *_ in _table():
+        dtype, _, precision = kind.partition("/")
+        found.add((name, arch, getattr(torch, dtype), precision or None))
+    return frozenset(found)
 
 
 def forget() -> None:
     """Read the table again when it is next asked for."""
     _table.cache_clear()
-    _kernels.cache_clear()
+    _kinds.cache_clear()
