@@ -3,8 +3,8 @@ keep nothing in local memory, and writes lmser_kernels/gpu/registers.json.
 
 Everything that the workloads launch is compiled as the compiler likes it. Of a kernel that spills, every variant that an
 entry of the table would hold for is compiled with more and more registers, until none does; the first that is enough is
-taken. Kernels that spill all the same are named, and the exit code is 1. A part of the workloads or architectures takes
-nothing out of the table that it does not know of.
+taken. Kernels that spill all the same are named, and the exit code is 1. A part of the workloads or architectures knows
+only some of the variants: it takes nothing out of the table, and compiles as that says.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ import torch
 import triton
 
 from bench.gpu_compile import Binary
-from bench.gpu_static import ARCHS, Configuration, Survey, each, kinds_of, read, survey, title
-from bench.gpu_workloads import workloads
+from bench.gpu_static import ARCHS, Configuration, Survey, each, kinds_of, read, survey, title, workloads
 from lmser._atomic import atomic_write
 from lmser_kernels.gpu import registers
 
@@ -52,10 +51,12 @@ def spills(binary: Binary | str) -> bool:
 
 
 def found(
-    entries: Sequence[Configuration], jobs: int
+    entries: Sequence[Configuration],
+    jobs: int,
+    known: Mapping[registers.Key, Mapping[str, Any]] | None = None,
 ) -> tuple[dict[registers.Key, Mapping[str, Any]], list[Configuration]]:
-    """What each kernel that spills must be told, and those that nothing helps."""
-    plain = [told(entry, {}) for entry in entries]
+    """What each kernel that spills, told what is `known`, must be told instead, and those that nothing helps."""
+    plain = [told(entry, (known or {}).get(key_of(entry), {})) for entry in entries]
     binaries = each(read, plain, jobs, _progress(len(plain)))
     sharing: dict[registers.Key, list[Configuration]] = {}
     spilling = set()
@@ -96,10 +97,8 @@ def write(table: Mapping[registers.Key, Mapping[str, Any]]) -> None:
         file.write(head[:-1] + ', "entries": [\n ' + ",\n ".join(rows) + "\n]}\n")
 
 
-def kept(
-    archs: Sequence[int], known: set[registers.Key]
-) -> Iterator[tuple[registers.Key, Mapping[str, Any]]]:
-    """Entries of the table as it is that this run has nothing to say of."""
+def table_now() -> Iterator[tuple[registers.Key, Mapping[str, Any]]]:
+    """The table as it is."""
     for entry in json.loads(registers.TABLE.read_text(encoding="utf-8"))["entries"]:
         key = (
             *(entry[n] for n in ("kernel", "arch", "kind")),
@@ -107,30 +106,34 @@ def kept(
             entry["warps"],
             entry["stages"],
         )
-        if entry["arch"] not in archs or key not in known:
-            yield key, entry["options"]
+        yield key, entry["options"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Survey, compile, choose, write."""
     parser = argparse.ArgumentParser(prog="python -m bench.gpu_registers", description=__doc__)
-    parser.add_argument("--only", default="", help="workloads whose name contains this; default: all, anew")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        default=[""],
+        help="workloads whose name contains one of these; default: all, anew",
+    )
     parser.add_argument("--arch", type=int, nargs="+", choices=ARCHS, default=ARCHS)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     surveyed = Survey()
     for work in workloads():
-        if options.only in work.name:
+        if any(part in work.name for part in options.only):
             surveyed.join(survey([work], options.arch, kinds_of(work)))
     if not surveyed.configurations:
         parser.error(f"no workload is called anything with {options.only!r}")
     entries = list(surveyed.configurations.values())
     print(f"{len(entries)} kernels", flush=True)
-    table, hopeless = found(entries, options.jobs)
-    whole = not options.only and set(options.arch) == set(ARCHS)
-    if not whole:
-        table = {**dict(kept(options.arch, {key_of(entry) for entry in entries})), **table}
+    whole = options.only == [""] and set(options.arch) == set(ARCHS)
+    known = {} if whole else dict(table_now())
+    more, hopeless = found(entries, options.jobs, known)
+    table = {**known, **more}
     write(table)
     for entry in hopeless:
         print(f"spills all the same: {title(entry)}, sm_{entry.arch}")

@@ -23,10 +23,11 @@ from typing import Any
 import torch
 import triton
 
+from bench import gpu_others
 from bench.gpu_compile import Binary, Compiler
 from bench.gpu_entrants import Place, Workload
 from bench.gpu_record import Recorded, record
-from bench.gpu_workloads import workloads
+from bench.gpu_workloads import workloads as measured
 from lmser._atomic import atomic_write
 from lmser.experiments.provenance import commit
 from lmser_kernels.gpu import tiles
@@ -113,6 +114,11 @@ def survey(
                     if arch == archs[0] and turn == 0:
                         found.bounds.append(_bound(work, kind, made))
     return found
+
+
+def workloads() -> list[Workload]:
+    """What the benchmark measures, and what else there is to launch."""
+    return [*measured(), *gpu_others.workloads()]
 
 
 def kinds_of(work: Workload) -> Sequence[str]:

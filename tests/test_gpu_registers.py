@@ -144,11 +144,16 @@ def test_the_fewest_registers_that_are_enough_for_all_variants(monkeypatch: pyte
 
 def test_a_part_takes_nothing_out_of_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registers, "TABLE", tmp_path / "registers.json")
-    known, other = (
+    one, other = (
         registers.key_of("conv_up", _launch("relu", side).arguments, 4, 3, 90) for side in (64, 128)
     )
-    elsewhere = (known[0], 100, *known[2:])
-    gpu_registers.write({known: {"maxnreg": 96}, other: {"maxnreg": 128}, elsewhere: {"maxnreg": 144}})
-    left = dict(gpu_registers.kept([90], {known}))
-    assert left == {other: {"maxnreg": 128}, elsewhere: {"maxnreg": 144}}
+    gpu_registers.write({one: {"maxnreg": 96}, other: {"maxnreg": 128}})
+    known = dict(gpu_registers.table_now())
+    assert known == {one: {"maxnreg": 96}, other: {"maxnreg": 128}}
+    # One variant of each is known here: of the first what is told is enough, of the second it is not any more.
+    monkeypatch.setattr(gpu_registers, "each", _compiler({"relu": 90, "tanh": 130}))
+    entries = [Configuration(90, "o", _launch("relu", 64)), Configuration(90, "o", _launch("tanh", 128))]
+    more, hopeless = gpu_registers.found(entries, 1, known)
+    assert more == {other: {"maxnreg": 144}}
+    assert not hopeless
     assert registers.options("conv_up", _launch("tanh").arguments, 4, 3, 90) == {"maxnreg": 96}
