@@ -102,17 +102,20 @@ class Compiler:
         driver.set_active(self.target)
         return launch.kernel.run(grid=launch.grid, warmup=True, **self._arguments(launch))
 
-    def read(self, launch: Launch) -> Binary:
-        """Compiles the launch and reads the binary."""
+    def read(self, launch: Launch, brief: bool = False) -> Binary:
+        """Compiles the launch and reads the binary.
+
+        `brief`: instructions are only counted where matrix ones are meant, or where there is local memory: taking the
+        binary apart is most of the time.
+        """
         kernel = self.compile(launch)
+        matrix = means_matrix(kernel.asm["ttir"], self.arch)
         with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
             file.write(kernel.asm["cubin"])
             file.flush()
-            text = subprocess.run(
-                [TOOLS / "cuobjdump", "--dump-resource-usage", "--dump-sass", file.name],
-                capture_output=True, text=True, check=True,
-            ).stdout  # fmt: skip
-        registers, stack = usage(text)
+            registers, stack = usage(_dumped("--dump-resource-usage", file.name))
+            counted = matrix or stack or not brief
+            counts = count(_dumped("--dump-sass", file.name)) if counted else {"local": 0}
         return Binary(
             launch.kernel.__name__,
             self.arch,
@@ -120,8 +123,8 @@ class Compiler:
             stack,
             # Triton's figure; what the tool calls SHARED is the system's own KB.
             int(kernel.metadata.shared),
-            count(text),
-            means_matrix(kernel.asm["ttir"], self.arch),
+            counts,
+            matrix,
         )
 
     @staticmethod
@@ -129,6 +132,11 @@ class Compiler:
         return {
             **launch.arguments, "num_warps": launch.num_warps, "num_stages": launch.num_stages, **launch.options,
         }  # fmt: skip
+
+
+def _dumped(what: str, file: str) -> str:
+    command = [str(TOOLS / "cuobjdump"), what, file]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def usage(text: str) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from lmser_kernels import add_act, max_pool2d_act, tied_conv2d
 
 KINDS = ("bf16", "fp16", "tf32", "tf32x3", "ieee", "float64")
 # (batch, channels below and above, size, stride) of a tied pair.
-PAIRS = ((16, 3, 16, 256, 1), (16, 16, 32, 256, 2), (16, 128, 256, 32, 2), (128, 120, 440, 8, 1))
+PAIRS = ((16, 3, 16, 256, 1), (16, 128, 256, 32, 2))
 
 
 def _drawn(place: Place, shape: Sequence[int], layout: torch.memory_format = torch.channels_last) -> Tensor:

@@ -164,7 +164,7 @@ def _bound(work: Workload, kind: str, made: Recorded) -> Bound:
 def read(entry: Configuration) -> Binary | str:
     """The binary of a configuration, or why there is none."""
     try:
-        return Compiler(entry.arch).read(entry.launch)
+        return Compiler(entry.arch).read(entry.launch, brief=True)
     except Exception as problem:  # whatever the compiler raises, the others are still read
         return f"{type(problem).__name__}: {problem}".strip().splitlines()[0]
 

@@ -52,7 +52,8 @@ def _kernels(rows: Sequence[Mapping[str, Any]], archs: Sequence[int]) -> list[st
         table.setdefault(key, {}).setdefault(row["arch"], []).append(_cell(row["binary"]))
         serves.setdefault(key, set()).update(row["serves"])
     lines = [
-        "Cells: registers of a thread; KB of shared memory of a block; matrix instructions; asynchronous copies. "
+        "Cells: registers of a thread; KB of shared memory of a block; matrix instructions; asynchronous copies (n/c: "
+        "not counted, where dtype and precision mean no matrix instructions). "
         "Configurations that differ in strides or alignment only are counted (xn), the largest shown.",
         "",
         "| kernel | constants | kind | warps/stages | serves | "
@@ -83,11 +84,10 @@ def _cell(binary: Mapping[str, Any]) -> str:
     if "problem" in binary:
         return "not compiled"
     counts = binary["counts"]
-    matrix = ", ".join(f"{counts[kind]} {kind}" for kind in MATRIX if counts[kind]) or "none"
+    matrix = ", ".join(f"{counts[kind]} {kind}" for kind in MATRIX if counts.get(kind))
+    matrix = matrix or ("none" if MATRIX[0] in counts else "n/c")
     spilled = f"; {counts['local']} local" if counts["local"] else ""
-    return (
-        f"{binary['registers']}; {binary['shared'] / 1024:.0f}; {matrix}; {counts['async copies']}{spilled}"
-    )
+    return f"{binary['registers']}; {binary['shared'] / 1024:.0f}; {matrix}; {counts.get('async copies', 'n/c')}{spilled}"
 
 
 def _cuda(rows: Sequence[Mapping[str, Any]]) -> list[str]:
