@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -180,6 +181,18 @@ def test_the_report_lists_every_kernel(tmp_path: Path) -> None:
     assert any(
         row["binary"]["counts"]["HGMMA"] + row["binary"]["counts"]["HMMA"] for row in result["kernels"]
     )
+
+
+def test_the_committed_report_is_of_every_kernel_and_finds_nothing_wrong() -> None:
+    result = json.loads((ROOT / "bench/results/gpu_static.json").read_text())
+    assert result["problems"] == []
+    assert result["without_kernel"] == []
+    assert not any(row["problem"] for row in result["cuda"] if "problem" in row)
+    launched: set[str] = set()
+    for source in (ROOT / "lmser_kernels").rglob("*.py"):
+        launched |= set(re.findall(r"(?<!def )\blaunch\(\s*(\w+),", source.read_text()))
+    for arch in (80, 90, 100):
+        assert {row["kernel"] for row in result["kernels"] if row["arch"] == arch} == launched
 
 
 @pytest.mark.slow
