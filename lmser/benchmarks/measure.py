@@ -23,7 +23,7 @@ __all__ = ["HEAD", "chosen", "line", "run", "summary", "write"]
 
 FUSED = "fused"
 HEAD = (
-    f"{'workload':58} {'fused ms':>9} {'± %':>5} {'best ms':>9} {'ratio':>6} {'± %':>5} {'GFLOP/s':>8} {'peak %':>6} "
+    f"{'workload':74} {'fused ms':>9} {'± %':>5} {'best ms':>9} {'ratio':>6} {'± %':>5} {'GFLOP/s':>8} {'peak %':>6} "
     f"{'MB':>6} {'other':>6} {'error':>8}  best other"
 )
 _PEAK_SECONDS = 0.2  # how long the FMA peak is measured, before and after every workload
@@ -151,7 +151,7 @@ def line(row: dict[str, Any]) -> str:
     """A row of the table."""
     memory = [f"{mb:6.0f}" if mb is not None else "     -" for mb in (row["peak_mb"], row["least_other_mb"])]
     return (
-        f"{row['workload']:58} {row['fused_ms']:9.3f} {100 * row['spread']:5.1f} {row['best_ms']:9.3f} "
+        f"{row['workload']:74} {row['fused_ms']:9.3f} {100 * row['spread']:5.1f} {row['best_ms']:9.3f} "
         f"{row['ratio']:6.2f} {100 * row['ratio_spread']:5.1f} {row['gflops']:8.1f} "
         f"{100 * row['gflops'] / row['fma_peak_gflops']:6.0f} {' '.join(memory)} {row['error']:8.1e}  {row['best']}"
     )

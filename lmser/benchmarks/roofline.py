@@ -18,6 +18,7 @@ _GROUPS = (
     ("settle", "settling", "D"),
     ("semi-supervised", "network inversion", "P"),
     ("layer", "single layers", "o"),
+    ("add_act", "add_act", "^"),
     ("", "networks", "s"),
 )
 
