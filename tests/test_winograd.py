@@ -107,7 +107,7 @@ class TestChoice:
             (16, 3, 64, 32): False,  # too short a depth
             (16, 64, 3, 32): False,
             (16, 16, 16, 5): False,  # 8 x 8 outputs of which 39 are thrown away
-            (1, 448, 448, 7): False,  # more to pack than to multiply
+            (1, 448, 448, 4): False,  # more to pack than to multiply
             (16, 448, 448, 8): True,
         }.items(),
         ids=str,
