@@ -13,7 +13,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -97,18 +97,6 @@ def write(table: Mapping[registers.Key, Mapping[str, Any]]) -> None:
         file.write(head[:-1] + ', "entries": [\n ' + ",\n ".join(rows) + "\n]}\n")
 
 
-def table_now() -> Iterator[tuple[registers.Key, Mapping[str, Any]]]:
-    """The table as it is."""
-    for entry in json.loads(registers.TABLE.read_text(encoding="utf-8"))["entries"]:
-        key = (
-            *(entry[n] for n in ("kernel", "arch", "kind")),
-            tuple(entry["sides"]),
-            entry["warps"],
-            entry["stages"],
-        )
-        yield key, entry["options"]
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Survey, compile, choose, write."""
     parser = argparse.ArgumentParser(prog="python -m bench.gpu_registers", description=__doc__)
@@ -131,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     entries = list(surveyed.configurations.values())
     print(f"{len(entries)} kernels", flush=True)
     whole = options.only == [""] and set(options.arch) == set(ARCHS)
-    known = {} if whole else dict(table_now())
+    known = {} if whole else dict(registers.table())
     more, hopeless = found(entries, options.jobs, known)
     table = {**known, **more}
     write(table)

@@ -148,7 +148,7 @@ def test_a_part_takes_nothing_out_of_the_table(tmp_path: Path, monkeypatch: pyte
         registers.key_of("conv_up", _launch("relu", side).arguments, 4, 3, 90) for side in (64, 128)
     )
     gpu_registers.write({one: {"maxnreg": 96}, other: {"maxnreg": 128}})
-    known = dict(gpu_registers.table_now())
+    known = dict(registers.table())
     assert known == {one: {"maxnreg": 96}, other: {"maxnreg": 128}}
     # One variant of each is known here: of the first what is told is enough, of the second it is not any more.
     monkeypatch.setattr(gpu_registers, "each", _compiler({"relu": 90, "tanh": 130}))

@@ -40,11 +40,12 @@ def options(name: str, arguments: Mapping[str, Any], warps: int, stages: int, ar
     # Every launch asks, and few kinds of kernels are in the table: the key is not made for the others.
     if (name, arch, *_arithmetic(arguments)) not in _kinds():
         return _NONE
-    return _table().get(key_of(name, arguments, warps, stages, arch), _NONE)
+    return table().get(key_of(name, arguments, warps, stages, arch), _NONE)
 
 
 @cache
-def _table() -> Mapping[Key, Mapping[str, Any]]:
+def table() -> Mapping[Key, Mapping[str, Any]]:
+    """Every entry, by its key."""
     entries = json.loads(TABLE.read_text(encoding="utf-8"))["entries"]
     return {
         (e["kernel"], e["arch"], e["kind"], tuple(e["sides"]), e["warps"], e["stages"]): e["options"]
@@ -55,7 +56,7 @@ def _table() -> Mapping[Key, Mapping[str, Any]]:
 @cache
 def _kinds() -> frozenset[tuple[str, int, torch.dtype, str | None]]:
     found = set()
-    for name, arch, kind, *_ in _table():
+    for name, arch, kind, *_ in table():
         dtype, _, precision = kind.partition("/")
         found.add((name, arch, getattr(torch, dtype), precision or None))
     return frozenset(found)
@@ -63,5 +64,5 @@ def _kinds() -> frozenset[tuple[str, int, torch.dtype, str | None]]:
 
 def forget() -> None:
     """Read the table again when it is next asked for."""
-    _table.cache_clear()
+    table.cache_clear()
     _kinds.cache_clear()
