@@ -13,6 +13,7 @@
 
 #include "cpu/engine.h"
 #include "cpu/output_store.h"
+#include "cpu/torch_pool.h"
 #include "cuda/settle_plan.h"
 
 namespace py = pybind11;
@@ -94,13 +95,20 @@ double best_rate(double seconds, F&& round) {
   return best;
 }
 
+// On PyTorch's threads where it has as many: after an operation these spin for a while, and others would share their
+// cores with them.
 template <class F>
 double on_threads(int threads, F&& f) {
   std::vector<double> amounts(threads);
-  std::vector<std::thread> others;
-  for (int t = 1; t < threads; ++t) others.emplace_back([&, t] { amounts[t] = f(t); });
-  amounts[0] = f(0);
-  for (auto& t : others) t.join();
+  const ThreadPool pool = torch_pool();
+  if (threads == pool.threads) {
+    pool.run(threads, [&](std::int64_t t) { amounts[t] = f(int(t)); });
+  } else {
+    std::vector<std::thread> others;
+    for (int t = 1; t < threads; ++t) others.emplace_back([&, t] { amounts[t] = f(t); });
+    amounts[0] = f(0);
+    for (auto& t : others) t.join();
+  }
   double sum = 0;
   for (double a : amounts) sum += a;
   return sum;
@@ -166,13 +174,15 @@ py::dict plan(const std::string& op, const std::string& dtype, Four shape, Four 
   const ConvPlan p = inspect_conv(instruction_set(), threads, g, wide, channels_last);
   const double value = dtype == "float64" ? 8 : dtype == "float32" ? 4 : 2;
   py::dict d;
-  const bool winograd = p.winograd.m > 0, stride1 = p.winograd.m == 4;
-  d["kernel"] = stride1    ? std::string("minimal filtering (Winograd), F(4x4, 3x3)")
+  const bool winograd = p.winograd.m > 0, stride1 = p.winograd.stride1();
+  d["kernel"] = stride1    ? std::string(p.winograd.taps == 5 ? "minimal filtering (Winograd), F(2x2, 5x5)"
+                                                              : "minimal filtering (Winograd), F(4x4, 3x3)")
                 : winograd ? "minimal filtering (Winograd), F(" + std::to_string(p.winograd.m) +
                                  ", 2) on one phase of each axis and single taps on the other"
-                : p.dot ? std::string("implicit product, registers along the depth (few output channels)")
-                        : std::string(up ? "implicit product over channels-last pixels"
-                                         : "sub-pixel implicit product (stride^2 phases, no zeros multiplied)");
+                : p.planar ? std::string("implicit product, registers along rows of pixels (few output channels)")
+                : p.dot    ? std::string("implicit product, registers along the depth (few output channels)")
+                           : std::string(up ? "implicit product over channels-last pixels"
+                                            : "sub-pixel implicit product (stride^2 phases, no zeros multiplied)");
   d["isa"] = instruction_set().name;
   d["tile"] = std::to_string(p.tile.pixels) + "x" + std::to_string(p.tile.max_vectors * p.tile.lanes);
   d["compute_dtype"] = wide ? "float64" : "float32";
@@ -197,8 +207,9 @@ py::dict plan(const std::string& op, const std::string& dtype, Four shape, Four 
                                   ? "; input rows are staged once per unit into a padded slab in the second-level cache"
                                   : "; the plainly contiguous input is turned to channels-last while it is staged";
   d["reason"] =
-      (stride1 ? std::string("3x3 at stride 1: 36 products for the direct sum's 144 pay for the transforms here; the "
-                             "direct sum is run instead where a result is not finite")
+      (stride1 ? std::string(p.winograd.taps == 5 ? "5x5 at stride 1: 36 products for the direct sum's 100"
+                                                  : "3x3 at stride 1: 36 products for the direct sum's 144") +
+                     " pay for the transforms here; the direct sum is run instead where a result is not finite"
        : winograd ? std::string("3x3 at stride 2 with at least 32 channels on both sides: fewer products than "
                                 "the direct sum, which is run "
                                 "instead where a result is not finite")

@@ -68,8 +68,11 @@ def contest(
     tolerance: float,
     repeats: int,
     warm_up: int = 1,
+    after_round: Callable[[], object] | None = None,
 ) -> dict[str, Timing]:
     """Verify every contender against `wanted` (float64 results) or its own, then time `repeats` rounds of all.
+
+    `after_round` is called after each timed round: what else of the machine is to be known at that time.
 
     Raises ArithmeticError, and times nothing, where a relative error is not below `tolerance`.
     """
@@ -89,6 +92,8 @@ def contest(
             call()
             if repeat >= warm_up:
                 seconds[contender.name].append(perf_counter() - start)
+        if after_round is not None and repeat >= warm_up:
+            after_round()
     return {name: Timing(name, tuple(times), errors[name]) for name, times in seconds.items()}
 
 

@@ -107,7 +107,6 @@ def test_rows_are_told_written_and_drawn(tmp_path: Path, monkeypatch: pytest.Mon
     works = [_layer(), _layer("layer 5→3 down, 9 px", 3, 5, 9, 2, 2, True, True)]
     monkeypatch.setattr(workloads, "workloads", lambda: works)
     monkeypatch.setattr(measure, "contest", watched)
-    monkeypatch.setattr(measure, "_PEAK_SECONDS", 0.01)
     done = _bench("--json", str(path), "--plot", str(plot), "--threads", "1", "--repeats", "3")
     assert done.exit_code == 0, done.output
     assert seen == [0, 1]
@@ -120,7 +119,7 @@ def test_rows_are_told_written_and_drawn(tmp_path: Path, monkeypatch: pytest.Mon
         assert row["best_ms"] == min(ms for name, ms in row["all_ms"].items() if name != "fused")
         assert row["gflops"] == pytest.approx(work.flops / row["fused_ms"] / 1e6)
         assert row["error"] < 1e-3
-        assert row["fma_peak_gflops"] > 0
+        assert 0 < row["fma_peak_gflops"] <= row["fma_peak_best_gflops"]
         assert row["workload"] in done.output
     assert "2 single layers: geometric mean" in done.output
     assert plot.read_text().lstrip().startswith("<?xml")
@@ -128,7 +127,6 @@ def test_rows_are_told_written_and_drawn(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_a_plot_as_png(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "_PEAK_SECONDS", 0.01)
     result = measure.run([_layer()], repeats=2)
     roofline.draw(result, tmp_path / "roof.png")
     assert (tmp_path / "roof.png").read_bytes().startswith(b"\x89PNG")
@@ -142,7 +140,6 @@ def test_a_wrong_result_gets_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
         return [Contender("fused", lambda: [1.5 * ones]), Contender("eager", lambda: [ones])], [ones.double()]
 
     monkeypatch.setattr(workloads, "workloads", lambda: [_work("made up", build)])
-    monkeypatch.setattr(measure, "_PEAK_SECONDS", 0.01)
     done = _bench()
     assert done.exit_code == 1
     assert "'fused' is off by 5.0e-01 from float64" in done.output
@@ -155,7 +152,6 @@ def test_compiled_contenders_can_be_left_out(monkeypatch: pytest.MonkeyPatch) ->
         names = ("fused", "eager", "eager, compiled")
         return [Contender(name, lambda: [ones]) for name in names], [ones.double()]
 
-    monkeypatch.setattr(measure, "_PEAK_SECONDS", 0.01)
     for compiled in (False, True):
         (row,) = measure.run([_work("made up", build)], compiled=compiled, repeats=4)["rows"]
         assert ("eager, compiled" in row["all_ms"]) == compiled

@@ -1,4 +1,4 @@
-"""3x3 kernels at stride 1 by minimal filtering: where it is chosen, how exact it is, and what it never touches."""
+"""3x3 and 5x5 kernels at stride 1 by minimal filtering: where it is chosen, how exact it is, what it never touches."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from lmser_kernels import _library, conv2d_add_act, conv_transpose2d_add_act, ex
 pytestmark = pytest.mark.native
 
 SETS = _library.module.cpu_info()["runs_here"] if _library.module else ["none"]
+FILTER = {3: "F(4x4, 3x3)", 5: "F(2x2, 5x5)"}  # by the taps of an axis
 # (batch, C_in, C_out, height, width, padding): whole tiles and parts of them, channels that fill no register, units
 # of several images, of a part of an image, and of a part of the output channels.
 SHAPES = [
@@ -38,13 +39,15 @@ def drives(transposed: bool, x: Tensor, weight: Tensor, padding: int) -> Tensor:
     return (F.conv_transpose2d if transposed else F.conv2d)(x, weight, None, 1, padding)
 
 
-def operands(shape: tuple[int, ...], transposed: bool, last: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def operands(
+    shape: tuple[int, ...], transposed: bool, last: bool, taps: int = 3
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     batch, c_in, c_out, height, width, padding = shape
     draw = torch.Generator().manual_seed(1)
     layout = torch.channels_last if last else torch.contiguous_format
     x = torch.randn(batch, c_in, height, width, generator=draw).contiguous(memory_format=layout)
     sides = (c_in, c_out) if transposed else (c_out, c_in)
-    weight = torch.randn(*sides, 3, 3, generator=draw) / (3 * c_in**0.5)
+    weight = torch.randn(*sides, taps, taps, generator=draw) / (taps * c_in**0.5)
     drive = drives(transposed, x, weight, padding)
     add = torch.randn(drive.shape, generator=draw).contiguous(memory_format=layout)
     return x, weight, add, torch.randn(c_out, generator=draw)
@@ -54,13 +57,14 @@ def operands(shape: tuple[int, ...], transposed: bool, last: bool) -> tuple[Tens
 @pytest.mark.parametrize("threads", [1, 2, 5])
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_error_is_below_one_in_a_hundred_thousand(instruction_set, shape, transposed, threads, last):
+@pytest.mark.parametrize("taps", FILTER)
+def test_error_is_below_one_in_a_hundred_thousand(instruction_set, taps, shape, transposed, threads, last):
     operation, padding = (conv_transpose2d_add_act if transposed else conv2d_add_act), shape[-1]
-    x, weight, add, bias = operands(shape, transposed, last)
+    x, weight, add, bias = operands(shape, transposed, last, taps)
     drive = drives(transposed, x.double(), weight.double(), padding)
     want = torch.relu(drive + add.double() + bias.double().view(1, -1, 1, 1))
     call = {"stride": 1, "padding": padding, "activation": "relu"}
-    assert "F(4x4, 3x3)" in explain(operation, x, weight, add, bias, **call).kernel
+    assert FILTER[taps] in explain(operation, x, weight, add, bias, **call).kernel
     torch.set_num_threads(threads)
     h, y = operation(x, weight, add, bias, return_drive=True, **call)
     for got, exact in ((h, want), (y, drive)):
@@ -72,9 +76,10 @@ def test_error_is_below_one_in_a_hundred_thousand(instruction_set, shape, transp
 @pytest.mark.parametrize(
     "shape", [(6, 40, 33, 17, 18, 1), (2, 64, 72, 30, 29, 0), (9, 200, 210, 14, 14, 1)], ids=str
 )
-def test_weight_gradient(instruction_set, shape, threads):
+@pytest.mark.parametrize("taps", FILTER)
+def test_weight_gradient(instruction_set, taps, shape, threads):
     padding = shape[-1]
-    x, weight, _, _ = operands(shape, False, True)
+    x, weight, _, _ = operands(shape, False, True, taps)
     weight.requires_grad_(), x.requires_grad_()
     torch.set_num_threads(threads)
     y = conv2d_add_act(x, weight, stride=1, padding=padding)
@@ -125,6 +130,19 @@ class TestChoice:
             assert ("F(4x4, 3x3)" in found.kernel) == filtered
             assert (plan["products_of_direct"] < 1) == filtered
 
+    def test_five_taps(self):
+        x, z = torch.zeros(4, 64, 40, 40), torch.zeros(4, 300, 40, 40)
+        weight = torch.zeros(300, 64, 5, 5)
+        for found in (
+            explain(conv2d_add_act, x, weight, padding=2),
+            explain(conv_transpose2d_add_act, z, weight, padding=2),
+        ):
+            (plan,) = found.plans.values()
+            assert "F(2x2, 5x5)" in found.kernel
+            assert plan["products_of_direct"] == pytest.approx(36 / 100)
+        # Longer on one axis: no filter is known.
+        assert "F(2x2" not in explain(conv2d_add_act, x, weight[..., :3], padding=(2, 1)).kernel
+
     def test_float64_and_other_strides_are_summed_directly(self):
         weight = torch.zeros(64, 64, 3, 3)
         x = torch.zeros(2, 64, 16, 16)
@@ -135,23 +153,28 @@ class TestChoice:
 
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_what_is_not_finite_stays_where_the_kernel_carries_it(instruction_set, transposed, value):
+@pytest.mark.parametrize("taps", FILTER)
+def test_what_is_not_finite_stays_where_the_kernel_carries_it(instruction_set, taps, transposed, value):
     operation = conv_transpose2d_add_act if transposed else conv2d_add_act
-    x, weight, add, bias = operands((2, 32, 40, 13, 13, 1), transposed, True)
+    reach = taps // 2
+    x, weight, add, bias = operands((2, 32, 40, 13, 13, reach), transposed, True, taps)
     x[1, 5, 6, 7] = value
-    h = operation(x, weight, add, bias, stride=1, padding=1)
+    h = operation(x, weight, add, bias, stride=1, padding=reach)
     spoiled = ~h.isfinite()
     touched = torch.zeros_like(spoiled)
-    touched[1, :, 5:8, 6:9] = True
+    touched[1, :, 6 - reach : 7 + reach, 7 - reach : 8 + reach] = True
     assert torch.equal(spoiled, touched)
     want = (
-        drives(transposed, x.nan_to_num(0, 0, 0).double(), weight.double(), 1) + add + bias.view(1, -1, 1, 1)
+        drives(transposed, x.nan_to_num(0, 0, 0).double(), weight.double(), reach)
+        + add
+        + bias.view(1, -1, 1, 1)
     )
     torch.testing.assert_close(h[~touched].double(), want[~touched], rtol=1e-4, atol=1e-5)
 
 
-def test_same_bits_on_any_number_of_threads(instruction_set):
-    x, weight, add, bias = operands((5, 40, 120, 13, 11, 1), False, True)
+@pytest.mark.parametrize("taps", FILTER)
+def test_same_bits_on_any_number_of_threads(instruction_set, taps):
+    x, weight, add, bias = operands((5, 40, 120, 13, 11, 1), False, True, taps)
     results = []
     for threads in (1, 2, 3, 7):
         torch.set_num_threads(threads)

@@ -125,6 +125,23 @@ T value_at(const View& v, std::int64_t i) {
   }
   __builtin_unreachable();
 }
+// `count` values as they follow each other in memory.
+template <class T>
+void convert(const View& v, std::int64_t count, T* to) {
+  const auto each = [&](auto* from, auto&& value) {
+    for (std::int64_t i = 0; i < count; ++i) to[i] = T(value(from[i]));
+  };
+  switch (v.dtype) {
+    case DType::f32:
+      return each(static_cast<const float*>(v.data), [](float x) { return x; });
+    case DType::f64:
+      return each(static_cast<const double*>(v.data), [](double x) { return x; });
+    case DType::bf16:
+      return each(static_cast<const std::uint16_t*>(v.data), bf16_value);
+    case DType::f16:
+      return each(static_cast<const _Float16*>(v.data), [](_Float16 x) { return float(x); });
+  }
+}
 template <class T>
 constexpr DType kDTypeOf = sizeof(T) == 4 ? DType::f32 : DType::f64;
 

@@ -8,45 +8,52 @@
 
 #include "buffer.h"
 #include "layout.h"
-#include "transpose.h"
 
 namespace lmser {
 namespace {
 
-// The weight as dense values of T, (C_out, C_in, kh, kw): itself, or a converted copy held by `copy`.
+// The weight as values of T: itself, or a converted copy held by `copy`, in the order of memory where that is dense.
 template <class T>
-const T* dense_weight(const View& w, Buffer<T>& copy) {
-  const bool dense = w.dtype == kDTypeOf<T> && (w.sw == 1 || w.w == 1) && (w.sh == w.w || w.h == 1) &&
-                     (w.sc == w.h * w.w || w.c == 1) && (w.sn == w.c * w.h * w.w || w.n == 1);
-  if (dense) return static_cast<const T*>(w.data);
-  copy = allocate<T>(w.n * w.c * w.h * w.w);
-  T* p = copy.get();
-  if (w.dtype == kDTypeOf<T> && w.sc == 1) {  // channels-last
-    const T* const data = static_cast<const T*>(w.data);
-    for (std::int64_t n = 0; n < w.n; ++n)
-      for (std::int64_t c0 = 0; c0 < w.c; c0 += 16)  // so that the lines written stay in the first-level cache
-        for (std::int64_t i = 0; i < w.h; ++i)
-          for (std::int64_t j = 0; j < w.w; ++j) {
-            const T* const src = data + n * w.sn + i * w.sh + j * w.sw;
-            T* const dst = p + n * w.c * w.h * w.w + i * w.w + j;
-            for (std::int64_t c = c0; c < std::min(c0 + 16, w.c); ++c) dst[c * w.h * w.w] = src[c];
-          }
-    return copy.get();
+WeightLayout<T> layout_of(const Geometry& g, const View& w, Buffer<T>& copy) {
+  std::int64_t sn = w.sn, sc = w.sc, sh = w.sh, sw = w.sw;
+  const T* data = static_cast<const T*>(w.data);
+  if (w.dtype != kDTypeOf<T>) {
+    const std::int64_t values = w.n * w.c * w.h * w.w;
+    copy = allocate<T>(values);
+    data = copy.get();
+    if ((w.n - 1) * sn + (w.c - 1) * sc + (w.h - 1) * sh + (w.w - 1) * sw + 1 == values) {
+      convert<T>(w, values, copy.get());
+    } else {
+      T* p = copy.get();
+      for (std::int64_t n = 0; n < w.n; ++n)
+        for (std::int64_t c = 0; c < w.c; ++c)
+          for (std::int64_t i = 0; i < w.h; ++i)
+            for (std::int64_t j = 0; j < w.w; ++j) *p++ = value_at<T>(w, n * sn + c * sc + i * sh + j * sw);
+      sw = 1, sh = w.w, sc = w.h * w.w, sn = w.c * sc;
+    }
   }
-  for (std::int64_t n = 0; n < w.n; ++n)
-    for (std::int64_t c = 0; c < w.c; ++c)
-      for (std::int64_t i = 0; i < w.h; ++i)
-        for (std::int64_t j = 0; j < w.w; ++j) *p++ = value_at<T>(w, n * w.sn + c * w.sc + i * w.sh + j * w.sw);
-  return copy.get();
+  return g.transposed ? WeightLayout<T>{data, sc, sn, sh, sw} : WeightLayout<T>{data, sn, sc, sh, sw};
+}
+
+// A phase for the planar tile: [tap row][input channel][tap column][output channel].
+template <class T>
+void pack_planar(const ConvPlan& p, const Phase& ph, const WeightLayout<T>& w, T* packed) {
+  const Geometry& g = p.geometry;
+  T* to = packed + ph.weight_offset;
+  for (int a = 0; a < ph.taps_h; ++a)
+    for (std::int64_t c = 0; c < g.in_c; ++c)
+      for (int b = 0; b < ph.taps_w; ++b) {
+        const int i = g.transposed ? ph.first_tap_h - a * g.stride_h : a,
+                  j = g.transposed ? ph.first_tap_w - b * g.stride_w : b;
+        for (std::int64_t v = 0; v < g.out_c; ++v) *to++ = w.data[v * w.out + c * w.in + i * w.row + j * w.col];
+      }
 }
 
 // A phase for the dot tile: [tap row][depth in registers][output channel][lanes], zero behind the depth.
 template <class T>
-void pack_dot(const ConvPlan& p, const Phase& ph, const T* weight, T* packed) {
+void pack_dot(const ConvPlan& p, const Phase& ph, const WeightLayout<T>& w, T* packed) {
   const Geometry& g = p.geometry;
-  const std::int64_t taps = std::int64_t(g.kernel_h) * g.kernel_w, lanes = p.tile.lanes;
-  const std::int64_t out_stride = g.transposed ? taps : g.in_c * taps, in_stride = g.transposed ? g.out_c * taps : taps;
-  const std::int64_t registers = (ph.taps_w * g.in_c + lanes - 1) / lanes;
+  const std::int64_t lanes = p.tile.lanes, registers = (ph.taps_w * g.in_c + lanes - 1) / lanes;
   T* row = packed + ph.weight_offset;
   for (int a = 0; a < ph.taps_h; ++a, row += registers * g.out_c * lanes) {
     std::memset(static_cast<void*>(row), 0, sizeof(T) * registers * g.out_c * lanes);
@@ -56,79 +63,32 @@ void pack_dot(const ConvPlan& p, const Phase& ph, const T* weight, T* packed) {
       for (std::int64_t c = 0; c < g.in_c; ++c) {
         const std::int64_t k = b * g.in_c + c;
         for (std::int64_t v = 0; v < g.out_c; ++v)
-          row[(k / lanes * g.out_c + v) * lanes + k % lanes] =
-              weight[v * out_stride + c * in_stride + i * g.kernel_w + j];
+          row[(k / lanes * g.out_c + v) * lanes + k % lanes] = w.data[v * w.out + c * w.in + i * w.row + j * w.col];
       }
     }
   }
 }
 
-// One block of one phase: [tap row][tap column][input channel][block width], zero beyond the last channel.
 template <class T>
-void pack_block(const ConvPlan& p, const Phase& ph, const Block& block, const T* weight, T* packed) {
-  const Geometry& g = p.geometry;
-  const std::int64_t taps = std::int64_t(g.kernel_h) * g.kernel_w;
-  const std::int64_t out_stride = g.transposed ? taps : g.in_c * taps, in_stride = g.transposed ? g.out_c * taps : taps;
-  const std::int64_t width = std::int64_t(block.vectors) * p.tile.lanes,
-                     channels = std::min(width, g.out_c - block.channel);
-  T* dst = packed + ph.weight_offset + block.weight_column * ph.taps_h * ph.taps_w * g.in_c;
-  for (int a = 0; a < ph.taps_h; ++a)
-    for (int b = 0; b < ph.taps_w; ++b) {
-      const int i = g.transposed ? ph.first_tap_h - a * g.stride_h : a,
-                j = g.transposed ? ph.first_tap_w - b * g.stride_w : b;
-      const T* src = weight + block.channel * out_stride + i * g.kernel_w + j;
-      if (channels < width) std::memset(dst, 0, sizeof(T) * g.in_c * width);
-      constexpr std::int64_t kChunk = 32;  // of input channels, so that the lines written stay in the first-level cache
-      for (std::int64_t c0 = 0; c0 < g.in_c; c0 += kChunk) {
-        const std::int64_t c1 = std::min(c0 + kChunk, g.in_c);
-        if (out_stride == 1) {
-          for (std::int64_t c = c0; c < c1; ++c)
-            std::memcpy(dst + c * width, src + c * in_stride, sizeof(T) * channels);
-        } else if (in_stride == 1) {
-          transpose<T>(src + c0, out_stride, channels, c1 - c0, dst + c0 * width, width);
-        } else {
-          for (std::int64_t v = 0; v < channels; ++v)
-            for (std::int64_t c = c0; c < c1; ++c) dst[c * width + v] = src[v * out_stride + c * in_stride];
-        }
-      }
-      dst += g.in_c * width;
-    }
-}
-
-template <class T>
-void pack(const InstructionSet& isa, const ThreadPool& pool, const ConvPlan& p, const T* weight, T* packed) {
-  if (p.winograd.m) {
-    constexpr std::int64_t kChunk = 32;  // input channels a piece
-    const std::int64_t chunks = (p.geometry.in_c + kChunk - 1) / kChunk,
-                       pieces = chunks * std::int64_t(p.blocks.size());
-    const std::int64_t tasks = p.packed_size < 1 << 16 ? 1 : std::min<std::int64_t>(pool.threads, pieces);
-    const auto part = [&](std::int64_t t) {
-      for (std::int64_t i = pieces * t / tasks; i < pieces * (t + 1) / tasks; ++i)
-        kernels_of<T>(isa).winograd_pack(p, weight, int(i / chunks), i % chunks * kChunk,
-                                         std::min((i % chunks + 1) * kChunk, p.geometry.in_c), packed);
-    };
-    if (tasks == 1)
-      part(0);
-    else
-      pool.run(tasks, part);
-    return;
-  }
+void pack(const InstructionSet& isa, const ThreadPool& pool, const ConvPlan& p, const WeightLayout<T>& weight,
+          T* packed) {
   if (p.dot) {
-    for (const Phase& ph : p.phases) pack_dot<T>(p, ph, weight, packed);
+    for (const Phase& ph : p.phases)
+      p.planar ? pack_planar<T>(p, ph, weight, packed) : pack_dot<T>(p, ph, weight, packed);
     return;
   }
-  const std::int64_t blocks = std::int64_t(p.blocks.size()), pieces = blocks * std::int64_t(p.phases.size());
-  const auto piece = [&](std::int64_t i) {
-    pack_block<T>(p, p.phases[i / blocks], p.blocks[i % blocks], weight, packed);
+  constexpr std::int64_t kChunk = 32;  // input channels a piece
+  const std::int64_t chunks = (p.geometry.in_c + kChunk - 1) / kChunk, pieces = chunks * std::int64_t(p.blocks.size());
+  const std::int64_t tasks = p.packed_size < 1 << 16 ? 1 : std::min<std::int64_t>(pool.threads, pieces);
+  const auto part = [&](std::int64_t t) {
+    for (std::int64_t i = pieces * t / tasks; i < pieces * (t + 1) / tasks; ++i)
+      kernels_of<T>(isa).pack(p, weight, int(i / chunks), i % chunks * kChunk,
+                              std::min((i % chunks + 1) * kChunk, p.geometry.in_c), packed);
   };
-  if (p.packed_size < 1 << 16 || pool.threads == 1) {
-    for (std::int64_t i = 0; i < pieces; ++i) piece(i);
-  } else {
-    const std::int64_t tasks = std::min<std::int64_t>(pool.threads, pieces);
-    pool.run(tasks, [&](std::int64_t t) {
-      for (std::int64_t i = pieces * t / tasks; i < pieces * (t + 1) / tasks; ++i) piece(i);
-    });
-  }
+  if (tasks == 1)
+    part(0);
+  else
+    pool.run(tasks, part);
 }
 
 // Units in any order on `tasks` threads: whoever is free takes the next, so a busy neighbour costs little. Only
@@ -220,15 +180,16 @@ class Prepared final : public PreparedConv::State {
       return x.taps_h == y.taps_h && x.taps_w == y.taps_w && x.first_tap_h == y.first_tap_h &&
              x.first_tap_w == y.first_tap_w && x.weight_offset == y.weight_offset;
     };
-    return a.winograd.m == b.winograd.m && a.dot == b.dot && a.packed_size == b.packed_size &&
-           a.geometry.kernel_h == b.geometry.kernel_h && std::ranges::equal(a.phases, b.phases, same_phase);
+    return a.winograd.m == b.winograd.m && a.winograd.taps == b.winograd.taps && a.dot == b.dot &&
+           a.planar == b.planar && a.packed_size == b.packed_size && a.geometry.kernel_h == b.geometry.kernel_h &&
+           std::ranges::equal(a.phases, b.phases, same_phase);
   }
   std::shared_ptr<T[]> packed_weight(const ThreadPool& pool, const ConvPlan& plan) const {
     View w = weight_;
     // A turned signal has its kernel turned with it; a 1 x k kernel read as k x 1 is the same memory.
     if (plan.geometry.kernel_h != geometry_.kernel_h) swap_axes(w);
     Buffer<T> copy, packed = allocate<T>(plan.packed_size);
-    pack<T>(isa_, pool, plan, dense_weight<T>(w, copy), packed.get());
+    pack<T>(isa_, pool, plan, layout_of<T>(plan.geometry, w, copy), packed.get());
     return std::shared_ptr<T[]>(packed.release(), packed.get_deleter());
   }
 
@@ -249,6 +210,7 @@ class Prepared final : public PreparedConv::State {
     }
     const std::int64_t scratch = k.conv_scratch(call), tasks = std::min<std::int64_t>(pool.threads, p.plan.units);
     const Buffer<T> memory = allocate<T>(scratch * tasks);
+    call.tasks = tasks;
     std::atomic<bool> finite{true};
     run_units(pool, p.plan.units, p.plan.flops() / 2, [&](std::int64_t task, std::int64_t u) {
       if (!k.conv_unit(call, u, memory.get() + task * scratch)) finite.store(false, std::memory_order_relaxed);

@@ -4,6 +4,7 @@
 
 #include "epilogue.h"
 #include "kernels.h"
+#include "planar_unit.h"
 #include "rows.h"
 #include "tile.h"
 #include "winograd_unit.h"
@@ -25,7 +26,7 @@ template <class T>
 bool direct_source(const ConvCall<T>& call) {
   const ConvPlan& p = *call.plan;
   const View& v = call.source.base;
-  if (p.winograd.m || !call.source.plain() || v.dtype != kDType<T> || (v.sc != 1 && v.c != 1)) return false;
+  if (p.winograd.m || p.planar || !call.source.plain() || v.dtype != kDType<T> || (v.sc != 1 && v.c != 1)) return false;
   for (const Phase& ph : p.phases) {
     if (ph.taps_w == 0) continue;
     if (ph.taps_w > 1 && v.sw != v.c) return false;
@@ -50,16 +51,26 @@ bool direct_sink(const ConvCall<T>& call) {
   return (!s.add || same_layout(s.add, s.out)) && (!s.drive || same_layout(s.drive, s.out));
 }
 
+// Of a block: kernel rows whose weights stay in the second-level cache together.
+template <class T>
+std::int64_t kernel_rows_together(std::int64_t length, std::int64_t width, int rows) {
+  constexpr std::int64_t kWeights = 128 << 10;
+  const std::int64_t row = length * width * std::int64_t(sizeof(T));
+  if (row * rows <= kWeights + kWeights / 4) return greater(rows, 1);
+  return div_up(rows, div_up(rows, greater<std::int64_t>(1, kWeights / row)));
+}
+
 // Scratch of a unit, in values of T: staged slab | rows for staging | pixel offsets | linear result | output rows.
 template <class T>
 struct ConvScratch {
-  std::int64_t slab = 0, rows = 0, offsets = 0, linear = 0, out_row = 0, winograd = 0;
+  std::int64_t slab = 0, line = 0, rows = 0, offsets = 0, linear = 0, out_row = 0, winograd = 0, sums = 0;
   explicit ConvScratch(const ConvCall<T>& call) {
     const ConvPlan& p = *call.plan;
     const Geometry& g = p.geometry;
     if (!direct_source(call)) {
       slab = p.slab_values;
       rows = RowScratch<T>::values(call.source.base.w * call.source.base.c);
+      if (p.planar) line = p.slab_cols * g.in_c;
     }
     const std::int64_t pixels =
         p.unit_images * (div_up(p.unit_rows, p.out_step_h) + 1) * (div_up(g.out_w, p.out_step_w) + 1);
@@ -67,18 +78,29 @@ struct ConvScratch {
       winograd = WinogradScratch(p).values();
     else
       offsets = 2 * (pixels + 16) * std::int64_t(sizeof(std::int64_t)) / std::int64_t(sizeof(T));
+    for (const Phase& ph : p.phases) {
+      const std::int64_t width = std::int64_t(p.tile.max_vectors) * p.tile.lanes;
+      if (kernel_rows_together<T>(ph.taps_w * g.in_c, width, ph.taps_h) < ph.taps_h)
+        sums = greater(sums, p.unit_images * (div_up(p.unit_rows, p.out_step_h) + 1) * ph.cols * width);
+    }
     if (!direct_sink(call)) {
       linear = p.unit_images * p.unit_rows * g.out_w * g.out_c;
       out_row = 3 * greater(call.sink.out.w, g.out_w * call.sink.upsample_w) * g.out_c;
     }
-    for (std::int64_t* x : {&slab, &rows, &offsets, &linear, &out_row, &winograd}) *x = div_up(*x, 64) * 64;
+    for (std::int64_t* x : {&slab, &line, &rows, &offsets, &linear, &out_row, &winograd, &sums})
+      *x = div_up(*x, 64) * 64;
   }
-  std::int64_t values() const { return slab + rows + offsets + linear + out_row + winograd; }
+  std::int64_t values() const { return slab + line + rows + offsets + linear + out_row + winograd + sums; }
 };
 
 template <class T>
 inline constexpr int kTileValues =
-    kLanes<T> * greater(greater(kTilePixels[1], 2 * kTilePixels[2]), 3 * kTilePixels[3]) + kLanes<T>;
+    kLanes<T> * greater(LMSER_REGISTERS, greater(greater(kTilePixels[1], 2 * kTilePixels[2]), 3 * kTilePixels[3])) +
+    kLanes<T>;
+
+// Of few channels: pixels x channels of the widest planar tile, and whole registers behind them.
+template <class T>
+inline constexpr int kFewValues = (LMSER_REGISTERS + 1) * kLanes<T>;
 
 template <class T>
 struct Finish {
@@ -179,6 +201,52 @@ void flush_rows(const Sink& s, std::int64_t linear_h, std::int64_t linear_w, std
   }
 }
 
+// Fetches memory that is needed later, a piece a tile.
+struct Ahead {
+  const char* at = nullptr;
+  std::int64_t lines = 0, piece = 0;
+  LMSER_HD void step() {
+    for (std::int64_t i = lesser(piece, lines); i > 0; --i, --lines, at += 64) __builtin_prefetch(at, 0, 2);
+  }
+};
+
+// The input of this thread's next unit, which nothing else would fetch before it is staged.
+template <class T>
+Ahead input_ahead(const ConvCall<T>& call, std::int64_t unit, std::int64_t images, std::int64_t rows, int blocks) {
+  const ConvPlan& p = *call.plan;
+  const View& v = call.source.base;
+  const std::int64_t next = (unit + call.tasks) / p.block_splits;
+  if (p.winograd.m || unit + call.tasks >= p.units || v.sc != 1 || v.sw != v.c || v.sh != v.w * v.c) return {};
+  const std::int64_t value = v.dtype == DType::f64 ? 8 : v.dtype == DType::f32 ? 4 : 2;
+  const std::int64_t r0 = next % p.row_units * p.unit_rows;
+  const RowSpan span = input_rows(p, r0, lesser(r0 + p.unit_rows, p.geometry.out_h));
+  const std::int64_t pool = call.source.pool_h;
+  const std::int64_t first = greater<std::int64_t>(span.first, 0) * pool, last = lesser((span.last + 1) * pool, v.h);
+  const std::int64_t image = next / p.row_units * p.unit_images;
+  Ahead a;
+  a.at = static_cast<const char*>(v.data) + value * (image * v.sn + first * v.sh);
+  a.lines = (last - first) * v.sh * value / 64;
+  if (p.unit_images > 1) a.lines = lesser(p.unit_images, v.n - image) * v.sn * value / 64;
+  const std::int64_t pixels = images * rows * p.geometry.out_w,
+                     tile = p.planar ? planar_width<T>(int(p.geometry.out_c)) * kLanes<T>
+                            : p.dot  ? greater<std::int64_t>(1, kLanes<T> / p.geometry.out_c)
+                                     : p.tile.pixels,
+                     tiles = greater<std::int64_t>(1, pixels / tile * blocks);
+  a.piece = div_up(a.lines, tiles);
+  return a;
+}
+
+template <class T>
+std::int64_t pixel_group(const ConvPlan& p, const Phase& ph, std::int64_t pixels, int blocks) {
+  constexpr std::int64_t kInput = 16 << 10, kWeights = 160 << 10;
+  const std::int64_t depth = std::int64_t(ph.taps_h) * ph.taps_w * p.geometry.in_c;
+  const std::int64_t block = std::int64_t(p.tile.max_vectors) * p.tile.lanes * depth * sizeof(T);
+  if (blocks == 1 || depth == 0 || blocks * block > kWeights) return greater<std::int64_t>(pixels, 1);
+  const std::int64_t pixel = ph.taps_h * p.in_step_w * p.geometry.in_c * std::int64_t(sizeof(T));
+  constexpr std::int64_t kStep = 2 * kTilePixels[1];
+  return greater<std::int64_t>(1, kInput / pixel / kStep) * kStep;
+}
+
 template <class T>
 std::int64_t conv_scratch(const ConvCall<T>& call) {
   return ConvScratch<T>(call).values();
@@ -192,11 +260,13 @@ bool conv_unit(const ConvCall<T>& call, std::int64_t unit, T* scratch) {
   const Sink& out = call.sink;
   const ConvScratch<T> layout(call);
   T* const slab_memory = scratch;
-  T* const row_memory = slab_memory + layout.slab;
+  T* const line = slab_memory + layout.slab;
+  T* const row_memory = line + layout.line;
   auto* const in_offset = reinterpret_cast<std::int64_t*>(row_memory + layout.rows);
   auto* const out_offset = in_offset + layout.offsets * sizeof(T) / sizeof(std::int64_t) / 2;
   T* const linear = row_memory + layout.rows + layout.offsets;
   T* const out_row = linear + layout.linear;
+  T* const sums = out_row + layout.out_row + layout.winograd;
 
   const int split = int(unit % p.block_splits);
   const std::int64_t pixel_unit = unit / p.block_splits;
@@ -219,9 +289,14 @@ bool conv_unit(const ConvCall<T>& call, std::int64_t unit, T* scratch) {
     const std::int64_t rows = span.last - span.first + 1;
     slab_col = g.in_c, slab_row = p.slab_cols * slab_col, slab_image = rows * slab_row;
     const auto row_scratch = RowScratch<T>::at(row_memory, in.base.w * in.base.c);
-    for (std::int64_t n = n0; n < n1; ++n)
-      stage<T>(in, n, span.first, rows, p.slab_w0, p.slab_cols, g.in_c, slab_memory + (n - n0) * slab_image,
-               row_scratch);
+    if (p.planar) slab_col = 1, slab_row = g.in_c * p.planar_pitch, slab_image = rows * slab_row;
+    for (std::int64_t n = n0; n < n1; ++n) {
+      T* const to = slab_memory + (n - n0) * slab_image;
+      if (p.planar)
+        stage_planar<T>(in, n, span.first, rows, p.slab_w0, p.slab_cols, p.planar_pitch, to, line, row_scratch);
+      else
+        stage<T>(in, n, span.first, rows, p.slab_w0, p.slab_cols, g.in_c, to, row_scratch);
+    }
     slab = slab_memory;
   }
 
@@ -261,13 +336,16 @@ bool conv_unit(const ConvCall<T>& call, std::int64_t unit, T* scratch) {
                            out.upsample_w,
                            float(out.scale)};
       const std::int64_t t0 = (from_row - w.out0_h) / w.out_step, t1 = div_up(r1 - w.out0_h, w.out_step);
-      const auto run = w.m == 4   ? winograd_tiles<4, false>
-                       : w.m == 3 ? (g.transposed ? winograd_tiles<3, true> : winograd_tiles<3, false>)
-                                  : (g.transposed ? winograd_tiles<2, true> : winograd_tiles<2, false>);
-      finite = run(p, call.weight, from, t0, t1, block0, block1, to, out_row + layout.out_row);
+      finite = with_filter(w, [&]<class F>() {
+        float* const memory = out_row + layout.out_row;
+        if constexpr (!F::stride1)
+          if (g.transposed) return winograd_tiles<F, true>(p, call.weight, from, t0, t1, block0, block1, to, memory);
+        return winograd_tiles<F, false>(p, call.weight, from, t0, t1, block0, block1, to, memory);
+      });
     }
   }
-  alignas(64) T tile[kTileValues<T>];
+  alignas(64) T tile[kTileValues<T>], planes[kFewValues<T>];
+  Ahead ahead = input_ahead<T>(call, unit, n1 - n0, r1 - r0, block1 - block0);
   for (const Phase& ph : p.phases) {
     const std::int64_t q0 = div_up(greater<std::int64_t>(r0 - ph.out_h0, 0), p.out_step_h);
     const std::int64_t q1 = lesser(ph.rows, div_up(greater<std::int64_t>(r1 - ph.out_h0, 0), p.out_step_h));
@@ -285,59 +363,102 @@ bool conv_unit(const ConvCall<T>& call, std::int64_t unit, T* scratch) {
     if (pixels == 0) continue;
     const std::int64_t depth = std::int64_t(ph.taps_h) * ph.taps_w * g.in_c;
     if (p.dot) {
-      const int channels = int(g.out_c), most = kLanes<T> / channels;
-      // The last tile repeats its last pixel: the tile is cheap, and always full.
-      for (std::int64_t i = pixels; i < pixels + most; ++i) in_offset[i] = in_offset[pixels - 1];
+      const int channels = int(g.out_c);
       const Finish<T> finish = direct_out ? Finish<T>{static_cast<const T*>(out.bias), out.activation, T(out.slope)}
                                           : Finish<T>{nullptr, Activation::identity, T(0)};
-      ProductTile<T> args{slab, nullptr, ph.taps_h, slab_row, ph.taps_w * g.in_c, call.weight + ph.weight_offset, tile};
-      const auto run = dot_fn<T>(channels);
       // Pixels that follow each other in memory leave as one piece, with the bias repeated for each.
-      alignas(64) T repeated[2 * kLanes<T>];
+      alignas(64) T repeated[kFewValues<T>];
       Finish<T> joined = finish;
       if (finish.bias) {
-        for (int i = 0; i < most * channels; ++i) repeated[i] = finish.bias[i % channels];
+        for (int i = 0; i < kFewValues<T>; ++i) repeated[i] = finish.bias[i % channels];
         joined.bias = repeated;
       }
+      const auto write = [&](const T* values, std::int64_t done, int m) {
+        ahead.step();
+        const bool joins = out_offset[done + m - 1] - out_offset[done] == (m - 1) * channels;
+        if (joins)
+          write_tile<T>(values, 1, 0, m * channels, out_offset + done, dst, add, drive, joined);
+        else
+          write_tile<T>(values, m, channels, channels, out_offset + done, dst, add, drive, finish);
+      };
+      if (p.planar) {
+        const int most = planar_width<T>(channels);
+        PlanarTile<T> args{
+            nullptr, slab_row,        p.planar_pitch, ph.taps_h, ph.taps_w, g.in_c, call.weight + ph.weight_offset,
+            planes,  most * kLanes<T>};
+        for (std::int64_t row = 0; row < pixels; row += ph.cols)
+          for (std::int64_t x = 0; x < ph.cols;) {
+            const std::int64_t left = div_up(ph.cols - x, kLanes<T>), width = div_up(left, div_up(left, most));
+            const int m = int(lesser<std::int64_t>(width * kLanes<T>, ph.cols - x));
+            args.slab = slab + in_offset[row] + x;
+            planar_fn<T>(channels, int(width))(args);
+            for (int c = 0; c < channels; ++c)
+              for (int i = 0; i < m; ++i) tile[i * channels + c] = planes[c * args.result_row + i];
+            write(tile, row + x, m);
+            x += m;
+          }
+        continue;
+      }
+      const int most = kLanes<T> / channels;
+      // The last tile repeats its last pixel: the tile is cheap, and always full.
+      for (std::int64_t i = pixels; i < pixels + most; ++i) in_offset[i] = in_offset[pixels - 1];
+      ProductTile<T> args{slab, nullptr, ph.taps_h, slab_row, ph.taps_w * g.in_c, call.weight + ph.weight_offset, tile};
+      const auto run = dot_fn<T>(channels);
       for (std::int64_t done = 0; done < pixels; done += most) {
         args.offset = in_offset + done;
         run(args);
-        const int m = int(lesser<std::int64_t>(most, pixels - done));
-        const bool joins = out_offset[done + m - 1] - out_offset[done] == (m - 1) * channels;
-        if (joins)
-          write_tile<T>(tile, 1, 0, m * channels, out_offset + done, dst, add, drive, joined);
-        else
-          write_tile<T>(tile, m, channels, channels, out_offset + done, dst, add, drive, finish);
+        write(tile, done, int(lesser<std::int64_t>(most, pixels - done)));
       }
       continue;
     }
-    for (int b = block0; b < block1; ++b) {
-      const Block& block = p.blocks[b];
-      const std::int64_t tiles = div_up(pixels, kTilePixels[block.vectors]);
-      const int width = block.vectors * kLanes<T>, channels = int(lesser<std::int64_t>(width, g.out_c - block.channel));
-      const Finish<T> finish = direct_out
-                                   ? Finish<T>{out.bias ? static_cast<const T*>(out.bias) + block.channel : nullptr,
-                                               out.activation, T(out.slope)}
-                                   : Finish<T>{nullptr, Activation::identity, T(0)};
-      ProductTile<T> args{slab,
-                          nullptr,
-                          ph.taps_h,
-                          slab_row,
-                          ph.taps_w * g.in_c,
-                          call.weight + ph.weight_offset + block.weight_column * depth,
-                          tile,
-                          width};
-      std::int64_t done = 0;
-      for (std::int64_t t = 0; t < tiles; ++t) {
-        const int m = int(div_up(pixels - done, tiles - t));
-        args.offset = in_offset + done;
-        if (direct_out)
-          prefetch_tile<T>(out_offset + done, m, channels, dst + block.channel, add ? add + block.channel : nullptr,
-                           drive ? drive + block.channel : nullptr);
-        product_fn<T>(m, block.vectors)(args);
-        write_tile<T>(tile, m, width, channels, out_offset + done, dst + block.channel,
-                      add ? add + block.channel : nullptr, drive ? drive + block.channel : nullptr, finish);
-        done += m;
+    // Pixels whose input stays in the first-level cache while all blocks go over it, where the blocks' weights stay
+    // in the second; else all pixels, block after block.
+    const std::int64_t group = pixel_group<T>(p, ph, pixels, block1 - block0);
+    for (std::int64_t first = 0; first < pixels; first += group) {
+      const std::int64_t last = lesser(first + group, pixels);
+      for (int b = block0; b < block1; ++b) {
+        const Block& block = p.blocks[b];
+        const std::int64_t tiles = div_up(last - first, kTilePixels[block.vectors]);
+        const int width = block.vectors * kLanes<T>,
+                  channels = int(lesser<std::int64_t>(width, g.out_c - block.channel));
+        const T* const bias = direct_out && out.bias ? static_cast<const T*>(out.bias) + block.channel : nullptr;
+        const Activation activation = direct_out ? out.activation : Activation::identity;
+        TileFinish<T> finish{dst + block.channel,
+                             add ? add + block.channel : nullptr,
+                             drive ? drive + block.channel : nullptr,
+                             bias,
+                             nullptr,
+                             activation,
+                             T(out.slope)};
+        const bool whole = channels == width && in_registers(activation);
+        // Kernel rows whose weights stay in the second-level cache from one tile to the next; sums wait for the others.
+        const std::int64_t length = ph.taps_w * g.in_c, step = kernel_rows_together<T>(length, width, ph.taps_h);
+        const bool pieces = step < ph.taps_h;
+        ProductTile<T> args{slab,     nullptr, 0,
+                            slab_row, length,  call.weight + ph.weight_offset + block.weight_column * depth,
+                            tile,     width};
+        for (std::int64_t row = 0; row == 0 || row < ph.taps_h; row += step) {
+          const bool ends = row + step >= ph.taps_h;
+          args.kernel_rows = int(lesser<std::int64_t>(step, ph.taps_h - row));
+          args.slab = slab + row * slab_row;
+          args.weight = call.weight + ph.weight_offset + block.weight_column * depth + row * length * width;
+          args.more = row > 0;
+          args.finish = ends && whole ? &finish : nullptr;
+          std::int64_t done = first;
+          for (std::int64_t t = 0; t < tiles; ++t) {
+            const int m = int(div_up(last - done, tiles - t));
+            args.offset = in_offset + done;
+            if (pieces) args.result = sums + (done - first) * width;
+            finish.offset = out_offset + done;
+            if (ends && direct_out) prefetch_tile<T>(finish.offset, m, channels, finish.out, finish.add, finish.drive);
+            ahead.step();
+            product_fn<T>(m, block.vectors)(args);
+            if (ends && !whole)
+              write_tile<T>(args.result, m, width, channels, finish.offset, finish.out, finish.add, finish.drive,
+                            {bias, activation, T(out.slope)});
+            done += m;
+          }
+        }
       }
     }
   }

@@ -8,19 +8,18 @@ namespace lmser::LMSER_ISA {
 namespace {
 
 template <class T>
-void winograd_pack_any(const ConvPlan& p, const T* weight, int block, std::int64_t c0, std::int64_t c1, T* packed) {
+void pack_any(const ConvPlan& p, const WeightLayout<T>& weight, int block, std::int64_t c0, std::int64_t c1,
+              T* packed) {
   if constexpr (sizeof(T) == 4) {
-    const auto run = p.winograd.m == 4 ? winograd_pack<4> : p.winograd.m == 3 ? winograd_pack<3> : winograd_pack<2>;
-    run(p, weight, block, c0, c1, packed);
+    if (p.winograd.m)
+      return with_filter(p.winograd, [&]<class F>() { winograd_pack<F>(p, weight, block, c0, c1, packed); });
   }
+  pack_block<T>(p, weight, block, c0, c1, packed);
 }
 template <class T>
 bool winograd_finish_any(const WeightGradPlan& p, const T* sums, int count, std::int64_t c0, std::int64_t c1, T* out) {
   if constexpr (sizeof(T) == 4) {
-    const auto run = p.winograd.m == 4   ? winograd_grad_finish<4>
-                     : p.winograd.m == 3 ? winograd_grad_finish<3>
-                                         : winograd_grad_finish<2>;
-    return run(p, sums, count, c0, c1, out);
+    return with_filter(p.winograd, [&]<class F>() { return winograd_grad_finish<F>(p, sums, count, c0, c1, out); });
   }
   return true;
 }
@@ -31,7 +30,7 @@ constexpr Kernels<T> kernels() {
   k.tile = {kLanes<T>, kTilePixels[kTileVectors], kTileVectors, {0, kTilePixels[1], kTilePixels[2], kTilePixels[3]}};
   k.conv_scratch = conv_scratch<T>;
   k.conv_unit = conv_unit<T>;
-  k.winograd_pack = winograd_pack_any<T>;
+  k.pack = pack_any<T>;
   k.weight_grad_scratch = weight_grad_scratch<T>;
   k.weight_grad_unit = weight_grad_unit<T>;
   k.winograd_grad_finish = winograd_finish_any<T>;

@@ -6,12 +6,21 @@
 
 namespace lmser {
 
+// A convolution's weight as it lies: value (out, in, i, j), strides in values. In and out are those of the direction
+// that runs.
+template <class T>
+struct WeightLayout {
+  const T* data;
+  std::int64_t out, in, row, col;
+};
+
 template <class T>
 struct ConvCall {
   const ConvPlan* plan;
   Source source;
   Sink sink;
-  const T* weight;  // packed
+  const T* weight;         // packed
+  std::int64_t tasks = 1;  // threads that take units in turn
 };
 
 template <class T>
@@ -55,8 +64,8 @@ struct Kernels {
   std::int64_t (*conv_scratch)(const ConvCall<T>&);  // values of T
   // False: an output of a minimal-filtering unit is not finite, and the direct plan must be run instead.
   bool (*conv_unit)(const ConvCall<T>&, std::int64_t unit, T* scratch);
-  // Input channels [c0, c1) of one block.
-  void (*winograd_pack)(const ConvPlan&, const T* weight, int block, std::int64_t c0, std::int64_t c1, T* packed);
+  // Input channels [c0, c1) of one block; not of a dot plan.
+  void (*pack)(const ConvPlan&, const WeightLayout<T>&, int block, std::int64_t c0, std::int64_t c1, T* packed);
   std::int64_t (*weight_grad_scratch)(const WeightGradCall<T>&);
   // Bands [band0, band1) of sum_rows * bands_per_row: a task may take a part of the gradient instead of a part of the
   // pixels.

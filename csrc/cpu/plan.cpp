@@ -61,7 +61,7 @@ void split_blocks(ConvPlan& p) {
 
 // The grid that needs fewest products, or none where the direct sum is better. Measured on float32, 3x3 at
 // stride 2: below 32 channels on either side the transforms eat the gain.
-constexpr std::int64_t kWinogradChannels = 32;
+constexpr std::int64_t kWinogradChannels = 3200;
 WinogradGrid winograd_grid(const Geometry& g, std::int64_t value_bytes) {
   WinogradGrid best;
   if (value_bytes != 4 || g.kernel_h != 3 || g.kernel_w != 3 || g.stride_h != 2 || g.stride_w != 2) return best;
@@ -86,24 +86,27 @@ WinogradGrid winograd_grid(const Geometry& g, std::int64_t value_bytes) {
   return best;
 }
 
-// The tiles of F(4x4, 3x3), where there are any.
+// The tiles of F(4x4, 3x3) or F(2x2, 5x5), where there are any.
 WinogradGrid stride1_tiles(const Geometry& g, std::int64_t value_bytes) {
   WinogradGrid w;
-  if (value_bytes != 4 || g.kernel_h != 3 || g.kernel_w != 3 || g.stride_h != 1 || g.stride_w != 1) return {};
-  if (g.pad_h > 2 || g.pad_w > 2 || g.out_h <= 0 || g.out_w <= 0 || std::min(g.in_c, g.out_c) < 8) return {};
-  w.m = w.out_step = w.in_step = 4, w.window = 6;
-  // Transposed, output o takes inputs o + pad - 2 to o + pad.
-  w.in0_h = g.transposed ? g.pad_h - 2 : -g.pad_h, w.in0_w = g.transposed ? g.pad_w - 2 : -g.pad_w;
-  w.rows = ceil_div(g.out_h, 4), w.cols = ceil_div(g.out_w, 4);
+  const int taps = g.kernel_h;
+  if (value_bytes != 4 || (taps != 3 && taps != 5) || g.kernel_w != taps || g.stride_h != 1 || g.stride_w != 1)
+    return {};
+  if (g.pad_h >= taps || g.pad_w >= taps || g.out_h <= 0 || g.out_w <= 0 || std::min(g.in_c, g.out_c) < 8) return {};
+  w.taps = taps;
+  w.m = w.out_step = w.in_step = taps == 3 ? 4 : 2, w.window = 6;
+  // Transposed, output o takes inputs o + pad - (taps - 1) to o + pad.
+  w.in0_h = g.transposed ? g.pad_h - taps + 1 : -g.pad_h, w.in0_w = g.transposed ? g.pad_w - taps + 1 : -g.pad_w;
+  w.rows = ceil_div(g.out_h, w.m), w.cols = ceil_div(g.out_w, w.m);
   return w;
 }
 
-// F(4x4, 3x3) at stride 1, or none where the direct sum is faster. Both are counted in multiply-adds of the register
-// tiles. In these the transforms of a tile cost kTransform for each of its padded channels and each lane of a register
-// (products become cheaper with wider ones, memory does not), packing a weight 36 points wide instead of 9 costs
-// kPack for each, or kLargePack and each lane where it leaves the caches, and starting costs kStart. Fitted to the
-// measured times of both on 3 to 512 channels, sizes 2 to 56 and batches 1 to 16 (AVX-512, AVX2 and SSE2, one and two
-// threads), where below 8 channels the products are too short for any of this.
+// Minimal filtering at stride 1, or none where the direct sum is faster. Both are counted in multiply-adds of the
+// register tiles. In these the transforms of a tile cost kTransform for each of its padded channels and each lane of a
+// register (products become cheaper with wider ones, memory does not), packing a weight 36 points wide instead of 9
+// costs kPack for each, or kLargePack and each lane where it leaves the caches, and starting costs kStart. Fitted to
+// the measured times of both on 3 to 512 channels, sizes 2 to 56 and batches 1 to 16 (AVX-512, AVX2 and SSE2, one and
+// two threads), where below 8 channels the products are too short for any of this.
 constexpr double kTransform = 0.875, kPack = 40, kLargePack = 31, kLargePackBytes = 10 << 20, kStart = 3000;
 WinogradGrid winograd_grid_stride1(const ConvPlan& p, std::int64_t value_bytes, int calls) {
   const Geometry& g = p.geometry;
@@ -113,7 +116,8 @@ WinogradGrid winograd_grid_stride1(const ConvPlan& p, std::int64_t value_bytes, 
   const double tiles = double(g.batch * w.rows * w.cols * w.points()), lanes = p.tile.lanes;
   const bool large = double(w.weights() * value_bytes) * in * out > kLargePackBytes;
   const double pack = in * out * (large ? kLargePack * lanes : kPack) / calls;
-  const double direct = 9.0 * double(g.batch * g.out_h * g.out_w) * in * (p.dot ? double(g.out_c) : out);
+  const double direct =
+      double(w.taps * w.taps) * double(g.batch * g.out_h * g.out_w) * in * (p.dot ? double(g.out_c) : out);
   const double filtered = tiles * in * out + lanes * (kTransform * tiles * (padded_in + out) + kStart) + pack;
   return filtered < direct ? w : WinogradGrid{};
 }
@@ -133,7 +137,7 @@ WinogradGrid winograd_grid_stride1(const WeightGradPlan& p, std::int64_t value_b
   const double tiles = double(g.batch * w.rows * w.cols * w.points()), lanes = p.tile.lanes;
   const double sum_bytes = double(w.weights() * value_bytes) * in * out;
   const bool own = own_sums(w, in, out, value_bytes, threads), large = sum_bytes > kLargeGradSumBytes;
-  const double direct = 9.0 * double(g.batch * g.out_h * g.out_w) * in * out;
+  const double direct = double(w.taps * w.taps) * double(g.batch * g.out_h * g.out_w) * in * out;
   const double transforms = lanes * kGradTransform * tiles * (padded_in + out) * (own ? 1 : threads);
   // Beyond the caches threads wait for the same memory.
   const double sums =
@@ -174,7 +178,7 @@ constexpr std::int64_t kStride1Bytes = 1 << 20, kWinogradBytes = 640 * 1024, kWi
 void plan_winograd(ConvPlan& p, std::int64_t value_bytes, int threads) {
   const Geometry& g = p.geometry;
   WinogradGrid& w = p.winograd;
-  w.points_first = w.m == 4 && p.blocks.size() > 1 && g.in_c >= p.padded_out_c;
+  w.points_first = w.stride1() && p.blocks.size() > 1 && g.in_c >= p.padded_out_c;
   for (const Block& b : p.blocks) p.packed_size += w.weights() * w.pitch(g.in_c * b.vectors * p.tile.lanes);
   p.slab_w0 = w.in0_w;
   p.slab_cols = (w.cols - 1) * w.in_step + w.window;
@@ -182,7 +186,7 @@ void plan_winograd(ConvPlan& p, std::int64_t value_bytes, int threads) {
   const std::int64_t image = w.rows * w.cols, all = g.batch * image,
                      tile_bytes = value_bytes * w.points() * (g.in_c + block);
   std::int64_t wanted;
-  if (w.m == 4) {
+  if (w.stride1()) {
     // At stride 1 weights are streamed once a unit, and the transformed input once a block of channels, or once with
     // all blocks of a point: as many tiles as keep both far below what the third-level cache delivers. Threads share
     // blocks rather than ever fewer tiles.
@@ -193,8 +197,8 @@ void plan_winograd(ConvPlan& p, std::int64_t value_bytes, int threads) {
     wanted = std::max<std::int64_t>(1, wanted);
   }
   if (w.rows * w.cols > wanted) {
-    const std::int64_t rows = w.m == 4 ? balanced(w.rows, g.batch, ceil_div(wanted, w.cols), threads)
-                                       : std::max<std::int64_t>(1, wanted / w.cols);
+    const std::int64_t rows = w.stride1() ? balanced(w.rows, g.batch, ceil_div(wanted, w.cols), threads)
+                                          : std::max<std::int64_t>(1, wanted / w.cols);
     p.row_units = ceil_div(w.rows, rows);
     p.unit_rows = ceil_div(w.rows, p.row_units) * w.out_step;
     p.row_units = ceil_div(g.out_h - w.out0_h, p.unit_rows);
@@ -203,7 +207,7 @@ void plan_winograd(ConvPlan& p, std::int64_t value_bytes, int threads) {
     p.row_units = 1;
     p.unit_rows = w.rows * w.out_step;
     p.unit_images =
-        w.m == 4 ? balanced(g.batch, 1, wanted / image, threads) : even_images(g.batch, wanted / image, threads);
+        w.stride1() ? balanced(g.batch, 1, wanted / image, threads) : even_images(g.batch, wanted / image, threads);
   }
   p.image_units = ceil_div(g.batch, p.unit_images);
   p.slab_rows = (p.unit_rows / w.out_step - 1) * w.in_step + w.window;
@@ -236,6 +240,8 @@ ConvPlan plan_conv(const Geometry& g, const TileShape& tile, std::int64_t value_
     plan_winograd(p, value_bytes, threads);
     return p;
   }
+  // Neighbouring pixels of a row have to read neighbouring columns, and fill most of a register.
+  p.planar = p.dot && p.in_step_w == 1 && g.out_w >= phases_w * tile.lanes * 3 / 4;
   std::int64_t first_col = INT64_MAX, last_col = INT64_MIN;
   for (int a = 0; a < phases_h; ++a)
     for (int b = 0; b < phases_w; ++b) {
@@ -250,7 +256,9 @@ ConvPlan plan_conv(const Geometry& g, const TileShape& tile, std::int64_t value_
         last_col = std::max(last_col, u.offset + (u.count - 1) * p.in_step_w + u.taps - 1);
       }
       const std::int64_t length = std::int64_t(ph.taps_w) * g.in_c;
-      p.packed_size += ph.taps_h * (p.dot ? round_up(length, tile.lanes) * g.out_c : length * p.padded_out_c);
+      p.packed_size += ph.taps_h * (p.planar ? length * g.out_c
+                                    : p.dot  ? round_up(length, tile.lanes) * g.out_c
+                                             : length * p.padded_out_c);
       p.phases.push_back(ph);
     }
   if (first_col > last_col) first_col = 0, last_col = -1;
@@ -289,7 +297,8 @@ ConvPlan plan_conv(const Geometry& g, const TileShape& tile, std::int64_t value_
     const RowSpan s = input_rows(p, u * p.unit_rows, std::min(g.out_h, (u + 1) * p.unit_rows));
     p.slab_rows = std::max(p.slab_rows, s.last - s.first + 1);
   }
-  p.slab_values = p.unit_images * p.slab_rows * p.slab_cols * g.in_c;
+  if (p.planar) p.planar_pitch = round_up(p.slab_cols + tile.lanes, tile.lanes);
+  p.slab_values = p.unit_images * p.slab_rows * (p.planar ? p.planar_pitch : p.slab_cols) * g.in_c;
   const std::int64_t pixel_units = p.image_units * p.row_units;
   if (pixel_units > 0 && pixel_units < threads && p.flops() / 2 > kSerialWork)
     p.block_splits = int(std::min<std::int64_t>(std::int64_t(p.blocks.size()), ceil_div(threads, pixel_units)));
@@ -337,7 +346,7 @@ WeightGradPlan plan_weight_grad(const Geometry& g, const TileShape& tile, std::i
     p.big_values = p.unit_images * p.slab_rows * p.slab_cols * g.in_c;
     p.small_values = p.unit_images * p.unit_rows * w.cols * w.m * p.padded_out_c;
     p.split_pixels = p.units >= threads && fits(p, value_bytes, threads) &&
-                     (w.m != 4 || own_sums(w, double(g.in_c), double(p.padded_out_c), value_bytes, threads));
+                     (!w.stride1() || own_sums(w, double(g.in_c), double(p.padded_out_c), value_bytes, threads));
     return p;
   }
   p.sum_rows = g.kernel_h, p.sum_length = std::int64_t(g.kernel_w) * g.in_c;

@@ -102,10 +102,11 @@ struct TileShape {
   int pixels_by_width[4];  // most rows of a narrower tile
 };
 
-// Tiles of a minimal-filtering algorithm (winograd.h): `m` small-side pixels a side, 0 for none; 4 at stride 1,
-// 2 or 3 at stride 2.
+// Tiles of a minimal-filtering algorithm (winograd.h): `m` small-side pixels a side, 0 for none; at stride 1 4 for 3
+// taps and 2 for 5, at stride 2 2 or 3.
 struct WinogradGrid {
-  int m = 0;
+  int m = 0, taps = 3;
+  bool stride1() const { return m > 0 && out_step == in_step; }
   std::int64_t rows = 0, cols = 0;      // tiles of an image
   std::int64_t out0_h = 0, out0_w = 0;  // output under the first output of tile (0, 0): 0, or -1 to fall outside
   std::int64_t in0_h = 0, in0_w = 0;    // input under the first of its window
@@ -113,12 +114,12 @@ struct WinogradGrid {
   // All blocks of channels of one point, then the next point; else all points of one block. The transformed input is
   // read once, the sums of all blocks wait for their transform.
   bool points_first = false;
-  int weights() const { return (m + 2) * (m + 2); }
+  int weights() const { return stride1() ? 36 : (m + 2) * (m + 2); }
   // Values between one point and the next, of `values` each. A tile's points are written and read together, so at
   // stride 1, where nothing asks for them to be dense, they lie an odd number of cache lines apart: powers of two
   // would put them all into a few sets of the cache.
-  std::int64_t pitch(std::int64_t values) const { return m == 4 ? ((values + 15) / 16 | 1) * 16 : values; }
-  int points() const { return m == 4 ? weights() : (2 * m + 1) * (2 * m + 1); }
+  std::int64_t pitch(std::int64_t values) const { return stride1() ? ((values + 15) / 16 | 1) * 16 : values; }
+  int points() const { return stride1() ? weights() : (2 * m + 1) * (2 * m + 1); }
 };
 
 // Below this many multiply-adds (some ten microseconds) a second thread costs more than it brings.
@@ -130,7 +131,10 @@ struct ConvPlan {
   TileShape tile{};
   std::vector<Phase> phases;
   std::vector<Block> blocks;
-  bool dot = false;                             // few output channels: registers run along the depth (dot_tile)
+  // Few output channels: registers run along the depth (dot_tile), or along a row of pixels whose input is staged as
+  // planes (planar_tile) of `planar_pitch` values a row.
+  bool dot = false, planar = false;
+  std::int64_t planar_pitch = 0;
   std::int64_t out_step_h = 1, out_step_w = 1;  // between pixels of a phase
   std::int64_t in_step_h = 1, in_step_w = 1;
   std::int64_t packed_size = 0;   // values

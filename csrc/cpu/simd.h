@@ -7,7 +7,7 @@
 
 #include <cstdint>
 #include <cstring>
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
@@ -46,6 +46,14 @@ LMSER_HD Vec<T> load_partial(const T* p, int n) {
     return (Vec<T>)_mm512_maskz_loadu_ps(__mmask16((1u << n) - 1), p);
   else
     return (Vec<T>)_mm512_maskz_loadu_pd(__mmask8((1u << n) - 1), p);
+#elif defined(__AVX2__)
+  // Values written one by one and read as a register would wait for every write to reach the cache.
+  alignas(64) static constexpr std::int32_t kFirst[16] = {-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0};
+  const __m256i lanes = _mm256_loadu_si256((const __m256i*)(kFirst + 8 - n * int(sizeof(T) / 4)));
+  if constexpr (sizeof(T) == 4)
+    return (Vec<T>)_mm256_maskload_ps(p, lanes);
+  else
+    return (Vec<T>)_mm256_maskload_pd(p, lanes);
 #else
   alignas(LMSER_VECTOR_BYTES) T buffer[kLanes<T>] = {};
   for (int i = 0; i < n; ++i) buffer[i] = p[i];
@@ -60,9 +68,14 @@ LMSER_HD void store_partial(T* p, Vec<T> v, int n) {
   else
     _mm512_mask_storeu_pd(p, __mmask8((1u << n) - 1), (__m512d)v);
 #else
+  // Masked stores of AVX2 are slow where they are not slower still; pieces of a register that has just been written
+  // are read back without a wait.
   alignas(LMSER_VECTOR_BYTES) T buffer[kLanes<T>];
   store<T>(buffer, v);
-  for (int i = 0; i < n; ++i) p[i] = buffer[i];
+  int done = 0;
+#pragma GCC unroll 4
+  for (int piece = kLanes<T> / 2; piece; piece /= 2)
+    if (n & piece) std::memcpy(p + done, buffer + done, sizeof(T) * piece), done += piece;
 #endif
 }
 

@@ -11,6 +11,20 @@
 
 namespace lmser::LMSER_ISA {
 
+// What follows the sums of a tile while they are in registers: out = f(z + add + bias), drive = z, at each pixel's
+// offset. Of whole registers of channels, and of the activations that `in_registers` names.
+template <class T>
+struct TileFinish {
+  T* out;
+  const T* add;
+  T* drive;  // may lie where `add` does
+  const T* bias;
+  const std::int64_t* offset;
+  Activation activation;
+  T slope;
+};
+constexpr bool in_registers(Activation a) { return a != Activation::sigmoid && a != Activation::tanh; }
+
 template <class T>
 struct ProductTile {
   const T* slab;
@@ -21,11 +35,50 @@ struct ProductTile {
   const T* weight;          // [kernel row][length][vectors * lanes]
   T* result;                // [pixel][vectors * lanes], `result_row` values apart
   std::int64_t result_row = 0;
+  const TileFinish<T>* finish = nullptr;  // takes the sums instead of `result`
+  bool more = false;                      // sums go on from what `result` holds
 };
 
+template <Activation A, class T, int M, int V>
+LMSER_HD void finish_as(const Vec<T> (&sum)[M][V], const TileFinish<T>& f) {
+  constexpr int L = kLanes<T>;
+  Vec<T> bias[V];
+#pragma GCC unroll 4
+  for (int v = 0; v < V; ++v) bias[v] = f.bias ? load<T>(f.bias + v * L) : splat<T>(T(-0.0));
+#pragma GCC unroll 32
+  for (int m = 0; m < M; ++m) {
+    const std::int64_t at = f.offset[m];
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) {
+      Vec<T> h = sum[m][v] + bias[v];
+      if (f.add) h = h + load<T>(f.add + at + v * L);
+      if (f.drive) store<T>(f.drive + at + v * L, sum[m][v]);
+      store<T>(f.out + at + v * L, act<A, T>(h, f.slope));
+    }
+  }
+}
+template <class T, int M, int V>
+LMSER_HD void finish_tile(const Vec<T> (&sum)[M][V], const TileFinish<T>& f) {
+  switch (f.activation) {
+    case Activation::relu:
+      return finish_as<Activation::relu, T, M, V>(sum, f);
+    case Activation::leaky_relu:
+      return finish_as<Activation::leaky_relu, T, M, V>(sum, f);
+    case Activation::leaky_sigmoid:
+      return finish_as<Activation::leaky_sigmoid, T, M, V>(sum, f);
+    default:
+      return finish_as<Activation::identity, T, M, V>(sum, f);
+  }
+}
+
 // How many values of depth are multiplied between two visits of a pixel's pointer: narrow tiles hold more pixels
-// than there are address registers, so each pointer that is fetched should serve several products.
-constexpr int depth_step(int vectors) { return vectors == 1 ? 4 : vectors == 2 ? 2 : 1; }
+// than there are address registers, so each pointer that is fetched should serve several products. Sums, weights and
+// the value that multiplies them have to fit the registers: one sum kept in memory makes every step wait for it.
+constexpr int depth_step(int pixels, int vectors) {
+  int step = vectors == 1 ? 4 : vectors == 2 ? 2 : 1;
+  while (step > 1 && (pixels + step) * vectors + 1 > LMSER_REGISTERS) step /= 2;
+  return step;
+}
 
 template <class T, int M, int V, int K>
 LMSER_HD void product_step(Vec<T> (&sum)[M][V], const T* const (&pixel)[M], std::int64_t k, const T* w) {
@@ -47,12 +100,21 @@ LMSER_HD void product_step(Vec<T> (&sum)[M][V], const T* const (&pixel)[M], std:
 
 template <class T, int M, int V>
 void product_tile(const ProductTile<T>& t) {
-  constexpr int L = kLanes<T>, K = depth_step(V);
+  constexpr int L = kLanes<T>, K = depth_step(M, V);
+  T* const result = t.result;
+  const std::int64_t result_row = t.result_row;
   Vec<T> sum[M][V];
+  if (t.more) {
 #pragma GCC unroll 32
-  for (int m = 0; m < M; ++m)
+    for (int m = 0; m < M; ++m)
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) sum[m][v] = Vec<T>{};
+      for (int v = 0; v < V; ++v) sum[m][v] = load<T>(result + m * result_row + v * L);
+  } else {
+#pragma GCC unroll 32
+    for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) sum[m][v] = Vec<T>{};
+  }
   const T* pixel[M];
 #pragma GCC unroll 32
   for (int m = 0; m < M; ++m) pixel[m] = t.slab + t.offset[m];
@@ -65,10 +127,11 @@ void product_tile(const ProductTile<T>& t) {
 #pragma GCC unroll 32
     for (int m = 0; m < M; ++m) pixel[m] += t.row_stride;
   }
+  if (t.finish) return finish_tile<T, M, V>(sum, *t.finish);
 #pragma GCC unroll 32
   for (int m = 0; m < M; ++m)
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) store<T>(t.result + m * t.result_row + v * L, sum[m][v]);
+    for (int v = 0; v < V; ++v) store<T>(result + m * result_row + v * L, sum[m][v]);
 }
 
 // Few output channels (C <= lanes / 2): a register of depth instead of one of channels. Accumulators hold partial
@@ -161,11 +224,13 @@ void gradient_tile(const GradientTile<T>& t) {
         g += t.small_col;
       }
     }
+  T* const to = t.sum;
+  const std::int64_t stride = t.sum_stride;
 #pragma GCC unroll 32
   for (int m = 0; m < M; ++m)
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) {
-      T* p = t.sum + m * t.sum_stride + v * L;
+      T* const p = to + m * stride + v * L;
       store<T>(p, load<T>(p) + sum[m][v]);
     }
 }

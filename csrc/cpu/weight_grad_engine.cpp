@@ -55,7 +55,7 @@ class Sum final : public WeightGradSum::State {
     std::int64_t partial = sums_;  // how many sums are left to add
     if (plan_.winograd.m) {
       const Geometry& g = plan_.geometry;
-      Buffer<T> taps = allocate<T>(9 * g.in_c * plan_.padded_out_c);
+      Buffer<T> taps = allocate<T>(g.kernel_h * g.kernel_w * g.in_c * plan_.padded_out_c);
       std::atomic<bool> finite{true};
       over_tasks([&](std::int64_t t) {
         if (!k_.winograd_grad_finish(plan_, sum_.get(), int(sums_), g.in_c * t / tasks_, g.in_c * (t + 1) / tasks_,

@@ -16,62 +16,59 @@ bool direct_big(const WeightGradCall<T>& call) {
 template <class T>
 bool direct_small(const WeightGradCall<T>& call) {
   const View& v = call.small.base;
-  return !call.plan->winograd.m && call.small.plain() && v.dtype == kDType<T> && v.sc == 1 && v.c % kLanes<T> == 0;
+  return !call.plan->winograd.m && one_column<T>(*call.plan) && call.small.plain() && v.dtype == kDType<T> &&
+         v.sc == 1 && v.c % kLanes<T> == 0;
 }
 
 template <class T>
 struct WeightGradScratch {
-  std::int64_t big = 0, small = 0, rows = 0, winograd = 0;
+  std::int64_t big = 0, small = 0, line = 0, rows = 0, winograd = 0;
   explicit WeightGradScratch(const WeightGradCall<T>& call) {
     const WeightGradPlan& p = *call.plan;
     if (!direct_big(call)) big = p.big_values;
     if (!direct_small(call)) small = p.small_values;
+    if (!p.winograd.m && !one_column<T>(p)) line = p.geometry.out_w * p.padded_out_c;
     rows = RowScratch<T>::values(greater(call.big.base.w * call.big.base.c, call.small.base.w * call.small.base.c));
     if (p.winograd.m) {
       const WinogradGradScratch w(p);
       winograd = w.big + w.small;
     }
-    for (std::int64_t* x : {&big, &small, &rows, &winograd}) *x = div_up(*x, 64) * 64;
+    for (std::int64_t* x : {&big, &small, &line, &rows, &winograd}) *x = div_up(*x, 64) * 64;
   }
-  std::int64_t values() const { return big + small + rows + winograd; }
+  std::int64_t values() const { return big + small + line + rows + winograd; }
 };
 template <class T>
 std::int64_t weight_grad_scratch(const WeightGradCall<T>& call) {
   return WeightGradScratch<T>(call).values();
 }
 
-// One band: a tile's height of the sum, all output channels.
+// One tile: a band's height of the sum, a column's width. `big` is the first value under the band's kernel row, or of
+// its distinct weight.
 template <class T>
-void gradient_band(const WeightGradPlan& p, GradientTile<T> t, std::int64_t band, const T* big, const T* small,
-                   T* sum) {
+LMSER_HD void gradient_band(const WeightGradPlan& p, GradientTile<T>& t, std::int64_t band, const T* big, int v,
+                            int width, T* sum) {
   const std::int64_t length = p.sum_length, bands = p.bands_per_row, i = band / bands, b = band % bands,
                      k = length * b / bands;
-  const int m = int(length * (b + 1) / bands - k), vectors = int(p.padded_out_c / kLanes<T>),
-            columns = int(div_up(vectors, kTileVectors));
   t.big = big + k;
-  int v = 0;
-  for (int c = 0; c < columns; ++c) {
-    const int width = int(div_up(vectors - v, columns - c));
-    t.small = small + v * kLanes<T>;
-    t.sum = sum + (i * length + k) * p.padded_out_c + v * kLanes<T>;
-    gradient_fn<T>(m, width)(t);
-    v += width;
-  }
+  t.sum = sum + (i * length + k) * p.padded_out_c + v * kLanes<T>;
+  gradient_fn<T>(int(length * (b + 1) / bands - k), width)(t);
 }
 
-template <int M>
+template <class F>
 void winograd_products(const WeightGradPlan& p, const float* big, const float* small, std::int64_t tiles,
                        std::int64_t band0, std::int64_t band1, float* sum) {
-  using F = Filter<M>;
   GradientTile<float> t{};
-  t.images = t.rows = 1;
-  t.big_col = p.geometry.in_c, t.small_col = p.padded_out_c, t.sum_stride = p.padded_out_c;
+  t.images = 1, t.cols = tiles;
+  t.big_col = p.geometry.in_c, t.sum_stride = p.padded_out_c;
+  t.big_row = p.winograd.pitch(tiles * t.big_col), t.small_row = p.winograd.pitch(tiles * p.padded_out_c);
   for (std::int64_t band = band0; band < band1; ++band) {
     const int d = int(band / p.bands_per_row) / F::distinct, e = int(band / p.bands_per_row) % F::distinct;
     const std::int64_t before = F::rows_before(d, e);
-    t.cols = F::copies(d) * F::copies(e) * tiles;
-    gradient_band<float>(p, t, band, big + before * p.winograd.pitch(tiles * t.big_col),
-                         small + before * p.winograd.pitch(tiles * t.small_col), sum);
+    t.rows = F::copies(d) * F::copies(e);
+    for_columns<float>(p, [&](int v, int width) {
+      t.small = small + before * t.small_row + v * kLanes<float> * tiles, t.small_col = width * kLanes<float>;
+      gradient_band<float>(p, t, band, big + before * t.big_row, v, width, sum);
+    });
   }
 }
 
@@ -96,16 +93,10 @@ inline void winograd_weight_grad(const WeightGradCall<float>& call, const Weight
   }
   const WinogradGradScratch sides(p);
   const std::int64_t tiles = (n1 - n0) * (t1 - t0) * w.cols;
-  const auto run = [&]<int M>() {
-    winograd_grad_transform<M>(p, big, small, n1 - n0, t1 - t0, points);
-    winograd_products<M>(p, points, points + sides.big, tiles, band0, band1, call.sum);
-  };
-  if (w.m == 4)
-    run.template operator()<4>();
-  else if (w.m == 3)
-    run.template operator()<3>();
-  else
-    run.template operator()<2>();
+  with_filter(w, [&]<class F>() {
+    winograd_grad_transform<F>(p, big, small, n1 - n0, t1 - t0, points);
+    winograd_products<F>(p, points, points + sides.big, tiles, band0, band1, call.sum);
+  });
 }
 
 template <class T>
@@ -116,7 +107,7 @@ void weight_grad_unit(const WeightGradCall<T>& call, std::int64_t unit, std::int
   const WeightGradScratch<T> layout(call);
   T* const big_memory = scratch;
   T* const small_memory = scratch + layout.big;
-  T* const row_memory = small_memory + layout.small;
+  T* const row_memory = small_memory + layout.small + layout.line;
   const std::int64_t n0 = unit / p.row_units * p.unit_images, n1 = lesser(n0 + p.unit_images, g.batch);
   const std::int64_t r0 = unit % p.row_units * p.unit_rows, r1 = lesser(r0 + p.unit_rows, g.out_h);
 
@@ -127,7 +118,6 @@ void weight_grad_unit(const WeightGradCall<T>& call, std::int64_t unit, std::int
     }
   }
   GradientTile<T> t{};
-  t.images = n1 - n0, t.rows = r1 - r0, t.cols = g.out_w;
   const T* big;
   std::int64_t kernel_row;
   if (direct_big(call)) {
@@ -144,27 +134,64 @@ void weight_grad_unit(const WeightGradCall<T>& call, std::int64_t unit, std::int
                big_memory + (n - n0) * t.big_image, row_scratch);
     big = big_memory;
   }
-  const T* small;
+  const std::int64_t rows = r1 - r0, all = (n1 - n0) * rows * g.out_w;
+  const T* small = small_memory;
   if (direct_small(call)) {
     const View& v = call.small.base;
     t.small_image = v.sn, t.small_row = v.sh, t.small_col = v.sw;
     small = static_cast<const T*>(v.data) + n0 * v.sn + r0 * v.sh;
   } else {
-    t.small_col = p.padded_out_c, t.small_row = g.out_w * t.small_col, t.small_image = (r1 - r0) * t.small_row;
     const auto row_scratch = RowScratch<T>::at(row_memory, call.small.base.w * call.small.base.c);
-    for (std::int64_t n = n0; n < n1; ++n)
-      stage<T>(call.small, n, r0, r1 - r0, 0, g.out_w, t.small_col, small_memory + (n - n0) * t.small_image,
-               row_scratch);
-    small = small_memory;
-  }
-  if (t.cols == 1) {  // one pixel a row: let rows be the inner loop
-    t.cols = t.rows, t.big_col = t.big_row, t.small_col = t.small_row;
-    t.rows = 1;
+    const std::int64_t row_values = g.out_w * p.padded_out_c;
+    T* const line = small_memory + layout.small;
+    for (std::int64_t n = n0; n < n1; ++n) {
+      if (one_column<T>(p)) {
+        stage<T>(call.small, n, r0, rows, 0, g.out_w, p.padded_out_c, small_memory + (n - n0) * rows * row_values,
+                 row_scratch);
+        continue;
+      }
+      for (std::int64_t r = r0; r < r1; ++r) {
+        stage<T>(call.small, n, r, 1, 0, g.out_w, p.padded_out_c, line, row_scratch);
+        const std::int64_t before = ((n - n0) * rows + r - r0) * g.out_w;
+        for_columns<T>(p, [&](int v, int width) {
+          const std::int64_t values = width * kLanes<T>;
+          T* to = small_memory + v * kLanes<T> * all + before * values;
+          const T* from = line + v * kLanes<T>;
+          for (std::int64_t x = 0; x < g.out_w; ++x, to += values, from += p.padded_out_c)
+            for (int i = 0; i < width; ++i) store<T>(to + i * kLanes<T>, load<T>(from + i * kLanes<T>));
+        });
+      }
+    }
   }
 
+  // Pixels of which a column and what lies under a band stay in the first-level cache; more where the sum, which every
+  // such piece reads and writes, is large.
   t.sum_stride = p.padded_out_c;
-  for (std::int64_t band = band0; band < band1; ++band)
-    gradient_band<T>(p, t, band, big + band / p.bands_per_row * kernel_row, small, call.sum);
+  const std::int64_t wanted = p.sum_values * std::int64_t(sizeof(T)) > (256 << 10) ? 512 : 192;
+  const std::int64_t images =
+                         lesser(n1 - n0, greater<std::int64_t>(1, wanted / greater<std::int64_t>(1, rows * g.out_w))),
+                     piece = images > 1
+                                 ? rows
+                                 : lesser(rows, greater<std::int64_t>(1, wanted / greater<std::int64_t>(1, g.out_w)));
+  const bool direct = direct_small(call);
+  for (std::int64_t n = 0; n < n1 - n0; n += images)
+    for (std::int64_t r = 0; r < rows; r += piece)
+      for_columns<T>(p, [&](int v, int width) {
+        GradientTile<T> part = t;
+        part.images = lesser(images, n1 - n0 - n), part.rows = lesser(piece, rows - r), part.cols = g.out_w;
+        if (!direct) {
+          part.small_col = width * kLanes<T>, part.small_row = g.out_w * part.small_col;
+          part.small_image = rows * part.small_row;
+        }
+        part.small = small + (direct ? 0 : v * kLanes<T> * all) + n * part.small_image + r * part.small_row;
+        const T* const from = big + n * t.big_image + r * t.big_row;
+        if (part.cols == 1) {  // one pixel a row: let rows be the inner loop
+          part.cols = part.rows, part.big_col = part.big_row, part.small_col = part.small_row;
+          part.rows = 1;
+        }
+        for (std::int64_t band = band0; band < band1; ++band)
+          gradient_band<T>(p, part, band, from + band / p.bands_per_row * kernel_row, v, width, call.sum);
+      });
 }
 
 }  // namespace lmser::LMSER_ISA

@@ -1,7 +1,7 @@
-// Minimal-filtering (Winograd) algorithms for 3-tap kernels at strides 1 and 2, both directions and the weight
-// gradient.
+// Minimal-filtering (Winograd) algorithms, both directions and the weight gradient: 3-tap kernels at strides 1 and 2,
+// 5-tap ones at stride 1.
 //
-// At stride 1 it is F(4, 3), Filter<4> below.
+// At stride 1 it is F(4, 3) or F(2, 5), ThreeTaps and FiveTaps below.
 //
 // At stride 2 the taps meet the two phases of the input separately: y[q] = w0 o[q] + w2 o[q+1] + w1 e[q], a
 // two-tap stride-1 convolution over one phase and a one-tap one over the other. The two taps run as F(M, 2) with
@@ -22,9 +22,12 @@ namespace lmser::LMSER_ISA {
 
 // One dimension. Points 0 .. M are those of F(M, 2), M + 1 .. 2M the single taps.
 template <int M>
-struct Filter {
+struct Phased {
   static_assert(M == 2 || M == 3);
-  static constexpr int points = 2 * M + 1, distinct = M + 2, up_window = 2 * M + 1, down_window = M + 1, small = M;
+  static constexpr bool stride1 = false;
+  static constexpr int taps = 3, points = 2 * M + 1, distinct = M + 2, up_window = 2 * M + 1, down_window = M + 1,
+                       small = M, most_copies = M;
+  static constexpr int outputs(bool down) { return down ? 2 * M : M; }
 
   template <class V>
   static LMSER_HD void two_taps_in(const V (&x)[M + 1], V* t) {
@@ -83,16 +86,17 @@ struct Filter {
     two_taps_out_adjoint(g, t);
     for (int k = 0; k < M; ++k) t[M + 1 + k] = g[k];
   }
-  // Weights (first tap of the pair, second, single) -> distinct values, and the adjoint.
+  // Weights, in the order in which they meet ascending input -> distinct values; and the adjoint, to taps 0, 1, 2.
   template <class V>
-  static LMSER_HD void weights(V first, V second, V single, V (&t)[distinct]) {
+  static LMSER_HD void weights(const V (&w)[3], V (&t)[distinct]) {
+    const V first = w[0], single = w[1], second = w[2];
     if constexpr (M == 2)
       t[0] = first, t[1] = first + second, t[2] = second, t[3] = single;
     else
       t[0] = first, t[1] = (first + second) * 0.5f, t[2] = (first - second) * 0.5f, t[3] = second, t[4] = single;
   }
   template <class V>
-  static LMSER_HD void weights_adjoint(const V (&t)[distinct], V (&w)[3]) {  // taps 0, 1, 2 of the convolution
+  static LMSER_HD void weights_adjoint(const V (&t)[distinct], V (&w)[3]) {
     if constexpr (M == 2)
       w[0] = t[0] + t[1], w[2] = t[1] + t[2], w[1] = t[3];
     else
@@ -119,12 +123,13 @@ struct Filter {
   }
 };
 
-// Stride 1: F(4, 3), 6 products for 12, in two dimensions 36 for 144. The points are 0, +-sqrt(1/2), +-sqrt(2) and
-// infinity: products of neighbours in 0, +-1, +-2 grow four times as far (measured on 128 channels: 2e-6 of the
-// largest output instead of 8e-6). The transposed direction is the convolution with its taps in reverse.
-template <>
-struct Filter<4> {
-  static constexpr int points = 6, distinct = 6, up_window = 6, small = 4;
+// Stride 1: 6 products for the 12 of F(4, 3) and the 10 of F(2, 5); in two dimensions 36 for 144 and 100. Both evaluate
+// at the points 0, +-sqrt(1/2), +-sqrt(2) and infinity, and so transform their input alike: products of neighbours in
+// 0, +-1, +-2 grow four times as far (measured on 3x3, 128 channels: 2e-6 of the largest output instead of 8e-6). The
+// transposed direction is the convolution with its taps in reverse.
+struct SixPoints {
+  static constexpr bool stride1 = true;
+  static constexpr int points = 6, distinct = 6, up_window = 6, most_copies = 1;
   static constexpr float a = 0.70710678118654752f, b = 1.41421356237309505f;
 
   template <class V>
@@ -136,6 +141,15 @@ struct Filter<4> {
     t[3] = even_b + b * odd_b, t[4] = even_b - b * odd_b;
     t[5] = x[1] - 2.5f * x[3] + x[5];
   }
+  static constexpr int copies(int) { return 1; }
+  static constexpr int rows_before(int d, int e) { return d * 6 + e; }
+  static constexpr int row_of(int p, int q) { return p * 6 + q; }
+};
+
+struct ThreeTaps : SixPoints {
+  static constexpr int taps = 3, small = 4;
+  static constexpr int outputs(bool) { return 4; }
+
   template <class V>
   static LMSER_HD void up_out(const V (&m)[6], V (&y)[4]) {
     const V sum_a = m[1] + m[2], difference_a = a * (m[1] - m[2]);
@@ -154,15 +168,14 @@ struct Filter<4> {
     t[3] = even_b + odd_b, t[4] = even_b - odd_b;
     t[5] = g[3];
   }
-  // Taps in the order in which they meet ascending input.
   template <class V>
-  static LMSER_HD void weights(const V& first, const V& last, const V& middle, V (&t)[6]) {
-    const V even_a = (first + 0.5f * last) * (-2.0f / 3.0f), odd_a = middle * (-2.0f / 3.0f * a);
-    const V even_b = (first + 2.0f * last) * (1.0f / 6.0f), odd_b = middle * (1.0f / 6.0f * b);
-    t[0] = first;
+  static LMSER_HD void weights(const V (&w)[3], V (&t)[6]) {
+    const V even_a = (w[0] + 0.5f * w[2]) * (-2.0f / 3.0f), odd_a = w[1] * (-2.0f / 3.0f * a);
+    const V even_b = (w[0] + 2.0f * w[2]) * (1.0f / 6.0f), odd_b = w[1] * (1.0f / 6.0f * b);
+    t[0] = w[0];
     t[1] = even_a + odd_a, t[2] = even_a - odd_a;
     t[3] = even_b + odd_b, t[4] = even_b - odd_b;
-    t[5] = last;
+    t[5] = w[2];
   }
   template <class V>
   static LMSER_HD void weights_adjoint(const V (&t)[6], V (&w)[3]) {
@@ -171,34 +184,85 @@ struct Filter<4> {
     w[1] = (t[1] - t[2]) * (-2.0f / 3.0f * a) + (t[3] - t[4]) * (1.0f / 6.0f * b);
     w[2] = 0.5f * sum_a + 2.0f * sum_b + t[5];
   }
-
-  static constexpr int copies(int) { return 1; }
-  static constexpr int rows_before(int d, int e) { return d * 6 + e; }
-  static constexpr int row_of(int p, int q) { return p * 6 + q; }
 };
+
+struct FiveTaps : SixPoints {
+  static constexpr int taps = 5, small = 2;
+  static constexpr int outputs(bool) { return 2; }
+
+  template <class V>
+  static LMSER_HD void up_out(const V (&m)[6], V (&y)[2]) {
+    y[0] = m[0] + (m[1] + m[2]) + (m[3] + m[4]);
+    y[1] = a * (m[1] - m[2]) + b * (m[3] - m[4]) + m[5];
+  }
+  template <class V>
+  static LMSER_HD void small_in(const V (&g)[2], V (&t)[6]) {  // adjoint of up_out
+    const V odd_a = a * g[1], odd_b = b * g[1];
+    t[0] = g[0];
+    t[1] = g[0] + odd_a, t[2] = g[0] - odd_a;
+    t[3] = g[0] + odd_b, t[4] = g[0] - odd_b;
+    t[5] = g[1];
+  }
+  template <class V>
+  static LMSER_HD void weights(const V (&w)[5], V (&t)[6]) {
+    const V even_a = (w[0] + 0.5f * w[2] + 0.25f * w[4]) * (-2.0f / 3.0f);
+    const V odd_a = (w[1] + 0.5f * w[3]) * (-2.0f / 3.0f * a);
+    const V even_b = (w[0] + 2.0f * w[2] + 4.0f * w[4]) * (1.0f / 6.0f),
+            odd_b = (w[1] + 2.0f * w[3]) * (1.0f / 6.0f * b);
+    t[0] = w[0];
+    t[1] = even_a + odd_a, t[2] = even_a - odd_a;
+    t[3] = even_b + odd_b, t[4] = even_b - odd_b;
+    t[5] = w[4];
+  }
+  template <class V>
+  static LMSER_HD void weights_adjoint(const V (&t)[6], V (&w)[5]) {
+    const V sum_a = (t[1] + t[2]) * (-2.0f / 3.0f), sum_b = (t[3] + t[4]) * (1.0f / 6.0f);
+    const V difference_a = (t[1] - t[2]) * (-2.0f / 3.0f * a), difference_b = (t[3] - t[4]) * (1.0f / 6.0f * b);
+    w[0] = t[0] + sum_a + sum_b;
+    w[1] = difference_a + difference_b;
+    w[2] = 0.5f * sum_a + 2.0f * sum_b;
+    w[3] = 0.5f * difference_a + 2.0f * difference_b;
+    w[4] = 0.25f * sum_a + 4.0f * sum_b + t[5];
+  }
+};
+
+// Calls f with the algorithm of a grid as a type.
+template <class G>
+LMSER_HD auto with_filter(const WinogradGrid& w, G&& f) {
+  if (w.stride1()) return w.taps == 5 ? f.template operator()<FiveTaps>() : f.template operator()<ThreeTaps>();
+  return w.m == 3 ? f.template operator()<Phased<3>>() : f.template operator()<Phased<2>>();
+}
 
 struct RowTable {
   int row[49];
 };
-template <int M>
+template <class F>
 constexpr RowTable row_table() {
   RowTable t{};
-  constexpr int P = Filter<M>::points;
+  constexpr int P = F::points;
   for (int p = 0; p < P; ++p)
-    for (int q = 0; q < P; ++q) t.row[p * P + q] = Filter<M>::row_of(p, q);
+    for (int q = 0; q < P; ++q) t.row[p * P + q] = F::row_of(p, q);
   return t;
 }
 
 enum class Transform { up, down, small };
 
 // One tile, `n` channels from `c` on: window -> points^2, each to its row of `out`, [row][tiles][channels].
-template <int M, Transform Kind>
+template <class F, Transform Kind>
+LMSER_HD constexpr int window_of() {
+  if constexpr (Kind == Transform::up)
+    return F::up_window;
+  else if constexpr (Kind == Transform::down)
+    return F::down_window;
+  else
+    return F::small;
+}
+template <class F, Transform Kind>
 LMSER_HD void transform_in(const float* src, std::int64_t row_stride, std::int64_t col_stride, int n, float* out,
                            std::int64_t point_stride) {
-  using F = Filter<M>;
   using V = Vec<float>;
-  constexpr int W = Kind == Transform::up ? F::up_window : Kind == Transform::down ? M + 1 : M, P = F::points;
-  constexpr RowTable table = row_table<M>();
+  constexpr int W = window_of<F, Kind>(), P = F::points;
+  constexpr RowTable table = row_table<F>();
   V half[W][P];
 #pragma GCC unroll 8
   for (int r = 0; r < W; ++r) {
@@ -230,7 +294,7 @@ LMSER_HD void transform_in(const float* src, std::int64_t row_stride, std::int64
 
 // All channels of all tiles of a grid. `origin` is the window of tile (0, 0) of image 0; `point_stride` lies between
 // the rows of `out`.
-template <int M, Transform Kind>
+template <class F, Transform Kind>
 void transform_tiles(const float* origin, std::int64_t images, std::int64_t rows, std::int64_t cols,
                      std::int64_t image_stride, std::int64_t row_step, std::int64_t col_step, std::int64_t row_stride,
                      std::int64_t col_stride, std::int64_t channels, std::int64_t out_channels,
@@ -242,19 +306,18 @@ void transform_tiles(const float* origin, std::int64_t images, std::int64_t rows
         const float* src = origin + n * image_stride + r * row_step + x * col_step;
         std::int64_t c = 0;
         for (; c + L <= channels; c += L)
-          transform_in<M, Kind>(src + c, row_stride, col_stride, L, out + c, point_stride);
+          transform_in<F, Kind>(src + c, row_stride, col_stride, L, out + c, point_stride);
         if (c < channels)
-          transform_in<M, Kind>(src + c, row_stride, col_stride, int(channels - c), out + c, point_stride);
+          transform_in<F, Kind>(src + c, row_stride, col_stride, int(channels - c), out + c, point_stride);
       }
 }
 
 // points^2 sums of one tile and one register of channels -> outputs x outputs values.
-template <int M, bool Down>
+template <class F, bool Down>
 LMSER_HD void transform_out(const float* in, std::int64_t point_stride, Vec<float>* out) {
-  using F = Filter<M>;
   using V = Vec<float>;
-  constexpr int P = F::points, O = Down ? 2 * M : M;
-  constexpr RowTable table = row_table<M>();
+  constexpr int P = F::points, O = F::outputs(Down);
+  constexpr RowTable table = row_table<F>();
   V half[O][P];
 #pragma GCC unroll 8
   for (int q = 0; q < P; ++q) {

@@ -2,8 +2,9 @@
 // back. The slab is the zero-padded staged input of conv_unit.h.
 #pragma once
 
+#include "columns.h"
 #include "kernels.h"
-#include "transpose.h"
+#include "pack_unit.h"
 #include "winograd.h"
 
 namespace lmser::LMSER_ISA {
@@ -25,7 +26,7 @@ struct WinogradScratch {
     const std::int64_t tiles = p.unit_images * (p.unit_rows / w.out_step) * w.cols;
     input = w.points() * w.pitch(tiles * p.geometry.in_c);
     sums = w.points() * w.pitch(tiles * (w.points_first ? p.padded_out_c : kTileVectors * kLanes<float>));
-    offsets = 2 * (w.m == 4 ? 1 : w.m * w.m) * tiles;
+    offsets = 2 * (w.stride1() ? 1 : w.m * w.m) * tiles;
     for (std::int64_t* x : {&input, &sums, &offsets}) *x = (*x + 63) / 64 * 64;
   }
   std::int64_t values() const { return input + sums + offsets; }
@@ -53,10 +54,10 @@ struct WinogradOut {
 
 // One block of channels of all tiles, [row][tile][channel] from `sums`, transformed, finished and stored. `checked`
 // gathers a zero of every output, which is none where an output is not finite.
-template <int M, bool Down, Activation A, bool Repeat>
+template <class F, bool Down, Activation A, bool Repeat>
 void winograd_store(const ConvPlan& p, const Block& block, const float* sums, std::int64_t images, std::int64_t t0,
                     std::int64_t t1, const WinogradOut& out, Vec<float>& checked) {
-  constexpr int L = kLanes<float>, O = Down ? 2 * M : M;
+  constexpr int L = kLanes<float>, O = F::outputs(Down);
   constexpr int kRun = 8;  // registers of channels that are finished together
   const Geometry& g = p.geometry;
   const WinogradGrid& w = p.winograd;
@@ -93,7 +94,7 @@ void winograd_store(const ConvPlan& p, const Block& block, const float* sums, st
         for (std::int64_t x = 0; x < w.cols; ++x, tile += width) {
           for (int v = 0; v < vectors; ++v) {
             Vec<float> y[O * O], sum[O];
-            transform_out<M, Down>(tile + v * L, pitch, y);
+            transform_out<F, Down>(tile + v * L, pitch, y);
 #pragma GCC unroll 8
             for (int i = 0; i < O; ++i) {
               sum[i] = y[i * O];
@@ -130,10 +131,9 @@ void winograd_store(const ConvPlan& p, const Block& block, const float* sums, st
 
 // Returns false where an output is not finite: such values spread over whole tiles here, so the caller lets the
 // direct sum say which outputs they really reach.
-template <int M, bool Down>
+template <class F, bool Down>
 bool winograd_tiles(const ConvPlan& p, const float* weight, const WinogradSlab& slab, std::int64_t t0, std::int64_t t1,
                     int block0, int block1, const WinogradOut& out, float* scratch) {
-  using F = Filter<M>;
   constexpr int L = kLanes<float>;
   const Geometry& g = p.geometry;
   const WinogradGrid& w = p.winograd;
@@ -143,10 +143,10 @@ bool winograd_tiles(const ConvPlan& p, const float* weight, const WinogradSlab& 
   auto* const offsets = reinterpret_cast<std::int64_t*>(sums + layout.sums);
   const std::int64_t rows = t1 - t0, tiles = slab.images * rows * w.cols;
   const std::int64_t in_pitch = w.pitch(tiles * g.in_c);
-  transform_tiles<M, Down ? Transform::down : Transform::up>(slab.data, slab.images, rows, w.cols, slab.image,
+  transform_tiles<F, Down ? Transform::down : Transform::up>(slab.data, slab.images, rows, w.cols, slab.image,
                                                              w.in_step * slab.row, w.in_step * slab.col, slab.row,
                                                              slab.col, g.in_c, g.in_c, in_pitch, input);
-  for (std::int64_t i = 0; i < F::copies(M + 1) * F::copies(M + 1) * tiles; ++i) offsets[i] = i * g.in_c;
+  for (std::int64_t i = 0; i < F::most_copies * F::most_copies * tiles; ++i) offsets[i] = i * g.in_c;
   Vec<float> checked{};
   // Rows of one distinct weight times one block of it, to `sum_row` values a row.
   const auto product = [&](const Block& block, std::int64_t packed, int d, int e, float* to, std::int64_t sum_row) {
@@ -173,9 +173,9 @@ bool winograd_tiles(const ConvPlan& p, const float* weight, const WinogradSlab& 
   const auto store = [&](const Block& block) {
     with_activation(out.activation, [&]<Activation A>() {
       if (out.repeat)
-        winograd_store<M, Down, A, true>(p, block, sums, slab.images, t0, t1, out, checked);
+        winograd_store<F, Down, A, true>(p, block, sums, slab.images, t0, t1, out, checked);
       else
-        winograd_store<M, Down, A, false>(p, block, sums, slab.images, t0, t1, out, checked);
+        winograd_store<F, Down, A, false>(p, block, sums, slab.images, t0, t1, out, checked);
     });
   };
   if (w.points_first) {
@@ -200,39 +200,34 @@ bool winograd_tiles(const ConvPlan& p, const float* weight, const WinogradSlab& 
   return finite;
 }
 
-// Input channels [c0, c1) of one block of the weight, (C_out, C_in, 3, 3) of the convolution.
-template <int M>
-void winograd_pack(const ConvPlan& p, const float* weight, int index, std::int64_t c0, std::int64_t c1, float* packed) {
-  using F = Filter<M>;
-  constexpr int L = kLanes<float>, D = F::distinct;
+// Input channels [c0, c1) of one block of the weight.
+template <class F>
+void winograd_pack(const ConvPlan& p, const WeightLayout<float>& weight, int index, std::int64_t c0, std::int64_t c1,
+                   float* packed) {
+  constexpr int L = kLanes<float>, D = F::distinct, R = F::taps;
   constexpr std::int64_t kChunk = 8;  // input channels whose taps are turned together
   const Geometry& g = p.geometry;
   const Block& block = p.blocks[index];
   const std::int64_t width = std::int64_t(block.vectors) * L;
-  // The pair of taps in the order they meet ascending input: 0, 2 for the convolution; transposed, 2, 0.
-  const int first = g.transposed ? 2 : 0, second = 2 - first;
   const std::int64_t pitch = p.winograd.pitch(g.in_c * width);
   float* const base = packed + packed_block(p, index);
-  alignas(64) float taps[kChunk * 9 * L];
+  alignas(64) float taps[kChunk * R * R * L];
+  // In the order they meet ascending input: reversed for the transposed direction.
+  const auto order = [&](int i) { return g.transposed ? R - 1 - i : i; };
   for (std::int64_t from = c0; from < c1; from += kChunk)
     for (int v = 0; v < block.vectors; ++v) {
-      const std::int64_t o = block.channel + v * L, lanes = g.out_c - o < L ? g.out_c - o : L,
-                         count = c1 - from < kChunk ? c1 - from : kChunk;
-      if (lanes < L) std::memset(taps, 0, sizeof taps);
-      if (g.transposed) {
-        for (std::int64_t c = 0; c < count; ++c)
-          transpose(weight + ((from + c) * g.out_c + o) * 9, 9, lanes, 9, taps + c * 9 * L, L);
-      } else {
-        transpose(weight + (o * g.in_c + from) * 9, g.in_c * 9, lanes, count * 9, taps, L);
-      }
+      const std::int64_t count = c1 - from < kChunk ? c1 - from : kChunk;
+      gather_taps<float>(g, weight, block.channel + v * L, from, count, taps);
       for (std::int64_t c = 0; c < count; ++c) {
-        Vec<float> tap[9], half[3][D];
-        for (int i = 0; i < 9; ++i) tap[i] = load<float>(taps + (c * 9 + i) * L);
-        for (int i = 0; i < 3; ++i) F::weights(tap[i * 3 + first], tap[i * 3 + second], tap[i * 3 + 1], half[i]);
+        Vec<float> half[R][D], tap[R], t[D];
+        for (int i = 0; i < R; ++i) {
+          for (int j = 0; j < R; ++j) tap[j] = load<float>(taps + ((c * R + order(i)) * R + order(j)) * L);
+          F::weights(tap, half[i]);
+        }
 #pragma GCC unroll 8
         for (int e = 0; e < D; ++e) {
-          Vec<float> t[D];
-          F::weights(half[first][e], half[second][e], half[1][e], t);
+          for (int i = 0; i < R; ++i) tap[i] = half[i][e];
+          F::weights(tap, t);
 #pragma GCC unroll 8
           for (int d = 0; d < D; ++d) store<float>(base + (d * D + e) * pitch + (from + c) * width + v * L, t[d]);
         }
@@ -251,7 +246,7 @@ struct WinogradGradScratch {
 };
 
 // Both sides transformed to points; the products themselves are gradient tiles over rows of equal weight.
-template <int M>
+template <class F>
 void winograd_grad_transform(const WeightGradPlan& p, const float* big, const float* small, std::int64_t images,
                              std::int64_t tile_rows, float* scratch) {
   const Geometry& g = p.geometry;
@@ -262,40 +257,42 @@ void winograd_grad_transform(const WeightGradPlan& p, const float* big, const fl
                      big_image = ((tile_rows - 1) * w.in_step + w.window) * big_row;
   const std::int64_t small_col = p.padded_out_c, small_row = w.cols * w.m * small_col,
                      small_image = tile_rows * w.m * small_row;
-  transform_tiles<M, Transform::up>(big, images, tile_rows, w.cols, big_image, w.in_step * big_row, w.in_step * big_col,
+  transform_tiles<F, Transform::up>(big, images, tile_rows, w.cols, big_image, w.in_step * big_row, w.in_step * big_col,
                                     big_row, big_col, g.in_c, g.in_c, w.pitch(tiles * g.in_c), scratch);
-  transform_tiles<M, Transform::small>(small, images, tile_rows, w.cols, small_image, w.m * small_row, w.m * small_col,
-                                       small_row, small_col, p.padded_out_c, p.padded_out_c,
-                                       w.pitch(tiles * p.padded_out_c), scratch + layout.big);
+  for_columns<float>(p, [&](int v, int width) {
+    const std::int64_t from = v * kLanes<float>, values = width * kLanes<float>;
+    transform_tiles<F, Transform::small>(small + from, images, tile_rows, w.cols, small_image, w.m * small_row,
+                                         w.m * small_col, small_row, small_col, values, values,
+                                         w.pitch(tiles * p.padded_out_c), scratch + layout.big + from * tiles);
+  });
 }
 
-// Input channels [c0, c1) of the sums of `count` tasks, added and brought back to taps: (9, in_c, padded_out_c).
-template <int M>
+// Input channels [c0, c1) of the sums of `count` tasks, added and brought back to taps: (taps, in_c, padded_out_c).
+template <class F>
 bool winograd_grad_finish(const WeightGradPlan& p, const float* sums, int count, std::int64_t c0, std::int64_t c1,
                           float* out) {
-  using F = Filter<M>;
-  constexpr int L = kLanes<float>, D = F::distinct;
+  constexpr int L = kLanes<float>, D = F::distinct, R = F::taps;
   const std::int64_t in_c = p.geometry.in_c, width = p.padded_out_c;
   Vec<float> spoiled{};
   for (std::int64_t c = c0; c < c1; ++c)
     for (std::int64_t o = 0; o < width; o += L) {
-      Vec<float> half[3][D];
+      Vec<float> half[R][D];
       for (int e = 0; e < D; ++e) {
-        Vec<float> t[D], taps[3];
+        Vec<float> t[D], taps[R];
         for (int d = 0; d < D; ++d) {
           const float* from = sums + ((d * D + e) * in_c + c) * width + o;
           t[d] = load<float>(from);
           for (int k = 1; k < count; ++k) t[d] = t[d] + load<float>(from + k * p.sum_values);
         }
         F::weights_adjoint(t, taps);
-        for (int i = 0; i < 3; ++i) half[i][e] = taps[i];
+        for (int i = 0; i < R; ++i) half[i][e] = taps[i];
       }
-      for (int i = 0; i < 3; ++i) {
-        Vec<float> taps[3];
+      for (int i = 0; i < R; ++i) {
+        Vec<float> taps[R];
         F::weights_adjoint(half[i], taps);
-        for (int j = 0; j < 3; ++j) {
+        for (int j = 0; j < R; ++j) {
           spoiled = spoiled + taps[j] * 0.0f;
-          store<float>(out + ((i * 3 + j) * in_c + c) * width + o, taps[j]);
+          store<float>(out + ((i * R + j) * in_c + c) * width + o, taps[j]);
         }
       }
     }

@@ -41,7 +41,7 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
     figure = figure_module.Figure(figsize=(8.0, 5.4), layout="constrained")
     axes = figure.add_subplot()
     rows: Sequence[Mapping[str, Any]] = result["rows"]
-    peak = max(row["fma_peak_gflops"] for row in rows)
+    peak = max(row["fma_peak_best_gflops"] for row in rows)
     bandwidth = result["copy_bandwidth_gbs"]
     places = [row["flops"] / row["bytes"] for row in rows]
     left, right = min(*places, peak / bandwidth) / 2, max(*places, peak / bandwidth) * 2
