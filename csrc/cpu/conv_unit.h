@@ -2,6 +2,7 @@
 // second-level cache, run the register tiles over it, finish the neuron (bias, add, activation) in the same pass.
 #pragma once
 
+#include "ahead.h"
 #include "epilogue.h"
 #include "kernels.h"
 #include "planar_unit.h"
@@ -201,15 +202,6 @@ void flush_rows(const Sink& s, std::int64_t linear_h, std::int64_t linear_w, std
   }
 }
 
-// Fetches memory that is needed later, a piece a tile.
-struct Ahead {
-  const char* at = nullptr;
-  std::int64_t lines = 0, piece = 0;
-  LMSER_HD void step() {
-    for (std::int64_t i = lesser(piece, lines); i > 0; --i, --lines, at += 64) __builtin_prefetch(at, 0, 2);
-  }
-};
-
 // The input of this thread's next unit, which nothing else would fetch before it is staged.
 template <class T>
 Ahead input_ahead(const ConvCall<T>& call, std::int64_t unit, std::int64_t images, std::int64_t rows, int blocks) {
@@ -223,17 +215,14 @@ Ahead input_ahead(const ConvCall<T>& call, std::int64_t unit, std::int64_t image
   const std::int64_t pool = call.source.pool_h;
   const std::int64_t first = greater<std::int64_t>(span.first, 0) * pool, last = lesser((span.last + 1) * pool, v.h);
   const std::int64_t image = next / p.row_units * p.unit_images;
-  Ahead a;
-  a.at = static_cast<const char*>(v.data) + value * (image * v.sn + first * v.sh);
-  a.lines = (last - first) * v.sh * value / 64;
-  if (p.unit_images > 1) a.lines = lesser(p.unit_images, v.n - image) * v.sn * value / 64;
+  std::int64_t bytes = (last - first) * v.sh * value;
+  if (p.unit_images > 1) bytes = lesser(p.unit_images, v.n - image) * v.sn * value;
   const std::int64_t pixels = images * rows * p.geometry.out_w,
                      tile = p.planar ? planar_width<T>(int(p.geometry.out_c)) * kLanes<T>
                             : p.dot  ? greater<std::int64_t>(1, kLanes<T> / p.geometry.out_c)
                                      : p.tile.pixels,
                      tiles = greater<std::int64_t>(1, pixels / tile * blocks);
-  a.piece = div_up(a.lines, tiles);
-  return a;
+  return {static_cast<const char*>(v.data) + value * (image * v.sn + first * v.sh), bytes, tiles};
 }
 
 template <class T>

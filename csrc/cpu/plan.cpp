@@ -59,13 +59,13 @@ void split_blocks(ConvPlan& p) {
   p.padded_out_c = std::int64_t(vectors) * p.tile.lanes;
 }
 
-// The grid that needs fewest products, or none where the direct sum is better. Measured on float32, 3x3 at
-// stride 2: below 32 channels on either side the transforms eat the gain.
-constexpr std::int64_t kWinogradChannels = 3200;
-WinogradGrid winograd_grid(const Geometry& g, std::int64_t value_bytes) {
+// The grid that needs fewest products, or none where the direct sum is better. Measured on float32, 3x3 at stride 2:
+// below 32 channels on either side the transforms eat the gain, and with registers of 8 values below 128.
+WinogradGrid winograd_grid(const Geometry& g, std::int64_t value_bytes, int lanes) {
+  const std::int64_t channels = lanes >= 16 ? 32 : 128;
   WinogradGrid best;
   if (value_bytes != 4 || g.kernel_h != 3 || g.kernel_w != 3 || g.stride_h != 2 || g.stride_w != 2) return best;
-  if (g.pad_h > 2 || g.pad_w > 2 || g.in_c < kWinogradChannels || g.out_c < kWinogradChannels) return best;
+  if (g.pad_h > 2 || g.pad_w > 2 || std::min(g.in_c, g.out_c) < channels) return best;
   double least = 9.0 / 1.15 * (g.transposed ? double(g.in_h * g.in_w) : double(g.out_h * g.out_w));
   for (int m : {3, 2}) {
     WinogradGrid w;
@@ -174,7 +174,7 @@ RowSpan input_rows(const ConvPlan& p, std::int64_t r0, std::int64_t r1) {
 }
 
 // Units of whole tile rows: transformed input and sums of one block of channels stay in the second-level cache.
-constexpr std::int64_t kStride1Bytes = 1 << 20, kWinogradBytes = 640 * 1024, kWinogradGradBytes = 1 << 20;
+constexpr std::int64_t kStride1Bytes = 512 << 10, kWinogradBytes = 640 * 1024, kWinogradGradBytes = 1 << 20;
 void plan_winograd(ConvPlan& p, std::int64_t value_bytes, int threads) {
   const Geometry& g = p.geometry;
   WinogradGrid& w = p.winograd;
@@ -190,7 +190,7 @@ void plan_winograd(ConvPlan& p, std::int64_t value_bytes, int threads) {
     // At stride 1 weights are streamed once a unit, and the transformed input once a block of channels, or once with
     // all blocks of a point: as many tiles as keep both far below what the third-level cache delivers. Threads share
     // blocks rather than ever fewer tiles.
-    const std::int64_t most = w.points_first ? 32 : std::clamp<std::int64_t>(kStride1Bytes / tile_bytes, 16, 32);
+    const std::int64_t most = w.points_first ? 32 : std::clamp<std::int64_t>(kStride1Bytes / tile_bytes, 12, 48);
     wanted = std::min(most, std::max<std::int64_t>(16, ceil_div(all, threads)));
   } else {
     wanted = std::min(std::max<std::int64_t>(8, kWinogradBytes / tile_bytes), ceil_div(all, 2 * threads));
@@ -232,7 +232,7 @@ ConvPlan plan_conv(const Geometry& g, const TileShape& tile, std::int64_t value_
   split_blocks(p);
   // Half a register of channels or less, and depth enough to fill registers the other way.
   p.dot = 2 * g.out_c <= tile.lanes && g.in_c * g.kernel_w >= 2 * g.out_c && g.in_c * g.kernel_w >= tile.lanes / 2;
-  if (filtering != Filtering::never) p.winograd = winograd_grid(g, value_bytes);
+  if (filtering != Filtering::never) p.winograd = winograd_grid(g, value_bytes, tile.lanes);
   if (filtering == Filtering::where_faster && !p.winograd.m) p.winograd = winograd_grid_stride1(p, value_bytes, calls);
   if (filtering == Filtering::where_possible && !p.winograd.m) p.winograd = stride1_tiles(g, value_bytes);
   if (p.winograd.m) {
@@ -318,7 +318,7 @@ WeightGradPlan plan_weight_grad(const Geometry& g, const TileShape& tile, std::i
   p.tile = tile;
   p.padded_out_c = round_up(g.out_c, tile.lanes);
   const int most = tile.pixels_by_width[std::min<std::int64_t>(p.padded_out_c / tile.lanes, tile.max_vectors)];
-  if (winograd) p.winograd = winograd_grid(g, value_bytes);
+  if (winograd) p.winograd = winograd_grid(g, value_bytes, tile.lanes);
   if (winograd && !p.winograd.m) p.winograd = winograd_grid_stride1(p, value_bytes, threads);
   if (p.winograd.m) {
     const WinogradGrid& w = p.winograd;

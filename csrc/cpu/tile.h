@@ -37,6 +37,9 @@ struct ProductTile {
   std::int64_t result_row = 0;
   const TileFinish<T>* finish = nullptr;  // takes the sums instead of `result`
   bool more = false;                      // sums go on from what `result` holds
+  // How far ahead of the products weights are fetched into the first-level cache: where few tiles share a panel of them
+  // it comes from farther, and the end of one fetches the next.
+  std::int64_t ahead = 0;
 };
 
 template <Activation A, class T, int M, int V>
@@ -81,9 +84,12 @@ constexpr int depth_step(int pixels, int vectors) {
 }
 
 template <class T, int M, int V, int K>
-LMSER_HD void product_step(Vec<T> (&sum)[M][V], const T* const (&pixel)[M], std::int64_t k, const T* w) {
-  constexpr int L = kLanes<T>;
+LMSER_HD void product_step(Vec<T> (&sum)[M][V], const T* const (&pixel)[M], std::int64_t k, const T* w,
+                           std::int64_t ahead) {
+  constexpr int L = kLanes<T>, kLine = 64 / sizeof(T);
   Vec<T> b[K][V];
+#pragma GCC unroll 8
+  for (int i = 0; i < K * V * L; i += kLine) __builtin_prefetch(w + ahead + i, 0, 3);
 #pragma GCC unroll 4
   for (int d = 0; d < K; ++d)
 #pragma GCC unroll 4
@@ -119,11 +125,11 @@ void product_tile(const ProductTile<T>& t) {
 #pragma GCC unroll 32
   for (int m = 0; m < M; ++m) pixel[m] = t.slab + t.offset[m];
   const T* w = t.weight;
-  const std::int64_t length = t.length, whole = length / K * K;
+  const std::int64_t length = t.length, whole = length / K * K, ahead = t.ahead;
   for (int r = 0; r < t.kernel_rows; ++r) {
     std::int64_t k = 0;
-    for (; k < whole; k += K, w += K * V * L) product_step<T, M, V, K>(sum, pixel, k, w);
-    for (; k < length; ++k, w += V * L) product_step<T, M, V, 1>(sum, pixel, k, w);
+    for (; k < whole; k += K, w += K * V * L) product_step<T, M, V, K>(sum, pixel, k, w, ahead);
+    for (; k < length; ++k, w += V * L) product_step<T, M, V, 1>(sum, pixel, k, w, ahead);
 #pragma GCC unroll 32
     for (int m = 0; m < M; ++m) pixel[m] += t.row_stride;
   }

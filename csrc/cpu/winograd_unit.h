@@ -2,6 +2,7 @@
 // back. The slab is the zero-padded staged input of conv_unit.h.
 #pragma once
 
+#include "ahead.h"
 #include "columns.h"
 #include "kernels.h"
 #include "pack_unit.h"
@@ -148,8 +149,11 @@ bool winograd_tiles(const ConvPlan& p, const float* weight, const WinogradSlab& 
                                                              slab.col, g.in_c, g.in_c, in_pitch, input);
   for (std::int64_t i = 0; i < F::most_copies * F::most_copies * tiles; ++i) offsets[i] = i * g.in_c;
   Vec<float> checked{};
-  // Rows of one distinct weight times one block of it, to `sum_row` values a row.
-  const auto product = [&](const Block& block, std::int64_t packed, int d, int e, float* to, std::int64_t sum_row) {
+  constexpr std::int64_t kAheadSteps = 64;  // 4 KiB of a panel with AVX2
+  // Rows of one distinct weight times one block of it, to `sum_row` values a row. With `next_input` the rows of the
+  // next weight are fetched meanwhile.
+  const auto product = [&](const Block& block, std::int64_t packed, int d, int e, float* to, std::int64_t sum_row,
+                           bool next_input) {
     const std::int64_t width = std::int64_t(block.vectors) * L;
     const std::int64_t count = F::copies(d) * F::copies(e) * tiles;
     const std::int64_t pieces = (count + kTilePixels[block.vectors] - 1) / kTilePixels[block.vectors];
@@ -161,11 +165,14 @@ bool winograd_tiles(const ConvPlan& p, const float* weight, const WinogradSlab& 
                             weight + packed + (d * F::distinct + e) * w.pitch(width * g.in_c),
                             nullptr,
                             sum_row};
+    args.ahead = kAheadSteps * width;
+    Ahead rows(args.slab + F::copies(d) * F::copies(e) * in_pitch, next_input ? 4 * tiles * g.in_c : 0, pieces);
     std::int64_t done = 0;
     for (std::int64_t i = 0; i < pieces; ++i) {
       const int m = int((count - done + pieces - i - 1) / (pieces - i));
       args.offset = offsets + done;
       args.result = to + done * sum_row;
+      rows.step();
       product_fn<float>(m, block.vectors)(args);
       done += m;
     }
@@ -178,20 +185,27 @@ bool winograd_tiles(const ConvPlan& p, const float* weight, const WinogradSlab& 
         winograd_store<F, Down, A, false>(p, block, sums, slab.images, t0, t1, out, checked);
     });
   };
+  constexpr int kDistinct = F::distinct * F::distinct;
   if (w.points_first) {
     const std::int64_t sum_pitch = w.pitch(tiles * p.padded_out_c);
-    for (int d = 0; d < F::distinct; ++d)
-      for (int e = 0; e < F::distinct; ++e)
-        for (int b = 0; b < int(p.blocks.size()); ++b)
-          product(p.blocks[b], packed_block(p, b), d, e,
-                  sums + F::rows_before(d, e) * sum_pitch + p.blocks[b].weight_column, p.padded_out_c);
+    const int blocks = int(p.blocks.size());
+    for (int point = 0; point < kDistinct; ++point)
+      for (int b = 0; b < blocks; ++b) {
+        const int d = point / F::distinct, e = point % F::distinct;
+        const bool last = b + 1 == blocks;
+        product(p.blocks[b], packed_block(p, b), d, e,
+                sums + F::rows_before(d, e) * sum_pitch + p.blocks[b].weight_column, p.padded_out_c,
+                last && point + 1 < kDistinct);
+      }
     store({0, int(p.padded_out_c / L), 0});
   } else {
     for (int b = block0; b < block1; ++b) {
       const std::int64_t width = std::int64_t(p.blocks[b].vectors) * L, sum_pitch = w.pitch(tiles * width);
-      for (int d = 0; d < F::distinct; ++d)
-        for (int e = 0; e < F::distinct; ++e)
-          product(p.blocks[b], packed_block(p, b), d, e, sums + F::rows_before(d, e) * sum_pitch, width);
+      for (int point = 0; point < kDistinct; ++point) {
+        const int d = point / F::distinct, e = point % F::distinct;
+        product(p.blocks[b], packed_block(p, b), d, e, sums + F::rows_before(d, e) * sum_pitch, width,
+                point + 1 < kDistinct);
+      }
       store(p.blocks[b]);
     }
   }
