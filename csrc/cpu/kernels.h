@@ -27,7 +27,8 @@ template <class T>
 struct WeightGradCall {
   const WeightGradPlan* plan;
   Source big, small;
-  T* sum;  // as the plan says, added to
+  T* sum;              // as the plan says, added to
+  bool fresh = false;  // the unit is the first of its sum, which holds nothing yet
 };
 
 // g = base * f'(output) [* (gate > 0 ? 1 : gate_slope)] over a range of rows, written to `pre`; g + extra to `total`;

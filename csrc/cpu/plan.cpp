@@ -59,9 +59,14 @@ void split_blocks(ConvPlan& p) {
   p.padded_out_c = std::int64_t(vectors) * p.tile.lanes;
 }
 
+// In products for each pair of channels: packing a weight 36 points wide instead of 9, or, for each lane of a register,
+// where the packed weight leaves the caches; and forming a filtered gradient of it, zeroed, added to and brought back.
+constexpr double kPack = 40, kLargePack = 48, kLargePackBytes = 4 << 20, kGradSum = 800;
+
 // The grid that needs fewest products, or none where the direct sum is better. Measured on float32, 3x3 at stride 2:
 // below 32 channels on either side the transforms eat the gain, and with registers of 8 values below 128.
-WinogradGrid winograd_grid(const Geometry& g, std::int64_t value_bytes, int lanes) {
+// `overhead`: products for each pair of channels that the filtered form costs beside those of its tiles.
+WinogradGrid winograd_grid(const Geometry& g, std::int64_t value_bytes, int lanes, double overhead) {
   const std::int64_t channels = lanes >= 16 ? 32 : 128;
   WinogradGrid best;
   if (value_bytes != 4 || g.kernel_h != 3 || g.kernel_w != 3 || g.stride_h != 2 || g.stride_w != 2) return best;
@@ -80,7 +85,8 @@ WinogradGrid winograd_grid(const Geometry& g, std::int64_t value_bytes, int lane
     w.in0_h = g.transposed ? (first(g.pad_h) - 1) / 2 : -g.pad_h,
     w.in0_w = g.transposed ? (first(g.pad_w) - 1) / 2 : -g.pad_w;
     w.rows = ceil_div(g.out_h - w.out0_h, w.out_step), w.cols = ceil_div(g.out_w - w.out0_w, w.out_step);
-    const double products = double(w.rows * w.cols * w.points());
+    const double products =
+        double(w.rows * w.cols * w.points()) + overhead / double(std::max<std::int64_t>(1, g.batch));
     if (products < least) least = products, best = w;
   }
   return best;
@@ -107,7 +113,8 @@ WinogradGrid stride1_tiles(const Geometry& g, std::int64_t value_bytes) {
 // costs kPack for each, or kLargePack and each lane where it leaves the caches, and starting costs kStart. Fitted to
 // the measured times of both on 3 to 512 channels, sizes 2 to 56 and batches 1 to 16 (AVX-512, AVX2 and SSE2, one and
 // two threads), where below 8 channels the products are too short for any of this.
-constexpr double kTransform = 0.875, kPack = 40, kLargePack = 31, kLargePackBytes = 10 << 20, kStart = 3000;
+
+constexpr double kTransform = 0.875, kStart = 3000;
 WinogradGrid winograd_grid_stride1(const ConvPlan& p, std::int64_t value_bytes, int calls) {
   const Geometry& g = p.geometry;
   const WinogradGrid w = stride1_tiles(g, value_bytes);
@@ -125,8 +132,8 @@ WinogradGrid winograd_grid_stride1(const ConvPlan& p, std::int64_t value_bytes, 
 // The same for the weight gradient: its sum is 36 points wide for each pair of channels, zeroed, added to and brought
 // back to 9 taps, once for every thread that has a sum of its own. Where these would not stay in the caches threads
 // take bands of one sum instead, and every one of them transforms everything.
-constexpr double kGradTransform = 1, kGradSum = 800, kLargeGradSum = 275, kLargeGradSumBytes = 4 << 20,
-                 kHugeGradSumBytes = 16 << 20, kGradSumsBytes = 8 << 20;
+constexpr double kGradTransform = 1, kLargeGradSum = 275, kLargeGradSumBytes = 4 << 20, kHugeGradSumBytes = 16 << 20,
+                 kGradSumsBytes = 8 << 20;
 bool own_sums(const WinogradGrid& w, double in, double out, std::int64_t value_bytes, int threads) {
   return double(w.weights() * value_bytes * threads) * in * out <= kGradSumsBytes;
 }
@@ -232,7 +239,8 @@ ConvPlan plan_conv(const Geometry& g, const TileShape& tile, std::int64_t value_
   split_blocks(p);
   // Half a register of channels or less, and depth enough to fill registers the other way.
   p.dot = 2 * g.out_c <= tile.lanes && g.in_c * g.kernel_w >= 2 * g.out_c && g.in_c * g.kernel_w >= tile.lanes / 2;
-  if (filtering != Filtering::never) p.winograd = winograd_grid(g, value_bytes, tile.lanes);
+  const double packing = filtering == Filtering::where_faster ? kPack / calls : 0;
+  if (filtering != Filtering::never) p.winograd = winograd_grid(g, value_bytes, tile.lanes, packing);
   if (filtering == Filtering::where_faster && !p.winograd.m) p.winograd = winograd_grid_stride1(p, value_bytes, calls);
   if (filtering == Filtering::where_possible && !p.winograd.m) p.winograd = stride1_tiles(g, value_bytes);
   if (p.winograd.m) {
@@ -318,7 +326,7 @@ WeightGradPlan plan_weight_grad(const Geometry& g, const TileShape& tile, std::i
   p.tile = tile;
   p.padded_out_c = round_up(g.out_c, tile.lanes);
   const int most = tile.pixels_by_width[std::min<std::int64_t>(p.padded_out_c / tile.lanes, tile.max_vectors)];
-  if (winograd) p.winograd = winograd_grid(g, value_bytes, tile.lanes);
+  if (winograd) p.winograd = winograd_grid(g, value_bytes, tile.lanes, kGradSum);
   if (winograd && !p.winograd.m) p.winograd = winograd_grid_stride1(p, value_bytes, threads);
   if (p.winograd.m) {
     const WinogradGrid& w = p.winograd;
@@ -359,6 +367,7 @@ WeightGradPlan plan_weight_grad(const Geometry& g, const TileShape& tile, std::i
                                   std::max<std::int64_t>(1, g.out_h));
   p.row_units = ceil_div(g.out_h, rows);
   p.unit_rows = ceil_div(g.out_h, std::max<std::int64_t>(1, p.row_units));
+  p.row_units = ceil_div(g.out_h, std::max<std::int64_t>(1, p.unit_rows));  // none of them empty
   if (p.row_units <= 1) {
     const std::int64_t images = kSlabBytes / std::max<std::int64_t>(1, row_bytes * g.out_h);
     p.unit_images = even_images(

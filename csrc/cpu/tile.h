@@ -204,6 +204,7 @@ struct GradientTile {
   std::int64_t small_image, small_row, small_col;
   T* sum;  // [M][sum_stride], added to
   std::int64_t sum_stride;
+  bool fresh = false;  // written, whatever it held
 };
 
 template <class T, int M, int V>
@@ -232,6 +233,13 @@ void gradient_tile(const GradientTile<T>& t) {
     }
   T* const to = t.sum;
   const std::int64_t stride = t.sum_stride;
+  if (t.fresh) {
+#pragma GCC unroll 32
+    for (int m = 0; m < M; ++m)
+#pragma GCC unroll 8
+      for (int v = 0; v < V; ++v) store<T>(to + m * stride + v * L, sum[m][v]);
+    return;
+  }
 #pragma GCC unroll 32
   for (int m = 0; m < M; ++m)
 #pragma GCC unroll 8

@@ -9,6 +9,7 @@
 
 #include "buffer.h"
 #include "layout.h"
+#include "transpose.h"
 
 namespace lmser {
 
@@ -109,13 +110,16 @@ class Sum final : public WeightGradSum::State {
       const auto row = [&](std::int64_t band) {
         return band / plan_.bands_per_row * length + length * (band % plan_.bands_per_row) / plan_.bands_per_row;
       };
-      if (first)
+      if (first && unit0 == unit1)
         std::memset(static_cast<void*>(own + row(band0) * plan_.padded_out_c), 0,
                     sizeof(T) * (row(band1) - row(band0)) * plan_.padded_out_c);
+      bool fresh = first;
       for (WeightGradCall<T> call : calls) {
         call.sum = own;
-        for (std::int64_t u = unit0; u < unit1; ++u)
+        for (std::int64_t u = unit0; u < unit1; ++u, fresh = false) {
+          call.fresh = fresh;
           k_.weight_grad_unit(call, u, band0, band1, memory.get() + task * scratch);
+        }
       }
     });
   }
@@ -123,16 +127,28 @@ class Sum final : public WeightGradSum::State {
   // Sum the tasks in their order and turn (kh, kw, C_in, C_out) into (C_out, C_in, kh, kw).
   void write(const View& grad, bool accumulate, std::int64_t partial) {
     const Geometry& g = plan_.geometry;
-    const int lanes = k_.tile.lanes;
-    const std::int64_t groups = plan_.padded_out_c / lanes;
-    const auto reduce = [&](std::int64_t group) {
+    const std::int64_t lanes = k_.tile.lanes, width = plan_.padded_out_c, groups = width / lanes;
+    const std::int64_t taps = std::int64_t(g.kernel_h) * g.kernel_w, tap_stride = g.in_c * width;
+    // Dense taps of one pair of channels are written together.
+    const bool dense = grad.dtype == kDTypeOf<T> && !accumulate && !turned_ && grad.sn != 1 && taps > 1 &&
+                       (grad.sw == 1 || g.kernel_w == 1) && (grad.sh == g.kernel_w || g.kernel_h == 1);
+    const auto reduce = [&](std::int64_t group, std::int64_t in0, std::int64_t in1) {
       const std::int64_t c0 = group * lanes, c1 = std::min(c0 + lanes, g.out_c);
-      for (int i = 0; i < g.kernel_h; ++i)
-        for (int j = 0; j < g.kernel_w; ++j)
-          for (std::int64_t ci = 0; ci < g.in_c; ++ci) {
-            T* const from = sum_.get() + ((i * g.kernel_w + j) * g.in_c + ci) * plan_.padded_out_c + c0;
-            for (std::int64_t t = 1; t < partial; ++t)
-              for (int v = 0; v < lanes; ++v) from[v] += from[t * plan_.sum_values + v];
+      for (std::int64_t ci = in0; ci < in1; ++ci) {
+        T* const sums = sum_.get() + ci * width + c0;
+        for (std::int64_t t = 1; t < partial; ++t)
+          for (std::int64_t tap = 0; tap < taps; ++tap) {
+            T* const to = sums + tap * tap_stride;
+            const T* const more = to + t * plan_.sum_values;
+            for (std::int64_t v = 0; v < lanes; ++v) to[v] += more[v];
+          }
+        if (dense) {
+          transpose(sums, tap_stride, taps, c1 - c0, static_cast<T*>(grad.data) + c0 * grad.sn + ci * grad.sc, grad.sn);
+          continue;
+        }
+        for (int i = 0; i < g.kernel_h; ++i)
+          for (int j = 0; j < g.kernel_w; ++j) {
+            const T* const from = sums + (std::int64_t(i) * g.kernel_w + j) * tap_stride;
             const std::int64_t at = ci * grad.sc + (turned_ ? j * grad.sh + i * grad.sw : i * grad.sh + j * grad.sw);
             if (grad.dtype == kDTypeOf<T>) {
               T* const to = static_cast<T*>(grad.data) + at;
@@ -146,14 +162,18 @@ class Sum final : public WeightGradSum::State {
               for (std::int64_t co = c0; co < c1; ++co) store_value<T>(grad, at + co * grad.sn, from[co - c0]);
             }
           }
+      }
     };
-    if (tasks_ == 1 || plan_.sum_values < 1 << 14) {
-      for (std::int64_t group = 0; group < groups; ++group) reduce(group);
-    } else {
-      pool_.run(tasks_, [&](std::int64_t t) {
-        for (std::int64_t group = groups * t / tasks_; group < groups * (t + 1) / tasks_; ++group) reduce(group);
-      });
-    }
+    constexpr std::int64_t kChunk = 16;  // input channels, whose taps fill whole lines of the result
+    const std::int64_t chunks = (g.in_c + kChunk - 1) / kChunk, pieces = groups * chunks;
+    const auto part = [&](std::int64_t first, std::int64_t last) {
+      for (std::int64_t i = first; i < last; ++i)
+        reduce(i / chunks, i % chunks * kChunk, std::min((i % chunks + 1) * kChunk, g.in_c));
+    };
+    if (tasks_ == 1 || plan_.sum_values < 1 << 14)
+      part(0, pieces);
+    else
+      pool_.run(tasks_, [&](std::int64_t t) { part(pieces * t / tasks_, pieces * (t + 1) / tasks_); });
   }
 
   const Kernels<T>& k_;

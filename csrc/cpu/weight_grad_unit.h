@@ -56,8 +56,9 @@ LMSER_HD void gradient_band(const WeightGradPlan& p, GradientTile<T>& t, std::in
 
 template <class F>
 void winograd_products(const WeightGradPlan& p, const float* big, const float* small, std::int64_t tiles,
-                       std::int64_t band0, std::int64_t band1, float* sum) {
+                       std::int64_t band0, std::int64_t band1, float* sum, bool fresh) {
   GradientTile<float> t{};
+  t.fresh = fresh;
   t.images = 1, t.cols = tiles;
   t.big_col = p.geometry.in_c, t.sum_stride = p.padded_out_c;
   t.big_row = p.winograd.pitch(tiles * t.big_col), t.small_row = p.winograd.pitch(tiles * p.padded_out_c);
@@ -95,7 +96,7 @@ inline void winograd_weight_grad(const WeightGradCall<float>& call, const Weight
   const std::int64_t tiles = (n1 - n0) * (t1 - t0) * w.cols;
   with_filter(w, [&]<class F>() {
     winograd_grad_transform<F>(p, big, small, n1 - n0, t1 - t0, points);
-    winograd_products<F>(p, points, points + sides.big, tiles, band0, band1, call.sum);
+    winograd_products<F>(p, points, points + sides.big, tiles, band0, band1, call.sum, call.fresh);
   });
 }
 
@@ -178,6 +179,7 @@ void weight_grad_unit(const WeightGradCall<T>& call, std::int64_t unit, std::int
     for (std::int64_t r = 0; r < rows; r += piece)
       for_columns<T>(p, [&](int v, int width) {
         GradientTile<T> part = t;
+        part.fresh = call.fresh && n == 0 && r == 0;
         part.images = lesser(images, n1 - n0 - n), part.rows = lesser(piece, rows - r), part.cols = g.out_w;
         if (!direct) {
           part.small_col = width * kLanes<T>, part.small_row = g.out_w * part.small_col;

@@ -161,6 +161,8 @@ def _layer(
         ) -> Contender:
             layout = torch.channels_last if last else torch.contiguous_format
             tensors = [t.to(dtype).contiguous(memory_format=layout) for t in (x, weight, add)]
+            if name == "fused":  # the weight stays as `nn.Conv2d` makes it
+                tensors[1] = weight.to(dtype)
             tensors = [
                 t.detach().clone(memory_format=torch.preserve_format) for t in (*tensors, bias.to(dtype))
             ]
