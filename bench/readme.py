@@ -3,45 +3,71 @@
 from __future__ import annotations
 
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
 from lmser._atomic import atomic_write
+from lmser.benchmarks import roofline
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
+PLOT = "docs/roofline.svg"
 
 
 def layers() -> str:
-    """Layers and networks against eager PyTorch, and the sentence saying where it comes from."""
+    """Networks, layers and the neuron update against PyTorch, the grid in short, and where it comes from."""
     result = _read("cpu.json")
     lines = [
-        "| workload | fused, ms | best eager, ms | ratio | % of FMA peak |",
-        "|---|---:|---:|---:|---:|",
+        "| workload | fused, ms | ± % | best other, ms | ratio | % of FMA peak | memory, MB | least other |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for row in result["rows"]:
-        lines.append(
-            f"| {row['workload']} | {row['fused_ms']:.2f} | {row['best_ms']:.2f} ({row['best']}) "
-            f"| {row['ratio']:.2f} | {_peak(row)} |"
-        )
+        if not row["workload"].startswith(("settle", "semi-supervised")) and "grid" not in row["workload"]:
+            lines.append(
+                f"| {row['workload']} | {row['fused_ms']:.2f} | {100 * row['spread']:.0f} "
+                f"| {row['best_ms']:.2f} ({row['best']}) | {row['ratio']:.2f} | {_peak(row)} "
+                f"| {row['peak_mb'] or 0:.0f} | {row['least_other_mb'] or 0:.0f} |"
+            )
     where = (
-        f"float32, {_machine(result)}. Medians of alternating calls, verified against float64 before timing; the peak is "
-        "the one measured in the same run, and arithmetic is counted as the direct sum's, so more than 100 % means that "
-        "fewer products were made. `lmser bench --skip settle --skip semi-supervised --json bench/results/cpu.json` "
-        "and `python -m bench.readme` reproduce it."
+        f"float32, {_machine(result)}; copies run at {result['copy_bandwidth_gbs']:.0f} GB/s read and written. Medians of "
+        "calls that take turns, verified against float64 before timing; the peak is the median of rounds of "
+        "multiply-adds between them, and arithmetic is counted as the direct sum's, so more than 100 % means that "
+        "fewer products were made. `lmser bench --json bench/results/cpu.json` and `python -m bench.readme` reproduce "
+        "all tables of this run and the plot."
     )
-    return "\n".join([*lines, "", where])
+    return "\n".join(
+        [*lines, "", where, "", *_grid(result["rows"]), "", f"![Every workload under the roofline]({PLOT})"]
+    )
+
+
+def _grid(rows: list[dict[str, Any]]) -> list[str]:
+    """Single layers of ordinary sizes by kernel and stride."""
+    lines = [
+        "| single layers, C 1 to 512, 7 to 128 px, batch 1 to 64 | shapes | geometric mean | lowest | below 0.95 |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    grid = [row for row in rows if "grid" in row["workload"]]
+    for what, backward in (("forward", False), ("forward + backward", True)):
+        mine = [row for row in grid if ("backward" in row["workload"]) == backward]
+        kinds = [f"{kernel}x{kernel}, stride {stride}" for kernel in (1, 3, 5) for stride in (1, 2)]
+        for kind in (*kinds, "all"):
+            ratios = [row["ratio"] for row in mine if kind == "all" or f" {kind}," in row["workload"]]
+            if ratios:
+                mean, low = statistics.geometric_mean(ratios), sum(ratio < 0.95 for ratio in ratios)
+                lines.append(f"| {kind}, {what} | {len(ratios)} | {mean:.2f} | {min(ratios):.2f} | {low} |")
+    return lines
 
 
 def settling() -> str:
     """Settling against the loops people write, its memory, and where that comes from."""
-    result, memory = _read("settle_cpu.json"), _read("settle_memory.json")
+    result, memory = _read("cpu.json"), _read("settle_memory.json")
     lines = [
         "| one solve: 10 sweeps of batch 16, FBAN 20 of 250 | fused, ms | ± % | against 004's loop | against the best other "
         "| % of FMA peak |",
         "|---|---:|---:|---:|---:|---:|",
     ]
-    for row in result["rows"]:
+    for row in _of("settle", result):
         paper = row["all_ms"]["paper's loop"] / row["fused_ms"]
         lines.append(
             f"| {row['workload'].removeprefix('settle ')} | {row['fused_ms']:.1f} | {100 * row['spread']:.0f} "
@@ -50,8 +76,7 @@ def settling() -> str:
     where = (
         "004's loop computes every drive at every update, in eager PyTorch; the others compute each drive once a sweep or "
         "go through `torch.compile`, in either memory format. Training is the squared error of all readouts and its "
-        f"gradient through all sweeps. {_machine(result)}: `lmser bench --only settle --json "
-        "bench/results/settle_cpu.json`."
+        f"gradient through all sweeps. {_machine(result)}."
     )
     lines += [
         "",
@@ -80,13 +105,13 @@ def settling() -> str:
 
 def inversion() -> str:
     """Learning with few labels against eager PyTorch, its memory, and where that comes from."""
-    result, memory = _read("inversion_cpu.json"), _read("inversion_memory.json")
+    result, memory = _read("cpu.json"), _read("inversion_memory.json")
     lines = [
         "| a training step of loss (10) of 003, batch 64 | fused, ms | ± % | best eager, ms | ratio | to "
         "`create_graph` | % of FMA peak | peak memory, MB | of eager's least |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    for row in result["rows"]:
+    for row in _of("semi-supervised", result):
         graph = min(ms for kind, ms in row["all_ms"].items() if kind in ("eager", "eager, channels-last"))
         name = row["workload"].removeprefix("semi-supervised ").partition(" ")[0]
         peaks = memory["peak_mb"][name]
@@ -99,13 +124,16 @@ def inversion() -> str:
     where = (
         "Eager PyTorch differentiates a gradient (`create_graph=True`) of the same network of `torch.nn`'s layers; "
         '"gated" is this library\'s pass of first order in eager operations. Memory is beside the former alone. '
-        f"{_machine(result)}: `lmser bench --only semi-supervised --json bench/results/inversion_cpu.json`, "
-        "`python -m bench.inversion_memory --json bench/results/inversion_memory.json`."
+        f"{_machine(result)}; memory: `python -m bench.inversion_memory --json bench/results/inversion_memory.json`."
     )
     return "\n".join([*lines, "", where])
 
 
 PARTS = {"bench": layers, "bench settle": settling, "bench inversion": inversion}
+
+
+def _of(kind: str, result: dict[str, Any]) -> list[dict[str, Any]]:
+    return [row for row in result["rows"] if row["workload"].startswith(kind)]
 
 
 def _read(name: str) -> Any:
@@ -124,7 +152,8 @@ def _machine(result: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Rewrite the parts between the markers."""
+    """Rewrite the parts between the markers, and the plot."""
+    roofline.draw(_read("cpu.json"), ROOT / PLOT)
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
     for name, part in PARTS.items():

@@ -79,6 +79,20 @@ std::string choose_isa(const std::string& name) {
   return before;
 }
 
+// For benchmarks that compare the choice between minimal filtering and the direct sum; returns the mode until now.
+std::string choose_filtering_mode(const std::string& mode) {
+  static const std::pair<const char*, Filtering> modes[] = {{"where faster", Filtering::where_faster},
+                                                            {"never", Filtering::never},
+                                                            {"where possible", Filtering::where_possible}};
+  for (const auto& [name, filtering] : modes)
+    if (mode == name) {
+      const Filtering before = choose_filtering(filtering);
+      for (const auto& [other, value] : modes)
+        if (value == before) return other;
+    }
+  throw py::value_error("mode is '" + mode + "'; expected 'where faster', 'never' or 'where possible'");
+}
+
 using Clock = std::chrono::steady_clock;
 double since(Clock::time_point t) { return std::chrono::duration<double>(Clock::now() - t).count(); }
 
@@ -248,6 +262,10 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_info", &lmser::cpu_info);
   m.def("choose_isa", &lmser::choose_isa, py::arg("name"),
         "Makes every operator use this instruction set from now on (for comparing them); returns the one used before.");
+  m.def(
+      "choose_filtering", &lmser::choose_filtering_mode, py::arg("mode"),
+      "Makes plans from now on filter 'where faster' (the default), 'never' or 'where possible' (for comparing them); "
+      "returns the mode until now.");
   m.def("empty_cache", &lmser::output_store::empty, "Returns the idle memory of large results to the system.");
   m.def("idle_bytes", &lmser::output_store::idle_bytes, "Memory of large results kept for the next calls.");
   m.def("measure_fma_peak", &lmser::measure_fma_peak, py::arg("seconds") = 0.3, py::arg("threads") = 1,

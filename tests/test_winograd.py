@@ -182,6 +182,44 @@ def test_same_bits_on_any_number_of_threads(instruction_set, taps):
     assert all(torch.equal(results[0], other) for other in results[1:])
 
 
+@pytest.mark.parametrize("mode", ["where faster", "never", "where possible"])
+@pytest.mark.parametrize(("taps", "stride"), [(3, 1), (3, 2), (5, 1), (5, 2)])
+def test_every_form_of_the_sum_agrees(mode, taps, stride):
+    x, weight, _, _ = operands((2, 130, 140, 15, 12, 0), False, True, taps)
+    z = torch.randn(2, 140, (15 + 2 - taps) // stride + 1, (12 + 2 - taps) // stride + 1)
+    results = []
+    before = _library.module.choose_filtering(mode)
+    try:
+        for up, source, size in ((True, x, None), (False, z, (15, 12))):
+            narrow = [t.clone().requires_grad_() for t in (source, weight)]
+            wide = [t.detach().double().requires_grad_() for t in narrow]
+            if up:
+                got = conv2d_add_act(*narrow, stride=stride, padding=1)
+                want = F.conv2d(*wide, None, stride, 1)
+            else:
+                got = conv_transpose2d_add_act(*narrow, stride=stride, padding=1, output_size=size)
+                spare = [s - ((n - 1) * stride - 2 + taps) for s, n in zip(size, z.shape[2:], strict=True)]
+                want = F.conv_transpose2d(*wide, None, stride, 1, spare)
+            grad = torch.randn(got.shape)
+            results.append((got, want))
+            results += zip(
+                torch.autograd.grad(got, narrow, grad),
+                torch.autograd.grad(want, wide, grad.double()),
+                strict=True,
+            )
+    finally:
+        assert _library.module.choose_filtering(before) == mode
+    for got, want in results:
+        assert (got.double() - want).abs().max() <= 1e-5 * want.abs().max()
+
+
+def test_an_unknown_form_is_refused():
+    with pytest.raises(
+        ValueError, match="mode is 'sometimes'; expected 'where faster', 'never' or 'where possible'"
+    ):
+        _library.module.choose_filtering("sometimes")
+
+
 def test_sources_and_sinks():
     # Pooling before, upsampling and a gate after: the same staging and the same finish as the direct sum.
     draw = torch.Generator().manual_seed(2)

@@ -152,7 +152,12 @@ WinogradGrid winograd_grid_stride1(const WeightGradPlan& p, std::int64_t value_b
   return w.m && tiles * in * out + transforms + sums < direct ? w : WinogradGrid{};
 }
 
+std::atomic<Filtering> chosen_filtering{Filtering::where_faster};
+Filtering resolved(Filtering asked) { return asked == Filtering::where_faster ? chosen_filtering.load() : asked; }
+
 }  // namespace
+
+Filtering choose_filtering(Filtering filtering) { return chosen_filtering.exchange(filtering); }
 
 double ConvPlan::flops() const {
   const Geometry& g = geometry;
@@ -239,6 +244,7 @@ ConvPlan plan_conv(const Geometry& g, const TileShape& tile, std::int64_t value_
   split_blocks(p);
   // Half a register of channels or less, and depth enough to fill registers the other way.
   p.dot = 2 * g.out_c <= tile.lanes && g.in_c * g.kernel_w >= 2 * g.out_c && g.in_c * g.kernel_w >= tile.lanes / 2;
+  filtering = resolved(filtering);
   const double packing = filtering == Filtering::where_faster ? kPack / calls : 0;
   if (filtering != Filtering::never) p.winograd = winograd_grid(g, value_bytes, tile.lanes, packing);
   if (filtering == Filtering::where_faster && !p.winograd.m) p.winograd = winograd_grid_stride1(p, value_bytes, calls);
@@ -311,6 +317,16 @@ ConvPlan plan_conv(const Geometry& g, const TileShape& tile, std::int64_t value_
   if (pixel_units > 0 && pixel_units < threads && p.flops() / 2 > kSerialWork)
     p.block_splits = int(std::min<std::int64_t>(std::int64_t(p.blocks.size()), ceil_div(threads, pixel_units)));
   p.units = pixel_units * p.block_splits;
+  // Few pixels under a large weight: threads share the weight, so that each reads its own part of it once.
+  const std::int64_t input = g.batch * image_rows * row_bytes;
+  if (!p.dot && threads > 1 && pixel_units > 1 && pixel_units < want_units && input <= kSlabBytes &&
+      p.packed_size * value_bytes > input && std::int64_t(p.blocks.size()) >= threads && p.flops() / 2 > kSerialWork) {
+    p.unit_rows = round_up(g.out_h, p.out_step_h), p.row_units = 1;
+    p.unit_images = g.batch, p.image_units = 1;
+    p.slab_rows = image_rows;
+    p.slab_values = p.unit_images * p.slab_rows * p.slab_cols * g.in_c;
+    p.units = p.block_splits = threads;
+  }
   return p;
 }
 
@@ -320,14 +336,17 @@ static bool fits(const WeightGradPlan& p, std::int64_t value_bytes, int threads)
 }
 
 WeightGradPlan plan_weight_grad(const Geometry& g, const TileShape& tile, std::int64_t value_bytes, int threads,
-                                bool winograd) {
+                                Filtering filtering) {
+  filtering = resolved(filtering);
   WeightGradPlan p;
   p.geometry = g;
   p.tile = tile;
   p.padded_out_c = round_up(g.out_c, tile.lanes);
   const int most = tile.pixels_by_width[std::min<std::int64_t>(p.padded_out_c / tile.lanes, tile.max_vectors)];
-  if (winograd) p.winograd = winograd_grid(g, value_bytes, tile.lanes, kGradSum);
-  if (winograd && !p.winograd.m) p.winograd = winograd_grid_stride1(p, value_bytes, threads);
+  const bool faster = filtering == Filtering::where_faster;
+  if (filtering != Filtering::never) p.winograd = winograd_grid(g, value_bytes, tile.lanes, faster ? kGradSum : 0);
+  if (faster && !p.winograd.m) p.winograd = winograd_grid_stride1(p, value_bytes, threads);
+  if (filtering == Filtering::where_possible && !p.winograd.m) p.winograd = stride1_tiles(g, value_bytes);
   if (p.winograd.m) {
     const WinogradGrid& w = p.winograd;
     p.sum_rows = w.weights(), p.sum_length = g.in_c;

@@ -159,6 +159,10 @@ RowSpan input_rows(const ConvPlan& plan, std::int64_t r0, std::int64_t r1);
 // that its results are those of the whole.
 enum class Filtering { where_faster, never, where_possible };
 
+// What plans made from now on put in the place of `where_faster`, for benchmarks and tests that compare the choice with
+// its alternatives; returns what they put there until now.
+Filtering choose_filtering(Filtering filtering);
+
 // `calls` share one packing of the weight.
 ConvPlan plan_conv(const Geometry& geometry, const TileShape& tile, std::int64_t value_bytes, int threads,
                    Filtering filtering = Filtering::where_faster, int calls = 1);
@@ -178,6 +182,6 @@ struct WeightGradPlan {
   bool split_pixels = true;    // else tasks take bands, and one sum serves all
 };
 WeightGradPlan plan_weight_grad(const Geometry& geometry, const TileShape& tile, std::int64_t value_bytes, int threads,
-                                bool winograd = true);
+                                Filtering filtering = Filtering::where_faster);
 
 }  // namespace lmser

@@ -74,7 +74,8 @@ class Sum final : public WeightGradSum::State {
  private:
   void plan(const Geometry& g, bool turned, bool swapped) {
     turned_ = turned, swapped_ = swapped;
-    plan_ = plan_weight_grad(g, k_.tile, sizeof(T), pool_.threads, winograd_);
+    plan_ =
+        plan_weight_grad(g, k_.tile, sizeof(T), pool_.threads, winograd_ ? Filtering::where_faster : Filtering::never);
     bands_ = plan_.bands_per_row * plan_.sum_rows;
     tasks_ =
         std::max<std::int64_t>(1, std::min<std::int64_t>(pool_.threads, plan_.split_pixels ? plan_.units : bands_));
@@ -132,6 +133,19 @@ class Sum final : public WeightGradSum::State {
     // Dense taps of one pair of channels are written together.
     const bool dense = grad.dtype == kDTypeOf<T> && !accumulate && !turned_ && grad.sn != 1 && taps > 1 &&
                        (grad.sw == 1 || g.kernel_w == 1) && (grad.sh == g.kernel_w || g.kernel_h == 1);
+    // Output channels that lie side by side leave as rows of them.
+    const bool rows = grad.dtype == kDTypeOf<T> && !accumulate && grad.sn == 1;
+    const auto reduce_rows = [&](std::int64_t in0, std::int64_t in1) {
+      for (int i = 0; i < g.kernel_h; ++i)
+        for (int j = 0; j < g.kernel_w; ++j)
+          for (std::int64_t ci = in0; ci < in1; ++ci) {
+            T* const from = sum_.get() + (std::int64_t(i) * g.kernel_w + j) * tap_stride + ci * width;
+            for (std::int64_t t = 1; t < partial; ++t)
+              for (std::int64_t v = 0; v < width; ++v) from[v] += from[t * plan_.sum_values + v];
+            const std::int64_t at = turned_ ? j * grad.sh + i * grad.sw : i * grad.sh + j * grad.sw;
+            std::memcpy(static_cast<T*>(grad.data) + at + ci * grad.sc, from, sizeof(T) * g.out_c);
+          }
+    };
     const auto reduce = [&](std::int64_t group, std::int64_t in0, std::int64_t in1) {
       const std::int64_t c0 = group * lanes, c1 = std::min(c0 + lanes, g.out_c);
       for (std::int64_t ci = in0; ci < in1; ++ci) {
@@ -152,10 +166,6 @@ class Sum final : public WeightGradSum::State {
             const std::int64_t at = ci * grad.sc + (turned_ ? j * grad.sh + i * grad.sw : i * grad.sh + j * grad.sw);
             if (grad.dtype == kDTypeOf<T>) {
               T* const to = static_cast<T*>(grad.data) + at;
-              if (grad.sn == 1 && !accumulate) {
-                std::memcpy(to + c0, from, sizeof(T) * (c1 - c0));
-                continue;
-              }
               for (std::int64_t co = c0; co < c1; ++co)
                 to[co * grad.sn] = accumulate ? to[co * grad.sn] + from[co - c0] : from[co - c0];
             } else {
@@ -165,8 +175,9 @@ class Sum final : public WeightGradSum::State {
       }
     };
     constexpr std::int64_t kChunk = 16;  // input channels, whose taps fill whole lines of the result
-    const std::int64_t chunks = (g.in_c + kChunk - 1) / kChunk, pieces = groups * chunks;
+    const std::int64_t chunks = (g.in_c + kChunk - 1) / kChunk, pieces = rows ? g.in_c : groups * chunks;
     const auto part = [&](std::int64_t first, std::int64_t last) {
+      if (rows) return reduce_rows(first, last);
       for (std::int64_t i = first; i < last; ++i)
         reduce(i / chunks, i % chunks * kChunk, std::min((i % chunks + 1) * kChunk, g.in_c));
     };

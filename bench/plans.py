@@ -1,0 +1,90 @@
+"""``python -m bench.plans``: is the algorithm that the plan takes the fastest there is for a shape?
+
+Every 3x3 and 5x5 layer of the grid whose kernel has a minimal-filtering form runs as the plan chooses, by the direct sum and
+by filtering wherever the shape allows it, in turn and verified against float64. Told are the shapes where another form is
+faster than the chosen one by more than 10 %.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from torch import Tensor
+
+from lmser._atomic import atomic_write
+from lmser.benchmarks.workloads import Workload, workloads
+from lmser.contest import Contender, contest
+from lmser.experiments.provenance import machine
+from lmser_kernels import _library
+
+MODES = ("where faster", "never", "where possible")
+CHOSEN = MODES[0]
+WRONG = 1.1  # how much slower than another form the chosen one may be
+
+
+def shapes() -> Iterator[Workload]:
+    """The layers in question."""
+    for work in workloads():
+        if work.name.startswith("layer") and (" 1x1," not in work.name):
+            yield work
+
+
+def _as(mode: str, run: Callable[[], Any]) -> Callable[[], Any]:
+    def call() -> Any:
+        before = _library.module.choose_filtering(mode)
+        try:
+            return run()
+        finally:
+            _library.module.choose_filtering(before)
+
+    return call
+
+
+def _row(work: Workload, repeats: int) -> dict[str, Any]:
+    contenders, wanted = work.build()
+    fused: Contender = next(c for c in contenders if c.name == "fused")
+    results: list[Tensor] = wanted
+    forms = [replace(fused, name=mode, run=_as(mode, fused.run), step=None) for mode in MODES]
+    timings = contest(forms, results, tolerance=work.tolerance, repeats=repeats, warm_up=2)
+    times = {mode: timings[mode].median * 1e3 for mode in MODES}
+    best = min(times, key=lambda mode: times[mode])
+    return {"workload": work.name, "ms": times, "best": best, "lost": times[CHOSEN] / times[best]}
+
+
+def main(
+    only: Annotated[list[str] | None, typer.Option(help="Workloads whose name contains it.")] = None,
+    repeats: Annotated[int, typer.Option(min=1)] = 11,
+    path: Annotated[Path | None, typer.Option("--json", help="Write the results here as they come.")] = None,
+) -> None:
+    """Measure the plan's choices."""
+    if _library.module is None:
+        raise typer.BadParameter(f"there is nothing to measure: {_library.error}")
+    facts = machine()
+    result: dict[str, Any] = {
+        **{key: facts.get(key) for key in ("processor", "torch", "commit")},
+        "threads": torch.get_num_threads(),
+        "isa": _library.module.cpu_info()["isa"],
+        "rows": [],
+    }
+    for work in shapes():
+        if only and not any(part in work.name for part in only):
+            continue
+        row = _row(work, repeats)
+        result["rows"].append(row)
+        times = "  ".join(f"{mode} {ms:9.3f} ms" for mode, ms in row["ms"].items())
+        print(f"{work.name:78} {times}  {'WRONG ' + row['best'] if row['lost'] > WRONG else ''}", flush=True)
+        if path is not None:
+            with atomic_write(path, "w") as file:
+                json.dump(result, file, indent=1)
+    wrong = [row for row in result["rows"] if row["lost"] > WRONG]
+    print(f"{len(wrong)} of {len(result['rows'])} choices are more than 10 % slower than another form")
+
+
+if __name__ == "__main__":
+    typer.run(main)
