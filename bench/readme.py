@@ -23,7 +23,7 @@ def layers() -> str:
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for row in result["rows"]:
-        if not row["workload"].startswith(("settle", "semi-supervised")) and "grid" not in row["workload"]:
+        if "grid" not in row["workload"]:
             lines.append(
                 f"| {row['workload']} | {row['fused_ms']:.2f} | {100 * row['spread']:.0f} "
                 f"| {row['best_ms']:.2f} ({row['best']}) | {row['ratio']:.2f} | {_peak(row)} "
@@ -33,8 +33,8 @@ def layers() -> str:
         f"float32, {_machine(result)}; copies run at {result['copy_bandwidth_gbs']:.0f} GB/s read and written. Medians of "
         "calls that take turns, verified against float64 before timing; the peak is the median of rounds of "
         "multiply-adds between them, and arithmetic is counted as the direct sum's, so more than 100 % means that "
-        "fewer products were made. `lmser bench --json bench/results/cpu.json` and `python -m bench.readme` reproduce "
-        "all tables of this run and the plot."
+        "fewer products were made. `lmser bench --skip settle --skip semi-supervised --json bench/results/cpu.json` and "
+        "`python -m bench.readme` reproduce the tables and the plot."
     )
     return "\n".join(
         [*lines, "", where, "", *_grid(result["rows"]), "", f"![Every workload under the roofline]({PLOT})"]
@@ -61,13 +61,13 @@ def _grid(rows: list[dict[str, Any]]) -> list[str]:
 
 def settling() -> str:
     """Settling against the loops people write, its memory, and where that comes from."""
-    result, memory = _read("cpu.json"), _read("settle_memory.json")
+    result, memory = _read("settle_cpu.json"), _read("settle_memory.json")
     lines = [
         "| one solve: 10 sweeps of batch 16, FBAN 20 of 250 | fused, ms | ± % | against 004's loop | against the best other "
         "| % of FMA peak |",
         "|---|---:|---:|---:|---:|---:|",
     ]
-    for row in _of("settle", result):
+    for row in result["rows"]:
         paper = row["all_ms"]["paper's loop"] / row["fused_ms"]
         lines.append(
             f"| {row['workload'].removeprefix('settle ')} | {row['fused_ms']:.1f} | {100 * row['spread']:.0f} "
@@ -76,7 +76,8 @@ def settling() -> str:
     where = (
         "004's loop computes every drive at every update, in eager PyTorch; the others compute each drive once a sweep or "
         "go through `torch.compile`, in either memory format. Training is the squared error of all readouts and its "
-        f"gradient through all sweeps. {_machine(result)}."
+        f"gradient through all sweeps. {_machine(result)}: `lmser bench --only settle --json "
+        "bench/results/settle_cpu.json`."
     )
     lines += [
         "",
@@ -105,13 +106,13 @@ def settling() -> str:
 
 def inversion() -> str:
     """Learning with few labels against eager PyTorch, its memory, and where that comes from."""
-    result, memory = _read("cpu.json"), _read("inversion_memory.json")
+    result, memory = _read("inversion_cpu.json"), _read("inversion_memory.json")
     lines = [
         "| a training step of loss (10) of 003, batch 64 | fused, ms | ± % | best eager, ms | ratio | to "
         "`create_graph` | % of FMA peak | peak memory, MB | of eager's least |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    for row in _of("semi-supervised", result):
+    for row in result["rows"]:
         graph = min(ms for kind, ms in row["all_ms"].items() if kind in ("eager", "eager, channels-last"))
         name = row["workload"].removeprefix("semi-supervised ").partition(" ")[0]
         peaks = memory["peak_mb"][name]
@@ -124,16 +125,13 @@ def inversion() -> str:
     where = (
         "Eager PyTorch differentiates a gradient (`create_graph=True`) of the same network of `torch.nn`'s layers; "
         '"gated" is this library\'s pass of first order in eager operations. Memory is beside the former alone. '
-        f"{_machine(result)}; memory: `python -m bench.inversion_memory --json bench/results/inversion_memory.json`."
+        f"{_machine(result)}: `lmser bench --only semi-supervised --json bench/results/inversion_cpu.json`, "
+        "`python -m bench.inversion_memory --json bench/results/inversion_memory.json`."
     )
     return "\n".join([*lines, "", where])
 
 
 PARTS = {"bench": layers, "bench settle": settling, "bench inversion": inversion}
-
-
-def _of(kind: str, result: dict[str, Any]) -> list[dict[str, Any]]:
-    return [row for row in result["rows"] if row["workload"].startswith(kind)]
 
 
 def _read(name: str) -> Any:
