@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
 
-.PHONY: demo test test-triton test-slow sanitize lint format bench gpu gpu-static install-check clean
+.PHONY: demo test test-triton test-slow lint format bench gpu gpu-static install-check clean
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -34,21 +34,6 @@ test-triton: $(VENV)/.installed
 
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow
-
-# The compiled CPU kernels with bounds, lifetimes and undefined behaviour watched, in a tree of their own. Python and
-# PyTorch leak by design, and a sanitizer's runtime must come before theirs.
-SANITIZED := build/sanitize
-SANITIZED_TESTS := $(addprefix tests/test_,conv2d_add_act.py conv_transpose2d_add_act.py tied_conv2d.py gradients.py \
-  winograd.py isa.py add_act.py max_pool.py settle.py settle_step.py rows.py output_store.py large_batches.py)
-sanitize: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet ninja pybind11
-	mkdir -p $(SANITIZED)
-	cp -r csrc lmser lmser_kernels bench tests conftest.py pyproject.toml setup.py README.md LICENSE $(SANITIZED)
-	rm -f $(SANITIZED)/lmser_kernels/*.so
-	cd $(SANITIZED) && LMSER_CUDA=0 LMSER_SANITIZE=address,undefined $(CURDIR)/$(BIN)/python setup.py -q build_ext --inplace
-	cd $(SANITIZED) && LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
-	  ASAN_OPTIONS=detect_leaks=0:alloc_dealloc_mismatch=0 UBSAN_OPTIONS=print_stacktrace=1 \
-	  $(CURDIR)/$(BIN)/python -m pytest -x --require-native -m "not slow" $(SANITIZED_TESTS)
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .

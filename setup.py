@@ -4,9 +4,8 @@ pyproject.toml holds everything else. torch.utils.cpp_extension is not used: it 
 flags, while the CPU kernels are compiled once per instruction set, and it wants the CUDA build of torch before
 it compiles CUDA sources, while the stable ABI needs only headers. The sources are compiled by ninja.
 
-Variables are read when building: LMSER_CUDA=0 leaves CUDA sources out although nvcc is there (1 insists on them),
-LMSER_CUDA_ARCH names architectures other than the default list, LMSER_SANITIZE names sanitizers of GCC (`make
-sanitize`), whose runtimes the process that loads the extension has to preload.
+Two variables are read when building: LMSER_CUDA=0 leaves CUDA sources out although nvcc is there (1 insists on
+them), LMSER_CUDA_ARCH names architectures other than the default list.
 """
 
 from __future__ import annotations
@@ -120,16 +119,13 @@ class NinjaBuild(build_ext):
         ]
         include_flags = " ".join(f"-isystem {self.escape(p)}" for p in includes)
         defines = f"-DTORCH_TARGET_VERSION={TORCH_TARGET} -DLMSER_VERSION={VERSION}"
-        sanitizers = os.environ.get("LMSER_SANITIZE")
-        sanitize = f"-fsanitize={sanitizers} -fno-sanitize-recover=all" if sanitizers else ""
-        speed = f"-O1 -g1 -fno-omit-frame-pointer {sanitize}" if sanitizers else "-O3 -g0"
-        common = f"-std=c++20 {speed} -fPIC -fvisibility=hidden -fno-math-errno -fno-trapping-math -Wall -Wextra {defines}"
+        common = f"-std=c++20 -O3 -g0 -fPIC -fvisibility=hidden -fno-math-errno -fno-trapping-math -Wall -Wextra {defines}"
         cuda = find_cuda()
         rules = [
             f"cxx = {COMPILER}",
             f"flags = {common} {include_flags}",
             "rule cxx\n  command = $cxx -MMD -MF $out.d $flags $extra -c $in -o $out\n  deps = gcc\n  depfile = $out.d",
-            f"rule link\n  command = $cxx -shared {sanitize} -o $out $in $libs",
+            "rule link\n  command = $cxx -shared -o $out $in $libs",
         ]
         builds, objects = [], []
         cuda_define = ""
