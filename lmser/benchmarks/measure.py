@@ -102,8 +102,11 @@ def _row(work: Workload, compiled: bool, repeats: int) -> dict[str, Any]:
     contenders = [c for c in contenders if compiled or "compiled" not in c.name]
     peaks: list[float] = []
 
+    library = _library.module
+    assert library is not None  # `run` has asked
+
     def probe() -> None:
-        peaks.append(_library.module.measure_fma_peak(_PROBE_SECONDS, torch.get_num_threads()))
+        peaks.append(library.measure_fma_peak(_PROBE_SECONDS, torch.get_num_threads()))
 
     timings = contest(
         contenders, wanted, tolerance=work.tolerance, repeats=repeats, warm_up=2, after_round=probe
