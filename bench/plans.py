@@ -7,14 +7,14 @@ faster than the chosen one by more than 10 %.
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import typer
 from torch import Tensor
 
 from lmser._atomic import atomic_write
@@ -57,14 +57,18 @@ def _row(work: Workload, repeats: int) -> dict[str, Any]:
     return {"workload": work.name, "ms": times, "best": best, "lost": times[CHOSEN] / times[best]}
 
 
-def main(
-    only: Annotated[list[str] | None, typer.Option(help="Workloads whose name contains it.")] = None,
-    repeats: Annotated[int, typer.Option(min=1)] = 11,
-    path: Annotated[Path | None, typer.Option("--json", help="Write the results here as they come.")] = None,
-) -> None:
+def main() -> None:
     """Measure the plan's choices."""
+    parser = argparse.ArgumentParser(prog="python -m bench.plans", description=main.__doc__)
+    parser.add_argument("--only", action="append", help="layers whose name contains it; may be repeated")
+    parser.add_argument("--repeats", type=int, default=11, help="rounds of each layer")
+    parser.add_argument("--json", type=Path, help="write the results here as they come")
+    options = parser.parse_args()
+    if options.repeats < 1:
+        parser.error(f"--repeats must be at least 1; got {options.repeats}")
     if _library.module is None:
-        raise typer.BadParameter(f"there is nothing to measure: {_library.error}")
+        parser.error(f"there is nothing to measure: {_library.error}")
+    only, repeats, path = options.only, options.repeats, options.json
     facts = machine()
     result: dict[str, Any] = {
         **{key: facts.get(key) for key in ("processor", "torch", "commit")},
@@ -87,4 +91,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    main()
