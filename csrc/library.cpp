@@ -59,6 +59,14 @@ STABLE_TORCH_LIBRARY(lmser, m) {
       "reverse_weights, Tensor? evidence, Tensor? hold, bool external, Tensor readout, SymInt[] pools, SymInt[] "
       "padding, str activation, float slope, str order, float theta, SymInt max_steps, bool[] needs) -> (Tensor[], "
       "Tensor, Tensor)");
+  m.def(
+      "reflect(Tensor x, Tensor[] weights, Tensor[] decoder_weights, Tensor[] biases, Tensor? noise, SymInt[] stride, "
+      "SymInt[] padding, int[] linear, bool paired, int reflections, str activation, float slope, bool keep) -> "
+      "(Tensor, Tensor, Tensor)");
+  m.def(
+      "reflect_backward(Tensor? grad_reconstruction, Tensor? grad_code, Tensor x, Tensor[] weights, Tensor[] "
+      "decoder_weights, Tensor states, SymInt[] stride, SymInt[] padding, int[] linear, bool paired, int reflections, "
+      "str activation, float slope, bool[] needs) -> Tensor[]");
   // Fully connected networks on the GPU, a whole solve in one launch (csrc/cuda/settle.cu).
   m.def(
       "settle_persistent(Tensor[] states, Tensor[] weights, Tensor[] reverse_weights, Tensor[] biases, Tensor? "

@@ -32,6 +32,8 @@ OPERATORS = (
     "settle_backward",
     "settle_adjoint",
 )
+# Whole networks, for CPU tensors alone: on a GPU, and in an exported graph, they are chains of the others.
+CPU_OPERATORS = ("reflect", "reflect_backward")
 
 
 def _load() -> tuple[ModuleType | None, str | None]:
@@ -46,7 +48,7 @@ def _load() -> tuple[ModuleType | None, str | None]:
         )
     except (ImportError, OSError) as problem:
         return None, f"lmser_kernels._C could not be loaded: {_one_line(problem)}"
-    named = (*OPERATORS, *(f"{name}_persistent" for name in _CHOOSING))
+    named = (*OPERATORS, *CPU_OPERATORS, *(f"{name}_persistent" for name in _CHOOSING))
     missing = [name for name in named if not hasattr(torch.ops.lmser, name)]
     if missing:
         return (

@@ -120,11 +120,15 @@ def reason(operation: str, impl: str, tensor: Tensor) -> str:
     return f"there is no kernel of {operation} for {tensor.device.type} tensors"
 
 
+def _families(name: str) -> tuple[Operators, ...]:
+    return (compiled,) if name in _library.CPU_OPERATORS else _FAMILIES
+
+
 def fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Registers the decorated function as what the operator `name` gives for tensors without memory."""
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
-        for operators in _FAMILIES:
+        for operators in _families(name):
             torch.library.register_fake(f"{operators.namespace}::{name}", function)
         return function
 
@@ -134,12 +138,12 @@ def fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 def registered(
     name: str, setup_context: Callable[..., None], backward: Callable[..., tuple[Any, ...]]
 ) -> None:
-    """Registers the derivative of the operator `name`, in every namespace.
+    """Registers the derivative of the operator `name`, in every namespace that has it.
 
     `ctx.ops` of both functions is the `Operators` that the call took: a backward stays with its forward's
     implementation.
     """
-    for operators in _FAMILIES:
+    for operators in _families(name):
         torch.library.register_autograd(
             f"{operators.namespace}::{name}", backward, setup_context=_setup_with(operators, setup_context)
         )

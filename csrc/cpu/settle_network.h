@@ -1,81 +1,10 @@
 // A bipartite network as the settling loops see it: dense channels-last states, the two directions of every edge.
 #pragma once
 
-#include <vector>
-
-#include "../tensor.h"
-#include "buffer.h"
-#include "engine.h"
-#include "layout.h"
-#include "output_store.h"
 #include "settle_schedule.h"
-#include "torch_pool.h"
+#include "stages.h"
 
 namespace lmser {
-
-struct Layer {
-  std::int64_t n, c, h, w;
-  std::int64_t image() const { return c * h * w; }
-  std::int64_t values() const { return n * image(); }
-  View view(const void* data, DType dtype) const {
-    return {const_cast<void*>(data), dtype, n, c, h, w, h * w * c, 1, w * c, c};
-  }
-};
-
-// Memory of a whole state or more: from the store that keeps what large results leave behind.
-template <class T>
-class Memory {
- public:
-  Memory() = default;
-  explicit Memory(std::int64_t values) : piece_(output_store::take(std::max<std::size_t>(sizeof(T) * values, 64))) {}
-  Memory(Memory&& other) noexcept : piece_(std::exchange(other.piece_, {nullptr, 0})) {}
-  Memory& operator=(Memory&& other) noexcept {
-    std::swap(piece_, other.piece_);
-    return *this;
-  }
-  ~Memory() {
-    if (piece_.data) output_store::give(piece_);
-  }
-  T* get() const { return static_cast<T*>(piece_.data); }
-  explicit operator bool() const { return piece_.data; }
-  output_store::Piece release() { return std::exchange(piece_, {nullptr, 0}); }
-
- private:
-  output_store::Piece piece_{nullptr, 0};
-};
-
-template <class T>
-Memory<T> zeros(std::int64_t values) {
-  Memory<T> b(values);
-  std::memset(static_cast<void*>(b.get()), 0, sizeof(T) * values);
-  return b;
-}
-
-// A tensor as dense channels-last values of T: itself, or a copy.
-template <class T>
-class Dense {
- public:
-  Dense() = default;
-  Dense(const InstructionSet& isa, const ThreadPool& pool, const View& v) {
-    const bool lies = v.dtype == kDTypeOf<T> && (v.sc == 1 || v.c == 1) && (v.sw == v.c || v.w == 1) &&
-                      (v.sh == v.w * v.c || v.h == 1) && (v.sn == v.h * v.w * v.c || v.n == 1);
-    if (lies) {
-      data_ = static_cast<const T*>(v.data);
-      return;
-    }
-    const Layer layer{v.n, v.c, v.h, v.w};
-    copy_ = Memory<T>(layer.values());
-    data_ = copy_.get();
-    Source s;
-    s.base = v;
-    if (layer.values()) run_transform(isa, pool, s, layer.view(copy_.get(), kDTypeOf<T>), {}, {});
-  }
-  const T* get() const { return data_; }
-
- private:
-  Memory<T> copy_;
-  const T* data_ = nullptr;
-};
 
 // Edge e joins layers e and e + 1.
 struct Edge {
@@ -146,19 +75,6 @@ inline Network network_of(const std::vector<Tensor>& states, const std::vector<T
   }
   return net;
 }
-
-// One direction of an edge over a whole batch, or over images of it.
-struct DirectionCall {
-  PreparedConv* conv;
-  Source source;
-  Sink sink;
-  DirectionCall images(std::int64_t n0, std::int64_t n1) const {
-    DirectionCall part = *this;
-    for_views(part.source, [&](View& v) { v = images_of(v, n0, n1); });
-    for_views(part.sink, [&](View& v) { v = images_of(v, n0, n1); });
-    return part;
-  }
-};
 
 // The directions of all edges with their packed weights. Going up takes means (or sums) over windows, going down
 // repeats values (or shares them out): `adjoint` exchanges the two, and the weights with them.

@@ -10,32 +10,6 @@
 
 namespace lmser {
 
-using Tensors = std::vector<Tensor>;
-using Maybe = std::optional<Tensor>;
-
-// A tensor over memory of a block, which it takes.
-template <class T>
-Tensor tensor_of(Memory<T> block, const Tensor& like, const std::vector<std::int64_t>& size,
-                 const std::vector<std::int64_t>& stride, std::optional<ScalarType> dtype = std::nullopt) {
-  const output_store::Piece piece = block.release();
-  const torch::headeronly::IntHeaderOnlyArrayRef sizes(size.data(), size.size()), strides(stride.data(), stride.size());
-  try {
-    return torch::stable::from_blob(piece.data, sizes, strides, like.device(), dtype.value_or(like.scalar_type()),
-                                    [piece](void*) { output_store::give(piece); });
-  } catch (...) {
-    output_store::give(piece);
-    throw;
-  }
-}
-template <class T>
-Tensor state_tensor(Memory<T> block, const Layer& l, const Tensor& like) {
-  return tensor_of(std::move(block), like, {l.n, l.c, l.h, l.w}, {l.image(), 1, l.w * l.c, l.c});
-}
-template <class T>
-Tensor sweeps_tensor(Memory<T> block, std::int64_t sweeps, const Layer& l, const Tensor& like) {
-  return tensor_of(std::move(block), like, {sweeps, l.n, l.c, l.h, l.w}, {l.values(), l.image(), 1, l.w * l.c, l.c});
-}
-
 inline std::vector<View> bias_views(const Tensors& biases, const Network& net, const Tensor& first) {
   STD_TORCH_CHECK(biases.size() == net.layers.size(), "biases: expected one for each layer, got ", biases.size());
   std::vector<View> views;

@@ -1,7 +1,7 @@
 // One sweep after another over a network: which drive is computed, and which is remembered.
 #pragma once
 
-#include "settle_stages.h"
+#include "settle_network.h"
 
 namespace lmser {
 

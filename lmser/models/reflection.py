@@ -1,4 +1,4 @@
-"""Reflection: passes up and down through tied weights, one fused operation per layer (001 Eqs. 3-5).
+"""Reflection: passes up and down through tied weights, one operation for all of them (001 Eqs. 3-5).
 
 Layers 0 ... L, layer 0 visible, edge l between layers l-1 and l:
 
@@ -32,7 +32,8 @@ from torch import Tensor, nn
 
 from lmser.models.initialisation import SCHEMES, initialise
 from lmser_kernels import activation as activations
-from lmser_kernels import add_act, conv2d_add_act, conv_transpose2d_add_act
+from lmser_kernels import conv_transpose2d_add_act, reflect
+from lmser_kernels.reflect.layers import channels_last
 
 Pair = tuple[int, int]
 
@@ -80,14 +81,6 @@ def reflection_loss(output: Reflected, x: Tensor, y: Tensor | None = None) -> Te
     if logits is None:
         raise ValueError("y: labels were given but the network has no class units (num_classes=None)")
     return loss + F.cross_entropy(logits, y)
-
-
-class _Parts(NamedTuple):
-    """The parameters as the operations take them, looked up once per pass."""
-
-    up: list[Tensor]  # edge l-1 -> l is number l-1
-    down: list[Tensor]  # the same tensors with DCW
-    biases: list[Tensor]  # of layers 0 ... L
 
 
 class ReflectionNetwork(nn.Module):
@@ -144,14 +137,6 @@ class ReflectionNetwork(nn.Module):
         self.biases = nn.ParameterList([empty(shape[0]) for shape in weight_shapes])
         self.reconstruction_bias = empty(weight_shapes[0][1])
         self.decoder_weights = None if dcw else nn.ParameterList([empty(*shape) for shape in weight_shapes])
-        linear = torch.zeros(1, weight_shapes[-1][0], 1, 1, dtype=torch.bool, device=device)
-        linear[:, : num_classes or 0] = True
-        linear[:, linear.shape[1] - style_units :] = True
-        self._linear_units: Tensor
-        self.register_buffer("_linear_units", linear, persistent=False)
-        read_out = (num_classes or 0) + style_units
-        self._top_activation = self.activation if read_out == 0 else "identity"
-        self._top_is_mixed = 0 < read_out < weight_shapes[-1][0]
         self.reset_parameters()
 
     @property
@@ -170,49 +155,6 @@ class ReflectionNetwork(nn.Module):
             f"num_classes={self.num_classes}, style_units={self.style_units}, activation={self.activation!r}"
         )
 
-    def _parts(self) -> _Parts:
-        up = [four_dimensional(weight) for weight in self.weights]
-        free = self.decoder_weights
-        down = up if free is None else [four_dimensional(weight) for weight in free]
-        return _Parts(up, down, [self.reconstruction_bias, *self.biases])
-
-    def _up(
-        self, parts: _Parts, layer: int, below: Tensor, add: Tensor | None, activation: str, hold: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        """State of `layer`, and its bottom-up drive where it is to be held."""
-        edge = layer - 1
-        result = conv2d_add_act(  # type: ignore[call-overload]
-            below, parts.up[edge], add, parts.biases[layer],
-            stride=self.strides[edge], padding=self.paddings[edge],
-            activation=activation, slope=self._slope(activation), impl=self.impl, return_drive=hold,
-        )  # fmt: skip
-        state, drive = result if hold else (result, None)
-        return channels_last(state), None if drive is None else channels_last(drive)
-
-    def _down(
-        self, parts: _Parts, layer: int, above: Tensor, add: Tensor | None, size: Pair, hold: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        """State of `layer`, pinned to `size`, and its top-down drive where it is to be held."""
-        activation = "identity" if layer == 0 else self.activation
-        result = conv_transpose2d_add_act(  # type: ignore[call-overload]
-            above, parts.down[layer], add, parts.biases[layer],
-            stride=self.strides[layer], padding=self.paddings[layer], output_size=size,
-            activation=activation, slope=self._slope(activation), impl=self.impl, return_drive=hold,
-        )  # fmt: skip
-        state, drive = result if hold else (result, None)
-        return channels_last(state), None if drive is None else channels_last(drive)
-
-    def _slope(self, activation: str) -> float | None:
-        return None if activation == "identity" else self.slope
-
-    def _top(self, parts: _Parts, below: Tensor, noise: Tensor | None) -> Tensor:
-        """State of the top layer: no drive from above, and no `f` on logits and style units."""
-        top, _ = self._up(parts, self.depth, below, None, self._top_activation, hold=False)
-        if self._top_is_mixed:
-            active = add_act(top, activation=self.activation, slope=self.slope, impl=self.impl)
-            top = torch.where(self._linear_units, top, active)
-        return top if noise is None else top + noise
-
     def _style_noise(
         self, batch: int, size: Pair, like: Tensor, generator: torch.Generator | None
     ) -> Tensor | None:
@@ -229,42 +171,47 @@ class ReflectionNetwork(nn.Module):
 
         `sent_down` takes the place of h_L in the last top-down pass.
         """
-        parts, depth, paired = self._parts(), self.depth, self.dpn
-        # Without pairing nothing that comes down reaches the next pass up: all reflections are the first.
-        reflections = self.reflections if paired else 1
-        sizes = self.layer_sizes((visible.shape[2], visible.shape[3]))
-        y: list[Tensor | None] = [None] * depth  # drives held between passes; y[0] and u[0] stay empty
-        u: list[Tensor | None] = [None] * depth
-
-        state = visible
-        for layer in range(1, depth):
-            state, y[layer] = self._up(parts, layer, state, None, self.activation, hold=paired)
-        noise = self._style_noise(len(visible), sizes[depth], visible, generator)
-        top = self._top(parts, state, noise)
-        for remaining in reversed(range(reflections)):
-            if remaining == 0 and sent_down is not None:
-                top = sent_down
-            state = top
-            for layer in range(depth - 1, 0, -1):
-                # u_1 is not needed again: the pass up starts with h_1 = f(y_1 + u_1 + b_1), y_1 being that of
-                # the clamped image, which is the very state that the pass down ends with.
-                hold = remaining > 0 and layer > 1
-                state, u[layer] = self._down(parts, layer, state, y[layer], sizes[layer], hold=hold)
-                if remaining == 0:
-                    y[layer] = None  # its memory is free for the layers below
-            if remaining == 0 or depth == 1:
-                break
-            for layer in range(2, depth):
-                state, y[layer] = self._up(parts, layer, state, u[layer], self.activation, hold=True)
-            top = self._top(parts, state, noise)
-        reconstruction, _ = self._down(parts, 0, state, None, sizes[0], hold=False)
-        return reconstruction, top
+        noise = self._style_noise(
+            len(visible), self.layer_sizes((visible.shape[2], visible.shape[3]))[-1], visible, generator
+        )
+        free = self.decoder_weights
+        return reflect(
+            visible,
+            [four_dimensional(weight) for weight in self.weights],
+            [self.reconstruction_bias, *self.biases],
+            decoder_weights=None if free is None else [four_dimensional(weight) for weight in free],
+            stride=list(self.strides),
+            padding=list(self.paddings),
+            paired=self.dpn,
+            reflections=self.reflections,
+            linear=(self.num_classes or 0, self.style_units),
+            noise=noise,
+            sent_down=sent_down,
+            activation=self.activation,
+            slope=self.slope,
+            impl=self.impl,
+        )
 
     def _send_down(self, top: Tensor, sizes: Sequence[Pair]) -> Tensor:
         """Reconstruction from a top state alone: no drive from below, `h_l = f(u_l + b_l)`."""
-        parts, state = self._parts(), top
+        weights = self.weights if self.decoder_weights is None else self.decoder_weights
+        state = top
         for layer in range(self.depth - 1, -1, -1):
-            state, _ = self._down(parts, layer, state, None, sizes[layer], hold=False)
+            activation = "identity" if layer == 0 else self.activation
+            state = channels_last(
+                conv_transpose2d_add_act(
+                    state,
+                    four_dimensional(weights[layer]),
+                    None,
+                    self.reconstruction_bias if layer == 0 else self.biases[layer - 1],
+                    stride=self.strides[layer],
+                    padding=self.paddings[layer],
+                    output_size=sizes[layer],
+                    activation=activation,
+                    slope=None if activation == "identity" else self.slope,
+                    impl=self.impl,
+                )
+            )
         return state
 
     def _logits(self, top: Tensor) -> Tensor | None:
@@ -286,18 +233,6 @@ class ReflectionNetwork(nn.Module):
 def four_dimensional(weight: Tensor) -> Tensor:
     """A fully connected edge's matrix as the 1x1 convolution that it is."""
     return weight if weight.dim() == 4 else weight.reshape(*weight.shape, 1, 1)
-
-
-def channels_last(tensor: Tensor) -> Tensor:
-    """`tensor` in the kernels' own layout.
-
-    An operation answers in the layout of its argument, but maps of one pixel and of one channel are in every
-    layout at once, and what comes after them may be in the other: hence this is asked after every operation,
-    and is a copy only there.
-    """
-    if tensor.shape[2] == 1 and tensor.shape[3] == 1:
-        return tensor
-    return tensor.contiguous(memory_format=torch.channels_last)
 
 
 def same_batch(code: Tensor, image: Tensor) -> None:

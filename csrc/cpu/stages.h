@@ -1,4 +1,4 @@
-// How the steps of a sweep are shared out.
+// How the steps of a whole-network operator are shared out.
 //
 // Samples do not depend on each other. So where there are enough of them every thread takes its own through all steps,
 // in one parallel region, and takes them in groups: small enough that what a step writes is still in the cache when the
@@ -6,9 +6,31 @@
 // step whose samples are too few for that is shared by all threads.
 #pragma once
 
-#include "settle_network.h"
+#include <functional>
+
+#include "states.h"
+#include "weight_sums.h"
 
 namespace lmser {
+
+// One direction of an edge over a whole batch, or over images of it.
+struct DirectionCall {
+  PreparedConv* conv;
+  Source source;
+  Sink sink;
+  DirectionCall images(std::int64_t n0, std::int64_t n1) const {
+    DirectionCall part = *this;
+    for_views(part.source, [&](View& v) { v = images_of(v, n0, n1); });
+    for_views(part.sink, [&](View& v) { v = images_of(v, n0, n1); });
+    return part;
+  }
+};
+
+// What a step adds to a weight's gradient once its result is there.
+struct GradPair {
+  WeightSums* sums;
+  View big, small;
+};
 
 // One update over whole layers.
 template <class T>
@@ -16,7 +38,19 @@ struct Step {
   std::vector<DirectionCall> calls;  // one, or two of which the second adds what the first has written
   Epilogue epilogue;                 // of the last
   View rounded;                      // where its result goes in bfloat16 as well
+  // What follows for images [n0, n1) of a task.
+  std::function<void(std::int64_t n0, std::int64_t n1, std::int64_t task)> after;
+  std::vector<GradPair> pairs;
+  std::int64_t bias_values = 0;  // between the places of two tasks, where the epilogue sums a bias gradient
 };
+
+// The one thread that a task is.
+inline const ThreadPool& alone() {
+  static const ThreadPool one{1, [](std::int64_t count, const std::function<void(std::int64_t)>& f) {
+                                for (std::int64_t i = 0; i < count; ++i) f(i);
+                              }};
+  return one;
+}
 
 template <class T>
 Epilogue from_image(Epilogue e, std::int64_t n) {
@@ -29,11 +63,12 @@ Epilogue from_image(Epilogue e, std::int64_t n) {
   return e;
 }
 
-// Images [n0, n1) of a step.
+// Images [n0, n1) of a step by `task`, which may be all threads.
 template <class T>
-bool run_step(const InstructionSet& isa, const ThreadPool& pool, const Step<T>& step, std::int64_t n0,
-              std::int64_t n1) {
+bool run_step(const InstructionSet& isa, const ThreadPool& pool, const Step<T>& step, std::int64_t n0, std::int64_t n1,
+              std::int64_t task) {
   Epilogue e = from_image<T>(step.epilogue, n0);
+  if (e.bias_grad) e.bias_grad += task * step.bias_values;
   for (std::size_t i = 0; i < step.calls.size(); ++i) {
     DirectionCall call = step.calls[i].images(n0, n1);
     if (i + 1 == step.calls.size()) call.sink.epilogue = &e;
@@ -44,6 +79,8 @@ bool run_step(const InstructionSet& isa, const ThreadPool& pool, const Step<T>& 
     source.base = images_of(step.calls.back().sink.out, n0, n1);
     run_transform(isa, pool, source, images_of(step.rounded, n0, n1), {}, {});
   }
+  if (step.after) step.after(n0, n1, task);
+  for (const GradPair& p : step.pairs) p.sums->add(task, images_of(p.big, n0, n1), images_of(p.small, n0, n1));
   return true;
 }
 
@@ -53,7 +90,7 @@ struct Stage {
   std::int64_t images;
 };
 
-// Bytes of states that the steps of a stage may touch: about a second-level cache.
+// Bytes of states that the steps of a stage may touch by default: about a second-level cache.
 inline constexpr std::int64_t kStageBytes = std::int64_t(2) << 20;
 // Fewer tiles a thread than this would stream a filtered weight too often.
 inline constexpr std::int64_t kStageTiles = 16;
@@ -64,7 +101,8 @@ struct Stages {
 };
 
 template <class T>
-Stages stages_of(const ThreadPool& one, const std::vector<Step<T>>& steps, std::int64_t samples, std::int64_t threads) {
+Stages stages_of(const std::vector<Step<T>>& steps, std::int64_t samples, std::int64_t threads,
+                 std::int64_t stage_bytes) {
   const std::int64_t share = (samples + threads - 1) / threads;
   const bool even = 8 * share * threads <= 9 * samples;
   Stages stages;
@@ -74,7 +112,7 @@ Stages stages_of(const ThreadPool& one, const std::vector<Step<T>>& steps, std::
     bool apart = even || threads == 1;
     for (const DirectionCall& whole : steps[i].calls) {
       const DirectionCall call = whole.images(0, share);
-      const ConvPlan& plan = call.conv->prepare(one, call.source, call.sink);
+      const ConvPlan& plan = call.conv->prepare(alone(), call.source, call.sink);
       const WinogradGrid& w = plan.winograd;
       stages.work += double(threads) * plan.flops() / 2;
       if (w.m) apart = apart && (threads == 1 || share * w.rows * w.cols >= kStageTiles);
@@ -85,10 +123,12 @@ Stages stages_of(const ThreadPool& one, const std::vector<Step<T>>& steps, std::
       touched += std::int64_t(sizeof(T)) *
                  (in.c * in.h * in.w + out.c * out.h * out.w * (1 + bool(call.sink.add) + bool(call.sink.drive)));
     }
+    for (const GradPair& p : steps[i].pairs)
+      stages.work += double(p.big.c * p.small.c) * double(samples * p.small.h * p.small.w);
     if (steps[i].epilogue.previous) touched += std::int64_t(sizeof(T)) * steps[i].epilogue.image;
     if (!apart) images = 0;
     Stage* const last = stages.list.empty() ? nullptr : &stages.list.back();
-    if (last && last->images && images && std::max(last->images, images) * (bytes + touched) <= kStageBytes) {
+    if (last && last->images && images && std::max(last->images, images) * (bytes + touched) <= stage_bytes) {
       last->last = i + 1, last->images = std::max(last->images, images), bytes += touched;
     } else {
       stages.list.push_back({i, i + 1, images}), bytes = touched;
@@ -97,22 +137,26 @@ Stages stages_of(const ThreadPool& one, const std::vector<Step<T>>& steps, std::
   return stages;
 }
 
-// All steps for the first `samples`; false as soon as a result is not finite.
+// All steps for the first `samples`; false as soon as a result is not finite. Tasks are numbered from 0 to the threads
+// of the pool, where the last number is all of them together.
 template <class T>
 bool run_steps(const InstructionSet& isa, const ThreadPool& pool, const std::vector<Step<T>>& steps,
-               std::int64_t samples) {
-  const ThreadPool one{1, [](std::int64_t count, const std::function<void(std::int64_t)>& f) {
-                         for (std::int64_t i = 0; i < count; ++i) f(i);
-                       }};
+               std::int64_t samples, std::int64_t stage_bytes = kStageBytes) {
   for (const Step<T>& step : steps)
     for (const DirectionCall& call : step.calls) call.conv->forget_plans();
   std::int64_t threads = std::max(1, pool.threads);
-  Stages stages = stages_of<T>(one, steps, samples, threads);
-  if (threads > 1 && stages.work < kSerialWork) stages = stages_of<T>(one, steps, samples, threads = 1);
-  // Images [n0, n1) of thread t, and group i of it.
+  Stages stages = stages_of<T>(steps, samples, threads, stage_bytes);
+  if (threads > 1 && stages.work < kSerialWork) stages = stages_of<T>(steps, samples, threads = 1, stage_bytes);
+  // Images [n0, n1) of thread t, and group i of it. Where a few more groups are all of one size, they are: one plan
+  // and one sum serve them all.
   const auto groups_of = [&](std::int64_t t, std::int64_t images, auto&& f) {
     const std::int64_t begin = samples * t / threads, count = samples * (t + 1) / threads - begin;
-    const std::int64_t groups = (count + images - 1) / images;
+    std::int64_t groups = (count + images - 1) / images;
+    for (std::int64_t more = groups; 2 * more <= 3 * groups; ++more)
+      if (count % more == 0) {
+        groups = more;
+        break;
+      }
     for (std::int64_t i = 0; i < groups; ++i)
       if (!f(begin + count * i / groups, begin + count * (i + 1) / groups)) return false;
     return true;
@@ -122,7 +166,7 @@ bool run_steps(const InstructionSet& isa, const ThreadPool& pool, const std::vec
     const Stage& stage = stages.list[done];
     if (stage.images == 0) {
       for (std::size_t i = stage.first; i < stage.last; ++i)
-        if (!run_step(isa, pool, steps[i], 0, samples)) return false;
+        if (!run_step(isa, pool, steps[i], 0, samples, std::max(1, pool.threads))) return false;
       ++done;
       continue;
     }
@@ -133,7 +177,7 @@ bool run_steps(const InstructionSet& isa, const ThreadPool& pool, const std::vec
           for (std::size_t i = stages.list[end].first; i < stages.list[end].last; ++i)
             for (const DirectionCall& whole : steps[i].calls) {
               const DirectionCall call = whole.images(n0, n1);
-              call.conv->prepare(one, call.source, call.sink);
+              call.conv->prepare(alone(), call.source, call.sink);
             }
           return true;
         });
@@ -142,7 +186,7 @@ bool run_steps(const InstructionSet& isa, const ThreadPool& pool, const std::vec
       for (std::size_t s = done; s < end && finite.load(std::memory_order_relaxed); ++s) {
         const bool good = groups_of(t, stages.list[s].images, [&](std::int64_t n0, std::int64_t n1) {
           for (std::size_t i = stages.list[s].first; i < stages.list[s].last; ++i)
-            if (!run_step(isa, one, steps[i], n0, n1)) return false;
+            if (!run_step(isa, alone(), steps[i], n0, n1, t)) return false;
           return true;
         });
         if (!good) finite.store(false, std::memory_order_relaxed);

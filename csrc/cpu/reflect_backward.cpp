@@ -1,0 +1,262 @@
+// Back through the passes of a reflection network.
+//
+// Update i is read by update i + 1 alone, so one chain of transposed steps carries the gradient: from the gradient of
+// what update i + 1 takes from it, d = f'(h_i) (that), and t = d + the gradient of its drive from the updates that it
+// is the partner of, goes on to update i - 1, to the weight and, where it has a partner, to that. The epilogue of the
+// convolution makes d and t before they leave the cache.
+#include "reflect_network.h"
+
+namespace lmser {
+namespace {
+
+struct ReflectWanted {
+  bool x, weights, biases;
+};
+
+template <class T>
+class ReflectBackward {
+ public:
+  ReflectBackward(const ReflectNetwork& net, const Maybe& grad_reconstruction, const Maybe& grad_code, const Tensor& x,
+                  const Tensor& trajectory, const ReflectWanted& want, bool filtering)
+      : net_(net), x_(view_of(x, "x")), kept_(static_cast<const T*>(trajectory.data_ptr())), want_(want) {
+    const Layer &visible = net.layers[0], &top = net.layers.back();
+    STD_TORCH_CHECK(dtype_of(trajectory, "trajectory") == kType && trajectory.numel() == net.kept * visible.n,
+                    "trajectory has ", trajectory.numel(), " values; expected ", net.kept * visible.n);
+    grad_ =
+        same_shape_view(grad_reconstruction, "grad_reconstruction", x, "x", visible.n, visible.c, visible.h, visible.w);
+    if (!grad_) {
+      nothing_ = zeros<T>(visible.values());
+      grad_ = visible.view(nothing_.get(), kType);
+    }
+    if (grad_code)
+      grad_code_ = Dense<T>(isa_, pool_, same_shape_view(grad_code, "grad_code", x, "x", top.n, top.c, top.h, top.w));
+    const std::int64_t tasks = std::max(1, pool_.threads);
+    for (const ReflectEdge& e : net.edges) {
+      up_.emplace_back(isa_, e.up, kType, e.back, net.calls, filtering);  // the transpose of going down
+      down_.emplace_back(isa_, e.down, kType, e.weight, net.calls, filtering);
+      weights_.emplace_back(isa_, pool_, alone(), e.up, kType, filtering, tasks);
+      if (!net.tied) back_.emplace_back(isa_, pool_, alone(), e.up, kType, filtering, tasks);
+    }
+    for (const Layer& l : net.layers) first_bias_.push_back(biases_in_all_), biases_in_all_ += l.c;
+    bias_sums_.assign(std::size_t(biases_in_all_ * (tasks + 1)), 0.0);
+    allocate_results(x);
+  }
+
+  // False where a result is not finite and was not made by direct sums alone.
+  bool run() {
+    std::int64_t image = 0;
+    for (int l = 1; l <= net_.top(); ++l) image += 2 * net_.layers[std::size_t(l)].image();
+    const auto pieces = [&](auto&& f) { return over_pieces(x_.n, image * std::int64_t(sizeof(T)), pool_.threads, f); };
+    pieces([&](std::int64_t n0, std::int64_t n1) { return most_ = std::max(most_, n1 - n0), true; });
+    places_.resize(net_.layers.size());
+    if (!pieces([&](std::int64_t n0, std::int64_t n1) { return piece(n0, n1); })) return false;
+    if (want_.weights)
+      for (std::size_t e = 0; e < net_.edges.size(); ++e) {
+        if (!weights_[e].template finish<T>(view_of(results[1 + e], "grad_weight"))) return false;
+        if (!net_.tied && !back_[e].template finish<T>(view_of(results[1 + net_.edges.size() + e], "grad_weight")))
+          return false;
+      }
+    if (want_.biases) finish_biases();
+    return true;
+  }
+
+  Tensors results;  // of x, weights, decoder weights, biases; without values where they are not wanted
+
+ private:
+  static constexpr DType kType = kDTypeOf<T>;
+
+  void allocate_results(const Tensor& like) {
+    const Layer& visible = net_.layers[0];
+    results.push_back(want_.x ? empty_4d(like, channels_last(x_), visible.n, visible.c, visible.h, visible.w)
+                              : empty_1d(like, 0));
+    for (int part = 0; part < (net_.tied ? 1 : 2); ++part)
+      for (const ReflectEdge& e : net_.edges) {
+        const View& w = e.weight;
+        results.push_back(want_.weights ? empty_4d(like, false, w.n, w.c, w.h, w.w) : empty_1d(like, 0));
+      }
+    for (const Layer& l : net_.layers) results.push_back(empty_1d(like, want_.biases ? l.c : 0));
+  }
+
+  void finish_biases() {
+    // The visible layer's: the gradient of the reconstruction itself.
+    Tensor& visible = results[results.size() - net_.layers.size()];
+    const View to{visible.data_ptr(), kType, 1, net_.layers[0].c, 1, 1, 0, 1, 0, 0};
+    Source source;
+    source.base = grad_;
+    run_transform(isa_, pool_, source, {}, {}, to);
+    const std::int64_t tasks = std::int64_t(bias_sums_.size()) / biases_in_all_;
+    for (std::size_t l = 1; l < net_.layers.size(); ++l) {
+      T* const to = static_cast<T*>(results[results.size() - net_.layers.size() + l].data_ptr());
+      for (std::int64_t c = 0; c < net_.layers[l].c; ++c) {
+        double sum = 0;
+        for (std::int64_t t = 0; t < tasks; ++t) sum += bias_sums_[t * biases_in_all_ + first_bias_[l] + c];
+        to[c] = T(sum);
+      }
+    }
+  }
+
+  // Working memory of a layer that nothing holds.
+  T* free_place(int layer) {
+    for (Place& p : places_[std::size_t(layer)])
+      if (!p.held) {
+        p.held = true;
+        return p.memory.get();
+      }
+    places_[std::size_t(layer)].push_back({Memory<T>(net_.layers[std::size_t(layer)].image() * most_), true});
+    return places_[std::size_t(layer)].back().memory.get();
+  }
+  void release(int layer, const T* place) {
+    for (Place& p : places_[std::size_t(layer)])
+      if (p.memory.get() == place) p.held = false;
+  }
+
+  bool piece(std::int64_t n0, std::int64_t n1) {
+    const std::size_t last = net_.updates.size() - 1;
+    std::vector<Step<T>> steps;
+    std::vector<T*> drive(last, nullptr);  // gradient of the drive of an update, from those it is the partner of
+    const auto state = [&](int i) {        // what update i + 1 reads
+      if (i < 0) return images_of(x_, n0, n1);
+      const ReflectUpdate& u = net_.updates[std::size_t(i)];
+      const Layer& l = net_.layers[std::size_t(u.layer)];
+      return images_of(l.view(kept_ + u.before * x_.n, kType), n0, n1);
+    };
+    const auto place = [&](int layer, T* memory) {
+      Layer l = net_.layers[std::size_t(layer)];
+      l.n = n1 - n0;
+      return l.view(memory, kType);
+    };
+    const auto weight = [&](Step<T>& step, std::size_t i, const View& t) {
+      if (!want_.weights) return;
+      const ReflectUpdate& u = net_.updates[i];
+      const View from = state(int(i) - 1);
+      if (u.up)
+        step.pairs.push_back({&weights_[std::size_t(u.layer) - 1], from, t});
+      else
+        step.pairs.push_back({net_.tied ? &weights_[std::size_t(u.layer)] : &back_[std::size_t(u.layer)], t, from});
+    };
+
+    View above = images_of(grad_, n0, n1);  // t of the update after this one
+    T* above_place = nullptr;
+    for (std::size_t i = last; i-- > 0;) {
+      const ReflectUpdate &u = net_.updates[i], &next = net_.updates[i + 1];
+      const std::size_t l = std::size_t(u.layer);
+      T* const d = free_place(u.layer);
+      T* t = d;
+      Sink sink;
+      sink.out = place(u.layer, d);
+      Step<T>& step = steps.emplace_back();
+      carry(step, next, above, sink);
+      if (i + 1 == last) weight(step, last, above);
+      const View h = state(int(i));
+      Epilogue& e = step.epilogue;
+      if (u.layer == net_.top()) {
+        const T* const inject =
+            int(i) == net_.last_top && grad_code_.get() ? grad_code_.get() + n0 * net_.layers[l].image() : nullptr;
+        step.after = [this, out = sink.out, h, inject](std::int64_t a, std::int64_t b, std::int64_t task) {
+          pull_back_top(images_of(out, a, b), images_of(h, a, b),
+                        inject ? inject + a * net_.layers.back().image() : nullptr, task);
+        };
+      } else {
+        e.result = d, e.image = net_.layers[l].image(), e.channels = u.layer ? net_.layers[l].c : 0;
+        e.activation = net_.activation, e.slope = net_.slope, e.output = h.data;
+        if (want_.biases) e.bias_grad = bias_sums_.data() + first_bias_[l], step.bias_values = biases_in_all_;
+        if (u.partner >= 0 && drive[std::size_t(u.partner)]) {
+          // One more of those that share a partner; such an update has no drive of its own.
+          e.extra = e.total = drive[std::size_t(u.partner)];
+        } else if (drive[i]) {
+          e.extra = e.total = t = drive[i];
+        }
+        if (u.partner >= 0 && !drive[std::size_t(u.partner)]) drive[std::size_t(u.partner)] = d;
+      }
+      const View total = place(u.layer, t);
+      weight(step, i, total);
+      if (above_place) release(next.layer, above_place);
+      // Places are taken again by later steps of the layer: a place that is a partner's gradient stays.
+      const bool partners = u.partner >= 0 && drive[std::size_t(u.partner)] == d;
+      if (t != d && !partners) release(u.layer, d);
+      above = total;
+      above_place = t == d && partners ? nullptr : t;
+    }
+    if (want_.x) {
+      Sink sink;
+      sink.out = images_of(view_of(results[0], "grad_x"), n0, n1);
+      carry(steps.emplace_back(), net_.updates[0], above, sink);
+    }
+    const bool finite = run_steps<T>(isa_, pool_, steps, n1 - n0, kReflectStageBytes);
+    for (auto& of_layer : places_)
+      for (Place& p : of_layer) p.held = false;
+    return finite;
+  }
+
+  // Through the linear part of `update`, from the gradient of its drive to that of the state it reads.
+  void carry(Step<T>& step, const ReflectUpdate& update, const View& grad, const Sink& sink) {
+    Source source;
+    source.base = grad;
+    PreparedConv& conv = update.up ? down_[std::size_t(update.layer) - 1] : up_[std::size_t(update.layer)];
+    step.calls.push_back({&conv, source, sink});
+  }
+
+  // In place on images of the top layer, dense: few values, where channels differ in what f is.
+  void pull_back_top(const View& g, const View& h, const T* inject, std::int64_t task) {
+    const std::int64_t pixels = g.n * g.h * g.w, first = net_.linear.first, behind = g.c - net_.linear.last;
+    T* const values = static_cast<T*>(g.data);
+    if (inject)
+      for (std::int64_t k = 0; k < pixels * g.c; ++k) values[k] += inject[k];
+    if (net_.linear.none() || behind > first) {
+      View part = g, output = h;
+      if (!net_.linear.none())
+        for (View* v : {&part, &output}) v->data = static_cast<T*>(v->data) + first, v->c = behind - first;
+      Source source;
+      source.base = part, source.output = output, source.activation = net_.activation, source.slope = net_.slope;
+      if (net_.activation != Activation::identity) run_transform(isa_, alone(), source, part, {}, {});
+    }
+    if (!want_.biases) return;
+    double* const sums = bias_sums_.data() + task * biases_in_all_ + first_bias_.back();
+    for (std::int64_t p = 0; p < pixels; ++p)
+      for (std::int64_t c = 0; c < g.c; ++c) sums[c] += double(values[p * g.c + c]);
+  }
+
+  struct Place {
+    Memory<T> memory;
+    bool held;
+  };
+
+  const InstructionSet& isa_ = instruction_set();
+  const ThreadPool pool_ = torch_pool();
+  const ReflectNetwork& net_;
+  View x_, grad_;
+  const T* kept_;
+  ReflectWanted want_;
+  Dense<T> grad_code_;
+  Memory<T> nothing_;
+  std::vector<PreparedConv> up_, down_;
+  std::deque<WeightSums> weights_, back_;
+  std::vector<std::int64_t> first_bias_;
+  std::int64_t biases_in_all_ = 0, most_ = 0;
+  std::vector<double> bias_sums_;  // of every task
+  std::vector<std::deque<Place>> places_;
+};
+
+Tensors reflect_backward(const Maybe& grad_reconstruction, const Maybe& grad_code, const Tensor& x,
+                         const Tensors& weights, const Tensors& decoder_weights, const Tensor& trajectory,
+                         const Ints& stride, const Ints& padding, const Ints& linear, bool paired,
+                         std::int64_t reflections, const std::string& activation, double slope,
+                         const std::vector<bool>& needs) {
+  const ReflectNetwork net =
+      reflect_network(x, weights, decoder_weights, stride, padding, linear, paired, reflections, activation, slope);
+  STD_TORCH_CHECK(needs.size() == 3, "needs has ", needs.size(), " values; expected 3 (x, weights, biases)");
+  const ReflectWanted want{needs[0], needs[1], needs[2]};
+  const auto run = [&]<class T>(T) -> Tensors {
+    for (const bool filtering : {true, false}) {
+      ReflectBackward<T> b(net, grad_reconstruction, grad_code, x, trajectory, want, filtering);
+      if (b.run() || !filtering) return std::move(b.results);
+    }
+    __builtin_unreachable();
+  };
+  return dtype_of(x, "x") == DType::f64 ? run(double()) : run(float());
+}
+
+}  // namespace
+}  // namespace lmser
+
+STABLE_TORCH_LIBRARY_IMPL(lmser, CPU, m) { m.impl("reflect_backward", TORCH_BOX(&lmser::reflect_backward)); }

@@ -1,0 +1,148 @@
+// A reflection network: its edges, and the passes up and down as one chain of updates.
+//
+// Every state is read by the next update alone, so the chain says all: update i reads the state of update i - 1 (the
+// first reads the visible layer) and adds the drive of its partner, an earlier update of its layer in the other
+// direction.
+#pragma once
+
+#include "stages.h"
+
+namespace lmser {
+
+struct ReflectEdge {
+  Geometry up, down;
+  View weight, back;  // of the two directions; one tensor where they are tied
+};
+
+struct ReflectUpdate {
+  int layer;
+  bool up;
+  int partner = -1;         // none
+  bool keeps = false;       // its drive is the partner of others
+  std::int64_t before = 0;  // values of an image in the states of the updates before it
+};
+
+// What the top layer reads out linearly: its first and its last channels.
+struct Linear {
+  std::int64_t first, last;
+  bool whole(std::int64_t channels) const { return first + last >= channels; }
+  bool none() const { return first + last == 0; }
+  bool mixed(std::int64_t channels) const { return !none() && !whole(channels); }
+};
+
+struct ReflectNetwork {
+  std::vector<Layer> layers;
+  std::vector<ReflectEdge> edges;
+  std::vector<ReflectUpdate> updates;  // the last is the reconstruction
+  Linear linear{};
+  Activation activation{};
+  double slope = 0;
+  bool tied = true;
+  std::int64_t kept = 0;  // values of an image in all states but the reconstruction
+  int last_top = 0;       // update
+  int calls = 1;          // how often an edge is used in one direction
+
+  int top() const { return int(edges.size()); }
+  Activation activation_of(const ReflectUpdate& u) const {
+    if (u.layer == 0 || (u.layer == top() && !linear.none())) return Activation::identity;
+    return activation;
+  }
+};
+
+// The chain of 001 Eqs. (3)-(5). u_1 is not kept: the pass up starts with h_1 = f(y_1 + u_1 + b_1), the very state that
+// the pass down ends with, for y_1 is that of the clamped image. So y_1 is the partner of every h_1 that comes down.
+inline void chain_updates(ReflectNetwork& net, bool paired, std::int64_t reflections) {
+  const int top = net.top();
+  if (!paired || top == 1) reflections = 1;  // nothing that comes down would reach the next pass up
+  std::vector<int> up(std::size_t(top) + 1, -1), down(std::size_t(top) + 1, -1);
+  const auto add = [&](int layer, bool is_up, int partner, bool keeps) {
+    net.updates.push_back({layer, is_up, partner, keeps, net.kept});
+    if (layer > 0) net.kept += net.layers[std::size_t(layer)].image();
+    return int(net.updates.size()) - 1;
+  };
+  for (int l = 1; l < top; ++l) up[l] = add(l, true, -1, paired);
+  net.last_top = add(top, true, -1, false);
+  for (std::int64_t left = reflections; left-- > 0;) {
+    for (int l = top - 1; l > 0; --l) down[l] = add(l, false, paired ? up[l] : -1, left > 0 && l > 1);
+    if (left == 0) break;
+    for (int l = 2; l < top; ++l) up[l] = add(l, true, down[l], true);
+    net.last_top = add(top, true, -1, false);
+  }
+  add(0, false, -1, false);
+  net.calls = int(std::min<std::int64_t>(reflections, 1 << 20));
+}
+
+inline ReflectNetwork reflect_network(const Tensor& x, const Tensors& weights, const Tensors& back, const Ints& stride,
+                                      const Ints& padding, const Ints& linear, bool paired, std::int64_t reflections,
+                                      const std::string& activation, double slope) {
+  const std::size_t edges = weights.size();
+  STD_TORCH_CHECK(edges > 0, "weights: expected at least one");
+  STD_TORCH_CHECK(back.empty() || back.size() == edges, "decoder_weights: expected ", edges, " or none, got ",
+                  back.size());
+  STD_TORCH_CHECK(stride.size() == 2 * edges && padding.size() == 2 * edges,
+                  "stride and padding: expected a pair for each weight");
+  STD_TORCH_CHECK(reflections >= 1, "reflections is ", reflections, "; expected at least 1");
+  const View v = view_of(x, "x");
+  STD_TORCH_CHECK(v.dtype == DType::f32 || v.dtype == DType::f64, "x must be float32 or float64");
+  ReflectNetwork net;
+  net.layers.push_back({v.n, v.c, v.h, v.w});
+  for (std::size_t e = 0; e < edges; ++e) {
+    check_like(weights[e], "weights", x, "x");
+    ReflectEdge edge;
+    edge.weight = edge.back = view_of(weights[e], "weights");
+    if (!back.empty()) {
+      check_like(back[e], "decoder_weights", x, "x");
+      edge.back = view_of(back[e], "decoder_weights");
+    }
+    const View& w = edge.weight;
+    const Pair s = pair_of({stride[2 * e], stride[2 * e + 1]}, "stride", 1),
+               p = pair_of({padding[2 * e], padding[2 * e + 1]}, "padding", 0);
+    const Layer below = net.layers[e];
+    STD_TORCH_CHECK(w.n > 0 && w.c > 0 && w.h > 0 && w.w > 0 && w.c == below.c, "weights[", e, "] has shape ",
+                    shape_text(weights[e]), "; expected (*, ", below.c, ", *, *) and no empty dimension");
+    STD_TORCH_CHECK(edge.back.n == w.n && edge.back.c == w.c && edge.back.h == w.h && edge.back.w == w.w,
+                    "decoder_weights[", e, "] has another shape than weights[", e, "]");
+    STD_TORCH_CHECK(below.h + 2 * p.h >= w.h && below.w + 2 * p.w >= w.w, "weights[", e, "]: the kernel (", w.h, ", ",
+                    w.w, ") is larger than the padded layer below it");
+    const Layer above{v.n, w.n, (below.h + 2 * p.h - w.h) / s.h + 1, (below.w + 2 * p.w - w.w) / s.w + 1};
+    edge.up = {false,   v.n,      below.c,  below.h, below.w, above.c, above.h,
+               above.w, int(w.h), int(w.w), s.h,     s.w,     p.h,     p.w};
+    edge.down = edge.up;
+    edge.down.transposed = true;
+    std::swap(edge.down.in_c, edge.down.out_c), std::swap(edge.down.in_h, edge.down.out_h),
+        std::swap(edge.down.in_w, edge.down.out_w);
+    net.edges.push_back(edge);
+    net.layers.push_back(above);
+  }
+  STD_TORCH_CHECK(
+      linear.size() == 2 && linear[0] >= 0 && linear[1] >= 0 && linear[0] + linear[1] <= net.layers.back().c,
+      "linear: expected two counts that fit into the top layer");
+  net.linear = {linear[0], linear[1]};
+  net.activation = activation_named(activation), net.slope = slope;
+  net.tied = back.empty();
+  chain_updates(net, paired, reflections);
+  return net;
+}
+
+// The batch in pieces whose working memory (`image_bytes` an image) stays in the last-level cache, shared out evenly
+// where a few more pieces make that possible. f(first image, one after the last) until it gives false.
+template <class F>
+bool over_pieces(std::int64_t samples, std::int64_t image_bytes, int threads, F&& f) {
+  constexpr std::int64_t kPieceBytes = std::int64_t(12) << 20, kLeast = 4;  // images a thread
+  const std::int64_t images =
+      std::max<std::int64_t>(kPieceBytes / std::max<std::int64_t>(image_bytes, 1), kLeast * std::max(1, threads));
+  std::int64_t pieces = std::max<std::int64_t>(1, (samples + images - 1) / images);
+  for (std::int64_t more = pieces; 2 * more <= 3 * pieces; ++more)
+    if (samples % (more * threads) == 0) {
+      pieces = more;
+      break;
+    }
+  for (std::int64_t i = 0; i < pieces; ++i)
+    if (!f(samples * i / pieces, samples * (i + 1) / pieces)) return false;
+  return true;
+}
+
+// Steps touch this much before the next group of images.
+inline constexpr std::int64_t kReflectStageBytes = std::int64_t(3) << 20;
+
+}  // namespace lmser

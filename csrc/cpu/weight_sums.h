@@ -1,0 +1,75 @@
+// The gradient of one weight, of pairs that several threads add.
+#pragma once
+
+#include <deque>
+#include <optional>
+#include <vector>
+
+#include "engine.h"
+#include "layout.h"
+
+namespace lmser {
+
+// Every task adds to sums of its own, and those are added in the order of the tasks: the result depends on how the
+// pairs were shared out, not on who was faster.
+class WeightSums {
+ public:
+  // `tasks` threads that add by themselves; after them one that is all threads together.
+  WeightSums(const InstructionSet& isa, const ThreadPool& pool, const ThreadPool& one, const Geometry& geometry,
+             DType dtype, bool winograd, std::int64_t tasks)
+      : isa_(isa),
+        pool_(pool),
+        one_(one),
+        geometry_(geometry),
+        dtype_(dtype),
+        winograd_(winograd),
+        sums_(std::size_t(tasks) + 1) {}
+
+  // Sides of the same images. Only the last task may be all threads.
+  void add(std::int64_t task, const View& big, const View& small) {
+    WeightGradPair pair;
+    pair.big.base = big, pair.small.base = small;
+    of(task, big, small).add({pair});
+  }
+
+  // Writes the gradient, zero where nothing was added; false where a minimal-filtering sum is not finite.
+  template <class T>
+  bool finish(const View& grad) {
+    bool first = true;
+    for (std::deque<Sum>& own : sums_)
+      for (Sum& sum : own) {
+        if (!sum.sum.finish(grad, !first)) return false;
+        first = false;
+      }
+    if (first) std::memset(grad.data, 0, sizeof(T) * grad.n * grad.c * grad.h * grad.w);
+    return true;
+  }
+
+ private:
+  // Pairs of one sum must be of one size and lie alike (whether their pixels are one axis decides how they are read).
+  struct Sum {
+    std::int64_t images;
+    bool big_is_rows, small_is_rows;
+    WeightGradSum sum;
+  };
+  WeightGradSum& of(std::int64_t task, const View& big, const View& small) {
+    std::deque<Sum>& own = sums_[std::size_t(task)];
+    const bool big_is_rows = pixel_stride(big).has_value(), small_is_rows = pixel_stride(small).has_value();
+    for (Sum& s : own)
+      if (s.images == big.n && s.big_is_rows == big_is_rows && s.small_is_rows == small_is_rows) return s.sum;
+    Geometry g = geometry_;
+    g.batch = big.n;
+    const bool all = task + 1 == std::int64_t(sums_.size());
+    own.push_back({big.n, big_is_rows, small_is_rows, {isa_, all ? pool_ : one_, g, dtype_, winograd_}});
+    return own.back().sum;
+  }
+
+  const InstructionSet& isa_;
+  const ThreadPool &pool_, &one_;
+  Geometry geometry_;
+  DType dtype_;
+  bool winograd_;
+  std::vector<std::deque<Sum>> sums_;
+};
+
+}  // namespace lmser

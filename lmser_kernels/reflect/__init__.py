@@ -1,0 +1,1 @@
+"""Reflection: whole passes up and down through tied weights as one operation."""
