@@ -151,7 +151,28 @@ def settle_adjoint(activation, drive, channels_last):
     return grads, grads[0], *plain, [], *held, False, plain[0][0], (1, 1, 2, 2), (1, 1, 1, 1), *how
 
 
+def reflect(activation, drive, channels_last):
+    x = tensor(2, 3, 7, 6, channels_last=channels_last)
+    weights = [tensor(4, 3, 3, 3), tensor(5, 4, 3, 3), tensor(4, 5, 3, 3)]
+    back = [tensor(*w.shape) for w in weights] if drive else []
+    biases, noise = [tensor(c) for c in (3, 4, 5, 4)], torch.randn(2, 1, 2, 2) if drive else None
+    how = ((1, 1, 2, 2, 2, 2), (1, 1, 1, 1, 1, 1), (1, 1), not channels_last, 2, activation, 0.0, True)
+    return x, weights, back, biases, noise, *how
+
+
+def reflect_backward(activation, drive, channels_last):
+    x, weights, back, biases, noise, *how, keep = reflect(activation, drive, channels_last)
+    with torch.no_grad():
+        reconstruction, code, states = torch.ops.lmser.reflect(x, weights, back, biases, noise, *how, keep)
+    plain = [[t.detach() for t in part] for part in (weights, back)]
+    grad_code = torch.randn(code.shape) if drive else None
+    needs = [channels_last, True, drive]
+    return torch.randn(reconstruction.shape), grad_code, x.detach(), *plain, states, *how, needs
+
+
 OPERATORS = {
+    "reflect": reflect,
+    "reflect_backward": reflect_backward,
     "conv2d_add_act": conv,
     "conv2d_add_act_backward": conv_backward,
     "conv_transpose2d_add_act": conv_transpose,
@@ -193,6 +214,6 @@ def test_one_pixel_takes_the_layout_of_what_joins_it(gated, channels_last):
 
 
 def test_every_operator_is_covered():
-    from lmser_kernels._library import OPERATORS as names
+    from lmser_kernels import _library
 
-    assert set(OPERATORS) == set(names)
+    assert set(OPERATORS) == {*_library.OPERATORS, *_library.CPU_OPERATORS}

@@ -68,6 +68,10 @@ class WeightGradSum {
   ~WeightGradSum();
   void add(std::vector<WeightGradPair> pairs);  // whose tensors lie as those of the first call
   bool finish(const View& grad, bool accumulate = false);
+  // Adds what `other` holds, a sum of the same weight over other pixels; false, and nothing is done, where the two are
+  // formed differently.
+  bool merge(WeightGradSum& other, const ThreadPool& pool);
+  void finish_by(const ThreadPool& pool);  // whose threads share the last part, whoever added
   struct State;
 
  private:

@@ -8,16 +8,23 @@
 namespace lmser {
 namespace {
 
-// Images [n0, n1) of the top layer: f on what is not read out linearly, then the noise.
+// Images of the top layer: f on what is not read out linearly, noise to its last channels.
 template <class T>
-void finish_top(const InstructionSet& isa, const ReflectNetwork& net, View state, View noise) {
-  const std::int64_t first = net.linear.first, middle = state.c - first - net.linear.last;
+void finish_top(const InstructionSet& isa, const ReflectNetwork& net, const View& state, const View& noise) {
+  const auto channels = [&](std::int64_t c0, std::int64_t c1) {
+    View part = state;
+    part.data = static_cast<T*>(state.data) + c0 * state.sc, part.c = c1 - c0;
+    return part;
+  };
+  const std::int64_t behind = state.c - net.linear.last;
   if (net.linear.mixed(state.c)) {
-    View active = state;
-    active.data = static_cast<T*>(state.data) + first * state.sc, active.c = middle;
+    const View active = channels(net.linear.first, behind);
     run_add_act(isa, alone(), active, {}, {}, active, net.activation, net.slope);
   }
-  if (noise) run_add_act(isa, alone(), state, noise, {}, state, Activation::identity, 0);
+  if (noise) {
+    const View last = channels(behind, state.c);
+    run_add_act(isa, alone(), last, noise, {}, last, Activation::identity, 0);
+  }
 }
 
 template <class T>
@@ -130,7 +137,7 @@ std::tuple<Tensor, Tensor, Tensor> reflect(const Tensor& x, const Tensors& weigh
   std::vector<View> b;
   for (std::size_t l = 0; l < biases.size(); ++l) b.push_back(bias_view(biases[l], x, "x", net.layers[l].c));
   const Layer& top = net.layers.back();
-  const View noise_view = same_shape_view(noise, "noise", x, "x", top.n, top.c, top.h, top.w);
+  const View noise_view = same_shape_view(noise, "noise", x, "x", top.n, net.linear.last, top.h, top.w);
   const auto run = [&]<class T>(T) -> std::tuple<Tensor, Tensor, Tensor> {
     for (const bool filtering : {true, false}) {
       Reflection<T> r(net, x, b, noise_view, keep, filtering);

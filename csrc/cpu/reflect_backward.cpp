@@ -113,6 +113,7 @@ class ReflectBackward {
   bool piece(std::int64_t n0, std::int64_t n1) {
     const std::size_t last = net_.updates.size() - 1;
     std::vector<Step<T>> steps;
+    Step<T> later;                         // what all threads add together at the end; what it reads stays where it is
     std::vector<T*> drive(last, nullptr);  // gradient of the drive of an update, from those it is the partner of
     const auto state = [&](int i) {        // what update i + 1 reads
       if (i < 0) return images_of(x_, n0, n1);
@@ -129,10 +130,22 @@ class ReflectBackward {
       if (!want_.weights) return;
       const ReflectUpdate& u = net_.updates[i];
       const View from = state(int(i) - 1);
-      if (u.up)
-        step.pairs.push_back({&weights_[std::size_t(u.layer) - 1], from, t});
-      else
-        step.pairs.push_back({net_.tied ? &weights_[std::size_t(u.layer)] : &back_[std::size_t(u.layer)], t, from});
+      WeightSums* const sums =
+          &(u.up ? weights_[std::size_t(u.layer) - 1] : (net_.tied ? weights_ : back_)[std::size_t(u.layer)]);
+      const GradPair pair{sums, u.up ? from : t, u.up ? t : from};
+      (sums->together(n1 - n0) ? later : step).pairs.push_back(pair);
+    };
+
+    const auto waits = [&](const T* memory) {  // for what is added at the end
+      return std::ranges::any_of(later.pairs,
+                                 [&](const GradPair& p) { return p.big.data == memory || p.small.data == memory; });
+    };
+    // Where a sum with the gradient of a drive goes: to its own place, unless that is still to be read as it is.
+    const auto sum_with = [&](Epilogue& e, int layer, T* of_drive) {
+      e.extra = of_drive;
+      T* const to = waits(of_drive) ? free_place(layer) : of_drive;
+      e.total = to;
+      return to;
     };
 
     View above = images_of(grad_, n0, n1);  // t of the update after this one
@@ -162,15 +175,15 @@ class ReflectBackward {
         if (want_.biases) e.bias_grad = bias_sums_.data() + first_bias_[l], step.bias_values = biases_in_all_;
         if (u.partner >= 0 && drive[std::size_t(u.partner)]) {
           // One more of those that share a partner; such an update has no drive of its own.
-          e.extra = e.total = drive[std::size_t(u.partner)];
+          drive[std::size_t(u.partner)] = sum_with(e, u.layer, drive[std::size_t(u.partner)]);
         } else if (drive[i]) {
-          e.extra = e.total = t = drive[i];
+          t = sum_with(e, u.layer, drive[i]);
         }
         if (u.partner >= 0 && !drive[std::size_t(u.partner)]) drive[std::size_t(u.partner)] = d;
       }
       const View total = place(u.layer, t);
       weight(step, i, total);
-      if (above_place) release(next.layer, above_place);
+      if (above_place && !waits(above_place)) release(next.layer, above_place);
       // Places are taken again by later steps of the layer: a place that is a partner's gradient stays.
       const bool partners = u.partner >= 0 && drive[std::size_t(u.partner)] == d;
       if (t != d && !partners) release(u.layer, d);
@@ -182,6 +195,7 @@ class ReflectBackward {
       sink.out = images_of(view_of(results[0], "grad_x"), n0, n1);
       carry(steps.emplace_back(), net_.updates[0], above, sink);
     }
+    if (!later.pairs.empty()) steps.push_back(std::move(later));
     const bool finite = run_steps<T>(isa_, pool_, steps, n1 - n0, kReflectStageBytes);
     for (auto& of_layer : places_)
       for (Place& p : of_layer) p.held = false;

@@ -35,9 +35,10 @@ struct GradPair {
 // One update over whole layers.
 template <class T>
 struct Step {
-  std::vector<DirectionCall> calls;  // one, or two of which the second adds what the first has written
-  Epilogue epilogue;                 // of the last
-  View rounded;                      // where its result goes in bfloat16 as well
+  // One, or two of which the second adds what the first has written; none: what is left is for all threads together.
+  std::vector<DirectionCall> calls;
+  Epilogue epilogue;  // of the last
+  View rounded;       // where its result goes in bfloat16 as well
   // What follows for images [n0, n1) of a task.
   std::function<void(std::int64_t n0, std::int64_t n1, std::int64_t task)> after;
   std::vector<GradPair> pairs;
@@ -126,7 +127,7 @@ Stages stages_of(const std::vector<Step<T>>& steps, std::int64_t samples, std::i
     for (const GradPair& p : steps[i].pairs)
       stages.work += double(p.big.c * p.small.c) * double(samples * p.small.h * p.small.w);
     if (steps[i].epilogue.previous) touched += std::int64_t(sizeof(T)) * steps[i].epilogue.image;
-    if (!apart) images = 0;
+    if (!apart || steps[i].calls.empty()) images = 0;
     Stage* const last = stages.list.empty() ? nullptr : &stages.list.back();
     if (last && last->images && images && std::max(last->images, images) * (bytes + touched) <= stage_bytes) {
       last->last = i + 1, last->images = std::max(last->images, images), bytes += touched;
@@ -151,6 +152,7 @@ bool run_steps(const InstructionSet& isa, const ThreadPool& pool, const std::vec
   // and one sum serve them all.
   const auto groups_of = [&](std::int64_t t, std::int64_t images, auto&& f) {
     const std::int64_t begin = samples * t / threads, count = samples * (t + 1) / threads - begin;
+    if (count == 0) return true;
     std::int64_t groups = (count + images - 1) / images;
     for (std::int64_t more = groups; 2 * more <= 3 * groups; ++more)
       if (count % more == 0) {

@@ -17,6 +17,8 @@ struct WeightGradSum::State {
   virtual ~State() = default;
   virtual void add(std::vector<WeightGradPair> pairs) = 0;
   virtual bool finish(View grad, bool accumulate) = 0;
+  virtual bool merge(State& other, const ThreadPool& pool) = 0;
+  virtual void finish_by(const ThreadPool& pool) = 0;
 };
 
 namespace {
@@ -69,6 +71,33 @@ class Sum final : public WeightGradSum::State {
     }
     write(grad, accumulate, partial);
     return true;
+  }
+
+  bool merge(WeightGradSum::State& state, const ThreadPool& pool) override {
+    Sum& other = static_cast<Sum&>(state);
+    const WeightGradPlan &a = plan_, &b = other.plan_;
+    if (!sum_ || !other.sum_ || a.winograd.m != b.winograd.m || a.winograd.taps != b.winograd.taps ||
+        a.sum_values != b.sum_values || a.sum_length != b.sum_length || turned_ != other.turned_ ||
+        swapped_ != other.swapped_)
+      return false;
+    const auto part = [&](std::int64_t first, std::int64_t last) {
+      T* const to = sum_.get();
+      for (std::int64_t t = 0; t < other.sums_; ++t) {
+        const T* const from = other.sum_.get() + t * a.sum_values;
+        for (std::int64_t v = first; v < last; ++v) to[v] += from[v];
+      }
+    };
+    if (a.sum_values < 1 << 14)
+      part(0, a.sum_values);
+    else
+      pool.run(pool.threads,
+               [&](std::int64_t t) { part(a.sum_values * t / pool.threads, a.sum_values * (t + 1) / pool.threads); });
+    return true;
+  }
+
+  void finish_by(const ThreadPool& pool) override {
+    pool_ = pool;
+    tasks_ = std::max(1, pool.threads);
   }
 
  private:
@@ -211,6 +240,8 @@ WeightGradSum::~WeightGradSum() = default;
 
 void WeightGradSum::add(std::vector<WeightGradPair> pairs) { state_->add(std::move(pairs)); }
 bool WeightGradSum::finish(const View& grad, bool accumulate) { return state_->finish(grad, accumulate); }
+bool WeightGradSum::merge(WeightGradSum& other, const ThreadPool& pool) { return state_->merge(*other.state_, pool); }
+void WeightGradSum::finish_by(const ThreadPool& pool) { state_->finish_by(pool); }
 
 void run_weight_grad(const InstructionSet& isa, const ThreadPool& pool, const Geometry& geometry,
                      const std::vector<WeightGradPair>& pairs, const View& grad, bool accumulate) {

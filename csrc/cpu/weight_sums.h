@@ -1,6 +1,7 @@
 // The gradient of one weight, of pairs that several threads add.
 #pragma once
 
+#include <algorithm>
 #include <deque>
 #include <optional>
 #include <vector>
@@ -36,13 +37,28 @@ class WeightSums {
   template <class T>
   bool finish(const View& grad) {
     bool first = true;
+    std::vector<WeightGradSum*> all;
     for (std::deque<Sum>& own : sums_)
       for (Sum& sum : own) {
-        if (!sum.sum.finish(grad, !first)) return false;
-        first = false;
+        const auto merges = [&](WeightGradSum* with) { return with->merge(sum.sum, pool_); };
+        if (std::ranges::none_of(all, merges)) all.push_back(&sum.sum);
       }
+    for (WeightGradSum* sum : all) {
+      sum->finish_by(pool_);
+      if (!sum->finish(grad, !first)) return false;
+      first = false;
+    }
     if (first) std::memset(grad.data, 0, sizeof(T) * grad.n * grad.c * grad.h * grad.w);
     return true;
+  }
+
+  // Whether `pairs` of so many images are better summed by all threads, each a part of the gradient, than by every
+  // thread over its own: where a sum is large beside what is added to it.
+  bool together(std::int64_t images) const {
+    const Geometry& g = geometry_;
+    const double sum = double(g.kernel_h * g.kernel_w) * double(g.in_c * g.out_c);
+    return pool_.threads > 1 &&
+           2 * sum > double(images) * double(g.in_h * g.in_w * g.in_c + g.out_h * g.out_w * g.out_c);
   }
 
  private:

@@ -83,8 +83,7 @@ class _Eager(ReflectionNetwork, ABC):
         return self._top_down(0, h, sizes[0], self.reconstruction_bias)
 
     def _sample(self, x: Tensor, size: Pair, generator: torch.Generator | None) -> Tensor | None:
-        noise = self._style_noise(len(x), size, x, generator)
-        return None if noise is None else noise[:, -self.style_units :]
+        return self._style_noise(len(x), size, x, generator)
 
 
 class EagerLmser(_Eager, Lmser):

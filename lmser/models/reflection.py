@@ -161,8 +161,7 @@ class ReflectionNetwork(nn.Module):
         if not (self.training and self.style_units):
             return None
         shape = (batch, self.style_units, *size)
-        sample = torch.randn(shape, generator=generator, device=like.device, dtype=like.dtype)
-        return F.pad(sample, (0, 0, 0, 0, len(self.biases[-1]) - self.style_units, 0))
+        return torch.randn(shape, generator=generator, device=like.device, dtype=like.dtype)
 
     def _reflect(
         self, visible: Tensor, generator: torch.Generator | None, sent_down: Tensor | None = None

@@ -64,7 +64,8 @@ def reflect(
         reflections: how many, at least 1.
         linear: how many of the first and of the last channels of the top layer are read out (and sent down) without
             `f`.
-        noise: shaped like the code, added to the top layer before it goes down; no gradient flows to it.
+        noise: `(N, linear[1], H_L, W_L)`, added to the last linear channels before they go down; no gradient flows to
+            it.
         sent_down: shaped like the code, takes its place in the last pass down (and is returned as the code).
         activation: one of identity, relu, leaky_relu, sigmoid, tanh, leaky_sigmoid.
         slope: the leak of leaky_relu (default 0.01) and leaky_sigmoid (default 0.2); None for the others.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lmser_kernels.add_act.api import add_act
@@ -94,7 +95,9 @@ class _Passes:
         if self.mixed is not None:
             active = add_act(top, activation=p.activation, slope=p.slope, impl=self.impl)
             top = torch.where(self.mixed, top, active)
-        return top if p.noise is None else top + p.noise
+        if p.noise is None:
+            return top
+        return top + F.pad(p.noise, (0, 0, 0, 0, top.shape[1] - p.linear[1], 0))
 
     def _slope(self, activation: str) -> float | None:
         return None if activation == "identity" else self.problem.slope

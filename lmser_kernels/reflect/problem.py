@@ -133,7 +133,8 @@ def checked(
     if linear[0] + linear[1] > channels:
         raise ValueError(f"linear must fit into the {channels} channels of the top layer; got {linear}")
     if noise is not None:
-        same_shape("noise", noise, (x.shape[0], channels, *sizes[-1]), "the shape of the top layer")
+        last = (x.shape[0], linear[1], *sizes[-1])
+        same_shape("noise", noise, last, "the shape of the last linear channels of the top layer")
     return Problem(
         x, tuple(weights), tuple(back), tuple(biases), noise, strides, tuple(chosen), tuple(sizes), linear,
         bool(paired), reflections, activation, slope, leak,
