@@ -13,6 +13,7 @@
 
 #include "cpu/engine.h"
 #include "cpu/output_store.h"
+#include "cpu/packed_store.h"
 #include "cpu/torch_pool.h"
 #include "cuda/settle_plan.h"
 
@@ -266,7 +267,14 @@ PYBIND11_MODULE(_C, m) {
       "choose_filtering", &lmser::choose_filtering_mode, py::arg("mode"),
       "Makes plans from now on filter 'where faster' (the default), 'never' or 'where possible' (for comparing them); "
       "returns the mode until now.");
-  m.def("empty_cache", &lmser::output_store::empty, "Returns the idle memory of large results to the system.");
+  m.def(
+      "empty_cache",
+      [] {
+        lmser::output_store::empty();
+        lmser::packed_store::empty();
+      },
+      "Returns the idle memory of large results, and packed weights, to the system.");
+  m.def("packed_bytes", &lmser::packed_store::bytes, "Memory of packed weights kept for the next calls.");
   m.def("idle_bytes", &lmser::output_store::idle_bytes, "Memory of large results kept for the next calls.");
   m.def("measure_fma_peak", &lmser::measure_fma_peak, py::arg("seconds") = 0.3, py::arg("threads") = 1,
         "float32 fused multiply-adds, GFLOP/s, best of short rounds.");

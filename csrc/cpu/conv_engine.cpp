@@ -8,6 +8,7 @@
 
 #include "buffer.h"
 #include "layout.h"
+#include "packed_store.h"
 
 namespace lmser {
 namespace {
@@ -167,30 +168,24 @@ class Prepared final : public PreparedConv::State {
     Packed made{g, filtered, pool.threads, plan_conv(g, tile, sizeof(T), pool.threads, how, calls_), nullptr};
     if (made.plan.units > 0) {
       for (const Packed& p : packed_)
-        if (p.weight && same_packing(p.plan, made.plan)) made.weight = p.weight;
+        if (p.weight && packed_store::same_packing(p.plan, made.plan)) made.weight = p.weight;
       if (!made.weight) made.weight = packed_weight(pool, made.plan);
     }
     packed_.push_back(std::move(made));
     return packed_.back();
   }
 
-  // What is packed depends on the taps of the phases and on the algorithm, not on how many pixels there are.
-  static bool same_packing(const ConvPlan& a, const ConvPlan& b) {
-    const auto same_phase = [](const Phase& x, const Phase& y) {
-      return x.taps_h == y.taps_h && x.taps_w == y.taps_w && x.first_tap_h == y.first_tap_h &&
-             x.first_tap_w == y.first_tap_w && x.weight_offset == y.weight_offset;
-    };
-    return a.winograd.m == b.winograd.m && a.winograd.taps == b.winograd.taps && a.dot == b.dot &&
-           a.planar == b.planar && a.packed_size == b.packed_size && a.geometry.kernel_h == b.geometry.kernel_h &&
-           std::ranges::equal(a.phases, b.phases, same_phase);
-  }
   std::shared_ptr<T[]> packed_weight(const ThreadPool& pool, const ConvPlan& plan) const {
+    if (const auto kept = packed_store::find(isa_, pool, weight_, plan, sizeof(T)))
+      return std::static_pointer_cast<T[]>(kept);
     View w = weight_;
     // A turned signal has its kernel turned with it; a 1 x k kernel read as k x 1 is the same memory.
     if (plan.geometry.kernel_h != geometry_.kernel_h) swap_axes(w);
     Buffer<T> copy, packed = allocate<T>(plan.packed_size);
     pack<T>(isa_, pool, plan, layout_of<T>(plan.geometry, w, copy), packed.get());
-    return std::shared_ptr<T[]>(packed.release(), packed.get_deleter());
+    std::shared_ptr<T[]> shared(packed.release(), packed.get_deleter());
+    packed_store::keep(isa_, weight_, plan, sizeof(T), shared);
+    return shared;
   }
 
   // False: a minimal-filtering unit met a value that is not finite.
