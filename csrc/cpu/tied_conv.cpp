@@ -1,19 +1,13 @@
 // conv2d_add_act, conv_transpose2d_add_act, tied_conv2d and their backward passes: checks, allocation, one call
 // into the engine.
+#include "tied_conv.h"
+
 #include <algorithm>
 
-#include "../tensor.h"
 #include "torch_pool.h"
 
 namespace lmser {
-namespace {
 
-struct Conv {
-  Geometry geometry;  // of the convolution x -> y, whichever direction runs
-  Pair pool;          // of x before it, or upsampling after the transposed direction
-};
-
-// x is the big side (N, C_in, H, W) after pooling, y the small one.
 Geometry conv_geometry(std::int64_t n, std::int64_t c_in, std::int64_t h, std::int64_t w, std::int64_t c_out,
                        std::int64_t kh, std::int64_t kw, Pair stride, Pair pad) {
   STD_TORCH_CHECK(h + 2 * pad.h >= kh && w + 2 * pad.w >= kw, "the kernel (", kh, ", ", kw,
@@ -25,12 +19,82 @@ Geometry conv_geometry(std::int64_t n, std::int64_t c_in, std::int64_t h, std::i
   g.pad_w = pad.w;
   return g;
 }
-// The same edge in the other direction.
 Geometry transposed(Geometry g) {
   g.transposed = !g.transposed;
   std::swap(g.in_c, g.out_c), std::swap(g.in_h, g.out_h), std::swap(g.in_w, g.out_w);
   return g;
 }
+
+Incoming::Incoming(const View& grad, const View& grad_drive, const View& h, const View& gate, Activation activation,
+                   double slope, double gate_slope) {
+  if (grad) {
+    pre.base = grad;
+    pre.activation = activation, pre.slope = slope, pre.gate_slope = gate_slope;
+    if (activation != Activation::identity) pre.output = h;
+    pre.gate = gate;
+    total = pre;
+    total.extra = grad_drive;
+  } else {
+    total.base = grad_drive;
+  }
+}
+
+namespace {
+Source images_of(Source s, std::int64_t n0, std::int64_t n1) {
+  for (View* v : {&s.base, &s.output, &s.gate, &s.extra}) *v = images_of(*v, n0, n1);
+  return s;
+}
+}  // namespace
+
+// The gradient before the activation is read by three passes. Large batches therefore run in groups of images whose
+// tensors stay in the last-level cache from one pass to the next; sums over groups are formed in their order.
+void run_conv_backward(const Geometry& geometry, const Incoming& in, const Source& side, const View& w,
+                       const GradientViews& out) {
+  constexpr std::int64_t kGroupBytes = 12 << 20, kLargeBytes = 40 << 20;
+  const InstructionSet& isa = instruction_set();
+  const ThreadPool pool = torch_pool();
+  const bool down = geometry.transposed;
+  const View h = in.total.base;
+  const std::int64_t value = h.dtype == DType::f64 ? 8 : 4, batch = geometry.batch;
+  const std::int64_t image = value * (2 * side.base.c * side.base.h * side.base.w + 3 * h.c * h.h * h.w);
+  const bool sums_in_place = h.dtype == DType::f32 || h.dtype == DType::f64;
+  const bool large = batch * image > kLargeBytes && sums_in_place;
+  const std::int64_t groups = large ? std::max<std::int64_t>(1, std::min(batch / 4, batch * image / kGroupBytes)) : 1;
+  for (std::int64_t i = 0; i < groups; ++i) {
+    const std::int64_t n0 = batch * i / groups, n1 = batch * (i + 1) / groups;
+    Geometry g = geometry;
+    g.batch = n1 - n0;
+    const Source pre = images_of(in.pre, n0, n1), input = images_of(side, n0, n1);
+    Source total = images_of(in.total, n0, n1);
+    const bool later = i > 0;
+    if (out.add || out.bias) {
+      const View add = images_of(out.add, n0, n1);
+      run_transform(isa, pool, pre, add, {}, out.bias, later);
+      if (add && (pre.output || pre.gate)) {  // formed already: read it instead of forming it again
+        total.base = add;
+        total.output = total.gate = {};
+      }
+    }
+    if (down) {  // each repeated pixel passes its gradient on: a sum
+      const Geometry up = transposed(g);
+      if (out.input) {
+        Sink sink = sink_of(images_of(out.input, n0, n1));
+        sink.gate = input.gate, sink.gate_slope = input.gate_slope;
+        run_conv(isa, pool, up, total, sink, w, {});
+      }
+      if (out.weight) run_weight_grad(isa, pool, up, {{total, input}}, out.weight, later);
+    } else {
+      if (out.input) {
+        Sink sink = sink_of(images_of(out.input, n0, n1));
+        sink.upsample_h = side.pool_h, sink.upsample_w = side.pool_w, sink.scale = side.scale;
+        run_conv(isa, pool, transposed(g), total, sink, w, {});
+      }
+      if (out.weight) run_weight_grad(isa, pool, g, {{input, total}}, out.weight, later);
+    }
+  }
+}
+
+namespace {
 
 View weight_view(const Tensor& weight, const Tensor& first, const char* first_name) {
   check_like(weight, "weight", first, first_name);
@@ -58,11 +122,6 @@ Geometry geometry_from_z(const View& v, const Tensor& z, const View& w, const Te
   return g;
 }
 
-Source source_of(const View& v) {
-  Source s;
-  s.base = v;
-  return s;
-}
 // z * (gate > 0 ? 1 : slope)
 Source gated_source(const View& v, const Tensor& z, const std::optional<Tensor>& gate, double slope) {
   Source s = source_of(v);
@@ -70,11 +129,6 @@ Source gated_source(const View& v, const Tensor& z, const std::optional<Tensor>&
   s.gate_slope = slope;
   STD_TORCH_CHECK(!s.gate || (s.gate.n == v.n && s.gate.c == v.c && s.gate.h == v.h && s.gate.w == v.w),
                   "input_gate has shape ", shape_text(*gate), "; expected that of z, ", shape_text(z));
-  return s;
-}
-Sink sink_of(const View& v) {
-  Sink s;
-  s.out = v;
   return s;
 }
 
@@ -95,7 +149,7 @@ std::tuple<Tensor, Tensor> conv2d_add_act(const Tensor& x, const Tensor& weight,
   sink.out = view_of(h, "h");
   if (with_drive) sink.drive = view_of(drive, "drive");
   Source source = source_of(v);
-  source.pool_h = p.h, source.pool_w = p.w, source.scale = 1.0 / (double(p.h) * p.w);
+  source.pool_h = p.h, source.pool_w = p.w, source.scale = mean_of(p);
   run_conv(instruction_set(), torch_pool(), g, source, sink, w, b);
   return {h, drive};
 }
@@ -115,7 +169,7 @@ std::tuple<Tensor, Tensor> conv_transpose2d_add_act(const Tensor& z, const Tenso
   Sink sink;
   sink.activation = activation_named(activation), sink.slope = slope;
   sink.upsample_h = up.h, sink.upsample_w = up.w;
-  if (spread) sink.scale = 1.0 / (double(up.h) * up.w);
+  if (spread) sink.scale = mean_of(up);
   sink.add = same_shape_view(add, "add", z, "z", g.batch, g.in_c, out_h, out_w);
   STD_TORCH_CHECK(gate_slope >= 0 && (gate_slope == 0 || sink.activation <= Activation::leaky_relu), "gate_slope is ",
                   gate_slope, " with activation ", activation);
@@ -170,30 +224,21 @@ Tensor tied_conv2d_weight_grad(const Tensor& x, const Tensor& grad_y, const std:
   return grad;
 }
 
-// What flows back into the linear part: grad * f'(h) [* (gate > 0 ? 1 : gate_slope)] + grad_drive; with an identity and
-// no gate the gradient itself.
-struct Incoming {
-  Source pre;    // without grad_drive
-  Source total;  // with it
-};
 Incoming incoming(const std::optional<Tensor>& grad, const std::optional<Tensor>& grad_drive, const Tensor& h,
                   const std::optional<Tensor>& gate, const std::string& activation, double slope,
                   double gate_slope = 0) {
   STD_TORCH_CHECK(grad || grad_drive, "grad and grad_drive are both missing");
   const View vh = view_of(h, "h");
-  Incoming in;
-  in.pre.activation = activation_named(activation), in.pre.slope = slope, in.pre.gate_slope = gate_slope;
-  const View drive = same_shape_view(grad_drive, "grad_drive", h, "h", vh.n, vh.c, vh.h, vh.w);
-  if (grad) {
-    in.pre.base = same_shape_view(grad, "grad", h, "h", vh.n, vh.c, vh.h, vh.w);
-    if (in.pre.activation != Activation::identity) in.pre.output = vh;
-    in.pre.gate = same_shape_view(gate, "gate", h, "h", vh.n, vh.c, vh.h, vh.w);
-    in.total = in.pre;
-    in.total.extra = drive;
-  } else {
-    in.total.base = drive;
-  }
-  return in;
+  const auto like_h = [&](const std::optional<Tensor>& t, const char* name) {
+    return same_shape_view(t, name, h, "h", vh.n, vh.c, vh.h, vh.w);
+  };
+  return {like_h(grad, "grad"),
+          like_h(grad_drive, "grad_drive"),
+          vh,
+          like_h(gate, "gate"),
+          activation_named(activation),
+          slope,
+          gate_slope};
 }
 
 struct Needs {
@@ -204,7 +249,7 @@ Needs needs_of(const std::vector<bool>& needs) {
   return {needs[0], needs[1], needs[2], needs[3]};
 }
 
-// Where the four gradients go; a view without data is not wanted.
+// The four gradients, empty where not wanted. Those of add and bias are zero without a grad.
 struct Gradients {
   Tensor input, weight, add, bias;
   Gradients(const Needs& needs, const Tensor& source, const View& v, const View& w, const Tensor& h, const View& vh)
@@ -212,72 +257,20 @@ struct Gradients {
         weight(needs.weight ? empty_4d(source, false, w.n, w.c, w.h, w.w) : empty_1d(source, 0)),
         add(needs.add ? empty_4d(h, channels_last(vh), vh.n, vh.c, vh.h, vh.w) : empty_1d(source, 0)),
         bias(empty_1d(source, needs.bias ? vh.c : 0)) {}
-};
-
-Source images_of(Source s, std::int64_t n0, std::int64_t n1) {
-  for (View* v : {&s.base, &s.output, &s.gate, &s.extra}) *v = images_of(*v, n0, n1);
-  return s;
-}
-
-// One backward pass. `geometry` is that of the operator; `side` is its input, `pool` and `scale` what happens to it
-// before (convolution) or to the incoming gradient after (transposed).
-//
-// The gradient before the activation is read by three passes. Large batches therefore run in groups of images whose
-// tensors stay in the last-level cache from one pass to the next; sums over groups are formed in their order.
-void backward(const Geometry& geometry, Incoming in, bool have_grad, Source side, const View& w, const Needs& needs,
-              const Gradients& out) {
-  constexpr std::int64_t kGroupBytes = 12 << 20, kLargeBytes = 40 << 20;
-  const InstructionSet& isa = instruction_set();
-  const ThreadPool pool = torch_pool();
-  const bool down = geometry.transposed;
-  const View h = in.total.base;
-  const View none, grad_input = needs.input ? view_of(out.input, "grad_input") : none;
-  const View grad_weight = needs.weight ? view_of(out.weight, "grad_weight") : none;
-  const View grad_add = needs.add ? view_of(out.add, "grad_add") : none;
-  const View grad_bias = needs.bias ? View{out.bias.data_ptr(), h.dtype, 1, h.c, 1, 1, 0, 1, 0, 0} : none;
-  if (!have_grad) {
-    Tensor add = out.add, bias = out.bias;
-    if (needs.add) torch::stable::zero_(add);
-    if (needs.bias) torch::stable::zero_(bias);
-  }
-  const std::int64_t value = h.dtype == DType::f64 ? 8 : 4, batch = geometry.batch;
-  const std::int64_t image = value * (2 * side.base.c * side.base.h * side.base.w + 3 * h.c * h.h * h.w);
-  const bool sums_in_place = h.dtype == DType::f32 || h.dtype == DType::f64;
-  const bool large = batch * image > kLargeBytes && sums_in_place;
-  const std::int64_t groups = large ? std::max<std::int64_t>(1, std::min(batch / 4, batch * image / kGroupBytes)) : 1;
-  for (std::int64_t i = 0; i < groups; ++i) {
-    const std::int64_t n0 = batch * i / groups, n1 = batch * (i + 1) / groups;
-    Geometry g = geometry;
-    g.batch = n1 - n0;
-    const Source pre = images_of(in.pre, n0, n1), input = images_of(side, n0, n1);
-    Source total = images_of(in.total, n0, n1);
-    const bool later = i > 0;
-    if (have_grad && (needs.add || needs.bias)) {
-      const View add = images_of(grad_add, n0, n1);
-      run_transform(isa, pool, pre, add, none, grad_bias, later);
-      if (add && (pre.output || pre.gate)) {  // formed already: read it instead of forming it again
-        total.base = add;
-        total.output = total.gate = none;
-      }
-    }
-    if (down) {  // each repeated pixel passes its gradient on: a sum
-      const Geometry up = transposed(g);
-      if (needs.input) {
-        Sink sink = sink_of(images_of(grad_input, n0, n1));
-        sink.gate = input.gate, sink.gate_slope = input.gate_slope;
-        run_conv(isa, pool, up, total, sink, w, {});
-      }
-      if (needs.weight) run_weight_grad(isa, pool, up, {{total, input}}, grad_weight, later);
+  void form(const Geometry& geometry, const Incoming& in, const Source& side, const View& w, const Needs& needs) {
+    GradientViews out;
+    if (needs.input) out.input = view_of(input, "grad_input");
+    if (needs.weight) out.weight = view_of(weight, "grad_weight");
+    if (!in.pre.base) {
+      if (needs.add) torch::stable::zero_(add);
+      if (needs.bias) torch::stable::zero_(bias);
     } else {
-      if (needs.input) {
-        Sink sink = sink_of(images_of(grad_input, n0, n1));
-        sink.upsample_h = side.pool_h, sink.upsample_w = side.pool_w, sink.scale = side.scale;
-        run_conv(isa, pool, transposed(g), total, sink, w, {});
-      }
-      if (needs.weight) run_weight_grad(isa, pool, g, {{input, total}}, grad_weight, later);
+      if (needs.add) out.add = view_of(add, "grad_add");
+      if (needs.bias) out.bias = {bias.data_ptr(), in.pre.base.dtype, 1, bias.size(0), 1, 1, 0, 1, 0, 0};
     }
+    run_conv_backward(geometry, in, side, w, out);
   }
-}
+};
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> conv2d_add_act_backward(
     const std::optional<Tensor>& grad, const std::optional<Tensor>& grad_drive, const Tensor& h, const Tensor& x,
@@ -289,10 +282,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> conv2d_add_act_backward(
   same_shape_view(h, "h", x, "x", g.batch, g.out_c, g.out_h, g.out_w);
   const Needs needs = needs_of(needed);
   const Incoming in = incoming(grad, grad_drive, h, std::nullopt, activation, slope);
-  const Gradients out(needs, x, v, w, h, view_of(h, "h"));
+  Gradients out(needs, x, v, w, h, view_of(h, "h"));
   Source side = source_of(v);
-  side.pool_h = p.h, side.pool_w = p.w, side.scale = 1.0 / (double(p.h) * p.w);
-  backward(g, in, grad.has_value(), side, w, needs, out);
+  side.pool_h = p.h, side.pool_w = p.w, side.scale = mean_of(p);
+  out.form(g, in, side, w, needs);
   return {out.input, out.weight, out.add, out.bias};
 }
 
@@ -310,9 +303,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> conv_transpose2d_add_act_backward(
   const Needs needs = needs_of(needed);
   Incoming in = incoming(grad, grad_drive, h, gate, activation, slope, gate_slope);
   in.total.pool_h = up.h, in.total.pool_w = up.w;
-  if (spread) in.total.scale = 1.0 / (double(up.h) * up.w);
-  const Gradients out(needs, z, v, w, h, vh);
-  backward(transposed(g), in, grad.has_value(), gated_source(v, z, input_gate, input_slope), w, needs, out);
+  if (spread) in.total.scale = mean_of(up);
+  Gradients out(needs, z, v, w, h, vh);
+  out.form(transposed(g), in, gated_source(v, z, input_gate, input_slope), w, needs);
   return {out.input, out.weight, out.add, out.bias};
 }
 
