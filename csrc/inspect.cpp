@@ -16,6 +16,7 @@
 #include "cpu/packed_store.h"
 #include "cpu/torch_pool.h"
 #include "cuda/settle_plan.h"
+#include "direct.h"
 
 namespace py = pybind11;
 
@@ -259,6 +260,7 @@ py::dict describe(const SettlePlan& p) {
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "lmser's compiled operators (torch.ops.lmser.*) and what can be asked about them.";
+  lmser::direct::add_functions(m);
   m.def("build_info", &lmser::build_info);
   m.def("cpu_info", &lmser::cpu_info);
   m.def("choose_isa", &lmser::choose_isa, py::arg("name"),

@@ -19,10 +19,12 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Ints = std::vector<std::int64_t>;
 
+inline constexpr int kActivations = 6;
+inline constexpr const char* kActivationNames[kActivations] = {"identity", "relu", "leaky_relu",
+                                                               "sigmoid",  "tanh", "leaky_sigmoid"};
 inline Activation activation_named(const std::string& name) {
-  static constexpr const char* names[] = {"identity", "relu", "leaky_relu", "sigmoid", "tanh", "leaky_sigmoid"};
-  for (int i = 0; i < 6; ++i)
-    if (name == names[i]) return Activation(i);
+  for (int i = 0; i < kActivations; ++i)
+    if (name == kActivationNames[i]) return Activation(i);
   STD_TORCH_CHECK(false, "activation is '", name,
                   "'; expected identity, relu, leaky_relu, sigmoid, tanh or leaky_sigmoid");
 }
@@ -111,11 +113,11 @@ inline Tensor empty_1d(const Tensor& like, std::int64_t n) {
 struct Pair {
   int h, w;
 };
+inline constexpr std::int64_t kMostOfPair = (1 << 20) - 1;
 inline Pair pair_of(const Ints& v, const char* name, std::int64_t least) {
   STD_TORCH_CHECK(v.size() == 2, name, " has ", v.size(), " values; expected 2");
-  constexpr std::int64_t most = (1 << 20) - 1;
-  STD_TORCH_CHECK(v[0] >= least && v[1] >= least && v[0] <= most && v[1] <= most, name, " is (", v[0], ", ", v[1],
-                  "); expected at least ", least, " and at most ", most);
+  STD_TORCH_CHECK(v[0] >= least && v[1] >= least && v[0] <= kMostOfPair && v[1] <= kMostOfPair, name, " is (", v[0],
+                  ", ", v[1], "); expected at least ", least, " and at most ", kMostOfPair);
   return {int(v[0]), int(v[1])};
 }
 

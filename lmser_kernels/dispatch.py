@@ -29,8 +29,24 @@ class Operators:
 
 
 compiled = Operators("lmser")
+# Of the operators with a kernel that can be called without PyTorch's dispatcher: what `at_once` calls.
+_immediate: dict[str, Callable[..., Any]] = {}
 triton = Operators(_library.TRITON)
 _FAMILIES = (compiled, triton) if _library.triton_error is None else (compiled,)
+
+
+def at_once(name: str, impl: str, *args: Any) -> Any:
+    """What the compiled operator `name` gives for these arguments, taken the shortest way; None where it cannot be.
+
+    That is for plain CPU tensors in eager mode, recording gradients or not, where all arguments are what the operator
+    takes as it is: then nothing else has to be checked, and a small layer costs little more than its arithmetic.
+    Everything else (autocast, subclasses, modes, transforms, tracing, large results, what does not fit) is None, with
+    nothing done.
+    """
+    if torch.compiler.is_compiling() or impl not in ("auto", "native") or torch._C._is_any_autocast_enabled():
+        return None
+    function = _immediate.get(name) if _library.available else None
+    return None if function is None else function(*args)
 
 
 def chosen(operation: str, impl: str, tensor: Tensor) -> Operators | None:
@@ -157,6 +173,7 @@ def differentiable(
     `torch.compile` and `torch.export` go through the registered operator. In eager mode the callable
     reaches the same kernel with the same two functions through `autograd.Function`, or with nothing in
     between where no gradient is asked for: the registered path costs a small layer more than its arithmetic.
+    Results that were not asked for are then empty tensors or None.
     `torch.func`'s transforms, which refuse the registered path, take an `autograd.Function` as well.
     """
     registered(name, setup_context, backward)
@@ -196,16 +213,60 @@ def _callable(
         f"{name}_functional", forward=kernel, setup_context=setup_context, backward=backward
     )
 
-    def call(*args: Any) -> Any:
-        if torch.compiler.is_compiling():
-            return operator(*args)
+    def dispatched(*args: Any) -> Any:
         if torch._C._are_functorch_transforms_active():
             return functional.apply(*args)
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
             return eager.apply(*args)
         return kernel(*args)
 
+    immediate = _immediate_call(operators, name, setup_context, backward)
+
+    def call(*args: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return operator(*args)
+        output = immediate(*args)
+        return dispatched(*args) if output is None else output
+
     return call
+
+
+def _immediate_call(
+    operators: Operators,
+    name: str,
+    setup_context: Callable[..., None],
+    backward: Callable[..., tuple[Any, ...]],
+) -> Callable[..., Any]:
+    """The operator without PyTorch's dispatcher, with its derivative; None where a call is not for that.
+
+    What does the work is a function of the compiled module (csrc/direct.cpp), which not every operator has.
+    """
+    direct = getattr(_library.module, name, None) if operators is compiled else None
+    if direct is None:
+        return lambda *args: None
+
+    # What was computed comes as the last argument, in a list, and leaves as the output that is differentiated.
+    def forward(ctx: Any, *args: Any) -> Any:
+        results = args[-1]
+        output = results[0] if len(results) == 1 else tuple(results)
+        setup_context(ctx, args[:-1], output)
+        return output
+
+    def backward_of_all(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+        return *backward(ctx, *grads), None
+
+    function = _function(f"{name}_immediate", forward=forward, backward=backward_of_all)
+    # Without what `Function.apply` does for transforms first, which is as long again: `direct` answers to none.
+    record = super(torch.autograd.Function, function).apply
+
+    def immediate(*args: Any) -> Any:
+        results = direct(*args)
+        if type(results) is list:
+            return record(*args, results)
+        return results if results is None or len(results) > 1 else results[0]
+
+    _immediate[name] = immediate
+    return immediate
 
 
 def _function(name: str, **methods: Callable[..., Any]) -> Any:

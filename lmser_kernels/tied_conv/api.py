@@ -10,7 +10,7 @@ from torch import Tensor
 from lmser_kernels import _library
 from lmser_kernels import activation as activations
 from lmser_kernels.arguments import Pair, operands, pair, per_channel, same_shape
-from lmser_kernels.dispatch import chosen
+from lmser_kernels.dispatch import at_once, chosen
 from lmser_kernels.tied_conv import reference
 from lmser_kernels.tied_conv.sizes import conv_size, conv_transpose_size
 
@@ -100,6 +100,11 @@ def conv2d_add_act(
     """
     leak = activations.check(activation, slope)
     stride, padding, pool = pair("stride", stride, 1), pair("padding", padding, 0), pair("pool", pool, 1)
+    both = at_once(
+        "conv2d_add_act", impl, x, weight, add, bias, stride, padding, pool, activation, leak, return_drive
+    )
+    if both is not None:
+        return both if return_drive else both[0]
     x, weight, add, bias = cast(_Conv, operands(_CONV_NAMES, (x, weight, add, bias), 2))
     height, width = conv_size(x, weight, stride, padding, pool)
     if add is not None:
@@ -236,6 +241,12 @@ def conv_transpose2d_add_act(
         pair("padding", padding, 0),
         pair("upsample", upsample, 1),
     )
+    both = at_once(
+        "conv_transpose2d_add_act", impl, z, weight, add, bias, gate, stride, padding, output_size, upsample,
+        activation, leak, return_drive, gate_slope, input_gate, input_slope, spread,
+    )  # fmt: skip
+    if both is not None:
+        return both if return_drive else both[0]
     given = (z, weight, add, bias, gate, input_gate)
     z, weight, add, bias, gate, input_gate = cast(_Transpose, operands(_TRANSPOSE_NAMES, given, 2))
     for name, leaks in (("gate_slope", gate_slope), ("input_slope", input_slope)):
@@ -311,6 +322,9 @@ def tied_conv2d(
     Source: "Deep CNN Based Lmser and Strengths of Two Built-In Dualities", the duality in connection weights.
     """
     stride, padding = pair("stride", stride, 1), pair("padding", padding, 0)
+    found: tuple[Tensor, Tensor] | None = at_once("tied_conv2d", impl, x, z, weight, stride, padding)
+    if found is not None:
+        return found
     x, z, weight = cast("tuple[Tensor, Tensor, Tensor]", operands(_TIED_NAMES, (x, z, weight), 3))
     height, width = conv_size(x, weight, stride, padding)
     same_shape("z", z, (x.shape[0], weight.shape[0], height, width), "the shape of the convolution of x")

@@ -1,0 +1,259 @@
+// The operators' CPU kernels for small plain calls, as functions of the module that take an operator's arguments and
+// give its results bit for bit: in a tuple (always), with None for one that was not asked for, or in a list where the
+// caller has to record a gradient. None instead of them leaves the call to the operator, which says what is wrong.
+#include "direct.h"
+
+#include "cpu/tied_conv.h"
+#include "cpu/torch_pool.h"
+
+namespace lmser::direct {
+namespace py = pybind11;
+namespace {
+
+bool shaped(const View& v, std::int64_t n, std::int64_t c, std::int64_t h, std::int64_t w) {
+  return !v || (v.n == n && v.c == c && v.h == h && v.w == w);
+}
+bool alike(const View& v, const View& other) { return shaped(v, other.n, other.c, other.h, other.w); }
+
+// Of a convolution from x (after pooling by `pool`), or none where x, the weight and the settings do not go together.
+Geometry edge(Arguments& a, const View& x, const View& w, Pair stride, Pair padding, Pair pool) {
+  const std::int64_t height = x.h / pool.h, width = x.w / pool.w;
+  if (!a.require(x.c == w.c && height > 0 && width > 0 && height + 2 * padding.h >= w.h &&
+                 width + 2 * padding.w >= w.w))
+    return {};
+  return conv_geometry(x.n, x.c, height, width, w.n, w.h, w.w, stride, padding);
+}
+// The same from its small side z, for a big side of `size` or the smallest.
+Geometry edge_below(Arguments& a, const View& z, const View& w, Pair stride, Pair padding, std::optional<Pair> size) {
+  const std::int64_t height = size ? size->h : (z.h - 1) * stride.h - 2 * padding.h + w.h,
+                     width = size ? size->w : (z.w - 1) * stride.w - 2 * padding.w + w.w;
+  if (!a.require(z.c == w.n && height > 0 && width > 0 && height <= kMostOfPair && width <= kMostOfPair &&
+                 height + 2 * padding.h >= w.h && width + 2 * padding.w >= w.w))
+    return {};
+  const Geometry g = conv_geometry(z.n, w.c, height, width, w.n, w.h, w.w, stride, padding);
+  a.require(g.out_h == z.h && g.out_w == z.w);
+  return g;
+}
+Source gated(const View& z, const View& gate, double slope) {
+  Source s = source_of(z);
+  s.gate = gate, s.gate_slope = slope;
+  return s;
+}
+bool slope_fits(double slope) { return slope >= 0 && slope <= 1e300; }
+
+void run(const Geometry& g, const Source& source, const Sink& sink, const View& w, const View& bias) {
+  const py::gil_scoped_release release;
+  run_conv(instruction_set(), torch_pool(), g, source, sink, w, bias);
+}
+
+py::object conv2d_add_act(Arguments& a) {
+  const View x = a.tensor(), w = a.tensor(), add = a.maybe_tensor(), bias = a.maybe_bias();
+  const Pair stride = a.pair(1), padding = a.pair(0), pool = a.pair(1);
+  Sink sink;
+  sink.add = add, sink.activation = a.activation(), sink.slope = a.number();
+  const bool want_drive = a.flag();
+  const Geometry g = edge(a, x, w, stride, padding, pool);
+  a.require(shaped(add, g.batch, g.out_c, g.out_h, g.out_w) && (!bias || bias.c == g.out_c));
+  a.require_small(g.batch, g.out_c, g.out_h, g.out_w);
+  if (!a.complete()) return py::none();
+  const bool last = channels_last(x);
+  const py::object h = a.empty(last, g.batch, g.out_c, g.out_h, g.out_w, sink.out);
+  const py::object drive = want_drive ? a.empty(last, g.batch, g.out_c, g.out_h, g.out_w, sink.drive) : py::none();
+  Source source = source_of(x);
+  source.pool_h = pool.h, source.pool_w = pool.w, source.scale = mean_of(pool);
+  run(g, source, sink, w, bias);
+  return a.give(h, drive);
+}
+
+py::object conv_transpose2d_add_act(Arguments& a) {
+  const View z = a.tensor(), w = a.tensor(), add = a.maybe_tensor(), bias = a.maybe_bias(), gate = a.maybe_tensor();
+  const Pair stride = a.pair(1), padding = a.pair(0);
+  const std::optional<Pair> size = a.maybe_pair(1);
+  const Pair up = a.pair(1);
+  Sink sink;
+  sink.add = add, sink.gate = gate, sink.activation = a.activation(), sink.slope = a.number();
+  const bool want_drive = a.flag();
+  sink.gate_slope = a.number();
+  const View input_gate = a.maybe_tensor();
+  const double input_slope = a.number();
+  sink.upsample_h = up.h, sink.upsample_w = up.w;
+  if (a.flag()) sink.scale = mean_of(up);
+  const Geometry g = edge_below(a, z, w, stride, padding, size);
+  const std::int64_t height = g.in_h * up.h, width = g.in_w * up.w;
+  a.require(shaped(add, g.batch, g.in_c, height, width) && shaped(gate, g.batch, g.in_c, height, width) &&
+            alike(input_gate, z) && (!bias || bias.c == g.in_c) && slope_fits(sink.gate_slope) &&
+            slope_fits(input_slope) && (sink.gate_slope == 0 || sink.activation <= Activation::leaky_relu));
+  a.require_small(g.batch, g.in_c, height, width);
+  if (!a.complete()) return py::none();
+  // Of a map of one pixel the layout cannot be told; what joins it tells.
+  const bool last = channels_last(z.h * z.w > 1 ? z : add ? add : gate ? gate : z);
+  const py::object h = a.empty(last, g.batch, g.in_c, height, width, sink.out);
+  const py::object drive = want_drive ? a.empty(last, g.batch, g.in_c, height, width, sink.drive) : py::none();
+  run(transposed(g), gated(z, input_gate, input_slope), sink, w, bias);
+  return a.give(h, drive);
+}
+
+// Allocates what is needed, runs the pass and returns the four.
+py::object backward(Arguments& a, const Geometry& g, const Incoming& in, const Source& side, const View& w,
+                    const View& h, std::array<bool, 4> needs) {
+  const View& v = side.base;
+  if (needs[0]) a.require_small(v.n, v.c, v.h, v.w);
+  if (needs[1]) a.require_small(w.n, w.c, w.h, w.w);
+  if (needs[2]) a.require_small(h.n, h.c, h.h, h.w);
+  if (!a.complete()) return py::none();
+  GradientViews out;
+  py::object input = py::none(), weight = py::none(), add = py::none(), bias = py::none();
+  if (needs[0]) input = a.empty(channels_last(v), v.n, v.c, v.h, v.w, out.input);
+  if (needs[1]) weight = a.empty(false, w.n, w.c, w.h, w.w, out.weight);
+  if (needs[2]) add = a.empty(channels_last(h), h.n, h.c, h.h, h.w, out.add);
+  if (needs[3]) bias = a.empty(h.c, out.bias);
+  {
+    const py::gil_scoped_release release;
+    run_conv_backward(g, in, side, w, out);
+  }
+  return a.give(std::move(input), std::move(weight), std::move(add), std::move(bias));
+}
+
+py::object conv2d_add_act_backward(Arguments& a) {
+  const View grad = a.tensor(), grad_drive = a.maybe_tensor(), h = a.tensor(), x = a.tensor(), w = a.tensor();
+  const Pair stride = a.pair(1), padding = a.pair(0), pool = a.pair(1);
+  const Activation activation = a.activation();
+  const double slope = a.number();
+  const std::array<bool, 4> needs = a.flags();
+  const Geometry g = edge(a, x, w, stride, padding, pool);
+  a.require(shaped(h, g.batch, g.out_c, g.out_h, g.out_w) && alike(grad, h) && alike(grad_drive, h));
+  Source side = source_of(x);
+  side.pool_h = pool.h, side.pool_w = pool.w, side.scale = mean_of(pool);
+  return backward(a, g, Incoming(grad, grad_drive, h, {}, activation, slope, 0), side, w, h, needs);
+}
+
+py::object conv_transpose2d_add_act_backward(Arguments& a) {
+  const View grad = a.tensor(), grad_drive = a.maybe_tensor(), h = a.tensor(), z = a.tensor(), w = a.tensor(),
+             gate = a.maybe_tensor();
+  const Pair stride = a.pair(1), padding = a.pair(0), up = a.pair(1);
+  const Activation activation = a.activation();
+  const double slope = a.number();
+  const std::array<bool, 4> needs = a.flags();
+  const double gate_slope = a.number();
+  const View input_gate = a.maybe_tensor();
+  const double input_slope = a.number();
+  const bool spread = a.flag();
+  a.require(h.n == z.n && h.c == w.c && h.h % up.h == 0 && h.w % up.w == 0 && alike(grad, h) && alike(grad_drive, h) &&
+            alike(gate, h) && alike(input_gate, z));
+  const Geometry g = edge_below(a, z, w, stride, padding, Pair{int(h.h / up.h), int(h.w / up.w)});
+  Incoming in(grad, grad_drive, h, gate, activation, slope, gate_slope);
+  in.total.pool_h = up.h, in.total.pool_w = up.w;
+  if (spread) in.total.scale = mean_of(up);
+  return backward(a, transposed(g), in, gated(z, input_gate, input_slope), w, h, needs);
+}
+
+py::object tied_conv2d(Arguments& a) {
+  const View x = a.tensor(), z = a.tensor(), w = a.tensor();
+  const Pair stride = a.pair(1), padding = a.pair(0);
+  const Geometry g = edge(a, x, w, stride, padding, {1, 1});
+  a.require(shaped(z, g.batch, g.out_c, g.out_h, g.out_w));
+  a.require_small(x.n, x.c, x.h, x.w), a.require_small(z.n, z.c, z.h, z.w);
+  if (!a.complete()) return py::none();
+  const bool last = channels_last(x);
+  Sink up, down;
+  const py::object y = a.empty(last, g.batch, g.out_c, g.out_h, g.out_w, up.out),
+                   u = a.empty(last, g.batch, g.in_c, g.in_h, g.in_w, down.out);
+  run(g, source_of(x), up, w, {});
+  run(transposed(g), source_of(z), down, w, {});
+  return a.give(y, u);
+}
+
+py::object tied_conv2d_weight_grad(Arguments& a) {
+  const View x = a.tensor(), grad_y = a.tensor(), grad_u = a.maybe_tensor(), z = a.maybe_tensor();
+  const Pair kernel = a.pair(1), stride = a.pair(1), padding = a.pair(0);
+  a.require(bool(grad_u) == bool(z) && alike(grad_u, x) && alike(z, grad_y));
+  View w;  // of the weight, its size
+  w.n = grad_y.c, w.c = x.c, w.h = kernel.h, w.w = kernel.w;
+  const Geometry g = edge(a, x, w, stride, padding, {1, 1});
+  a.require(shaped(grad_y, g.batch, g.out_c, g.out_h, g.out_w));
+  a.require_small(w.n, w.c, w.h, w.w);
+  if (!a.complete()) return py::none();
+  View view;
+  py::object grad = a.empty(false, w.n, w.c, w.h, w.w, view);
+  std::vector<WeightGradPair> pairs{{source_of(x), source_of(grad_y)}};
+  if (z) pairs.push_back({source_of(grad_u), source_of(z)});
+  {
+    const py::gil_scoped_release release;
+    run_weight_grad(instruction_set(), torch_pool(), g, pairs, view);
+  }
+  return a.give(grad);
+}
+
+py::object add_act(Arguments& a) {
+  const View y = a.tensor(), u = a.maybe_tensor(), bias = a.maybe_bias();
+  const Activation activation = a.activation();
+  const double slope = a.number();
+  a.require(alike(u, y) && (!bias || bias.c == y.c));
+  a.require_small(y.n, y.c, y.h, y.w);
+  if (!a.complete()) return py::none();
+  View out;
+  py::object h = a.empty(channels_last(y), y.n, y.c, y.h, y.w, out);
+  {
+    const py::gil_scoped_release release;
+    run_add_act(instruction_set(), torch_pool(), y, u, bias, out, activation, slope);
+  }
+  return a.give(h);
+}
+
+py::object add_act_backward(Arguments& a) {
+  const View grad = a.tensor(), h = a.tensor();
+  Source source;
+  source.base = grad, source.activation = a.activation(), source.slope = a.number();
+  if (source.activation != Activation::identity) source.output = h;
+  const bool needs_bias = a.flag();
+  a.require(alike(grad, h));
+  a.require_small(h.n, h.c, h.h, h.w);
+  if (!a.complete()) return py::none();
+  View pre, bias;
+  py::object g = a.empty(channels_last(h), h.n, h.c, h.h, h.w, pre);
+  py::object grad_bias = needs_bias ? a.empty(h.c, bias) : py::none();
+  {
+    const py::gil_scoped_release release;
+    run_transform(instruction_set(), torch_pool(), source, pre, {}, bias);
+  }
+  return a.give(std::move(g), std::move(grad_bias));
+}
+
+template <py::object (*function)(Arguments&)>
+PyObject* call(PyObject*, PyObject* const* values, Py_ssize_t count) noexcept {
+  try {
+    if (!undisturbed()) Py_RETURN_NONE;
+    Arguments arguments(values, count);
+    return function(arguments).release().ptr();
+  } catch (py::error_already_set& error) {
+    error.restore();
+  } catch (const std::exception& error) {
+    PyErr_SetString(PyExc_RuntimeError, error.what());
+  }
+  return nullptr;
+}
+
+template <py::object (*function)(Arguments&)>
+PyMethodDef method(const char* name) {
+  return {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&call<function>)), METH_FASTCALL,
+          "The operator's results without the dispatcher, in a list if they are to be recorded; None if not for this "
+          "call."};
+}
+
+}  // namespace
+
+void add_functions(py::module_& module) {
+  static PyMethodDef methods[] = {method<conv2d_add_act>("conv2d_add_act"),
+                                  method<conv2d_add_act_backward>("conv2d_add_act_backward"),
+                                  method<conv_transpose2d_add_act>("conv_transpose2d_add_act"),
+                                  method<conv_transpose2d_add_act_backward>("conv_transpose2d_add_act_backward"),
+                                  method<tied_conv2d>("tied_conv2d"),
+                                  method<tied_conv2d_weight_grad>("tied_conv2d_weight_grad"),
+                                  method<add_act>("add_act"),
+                                  method<add_act_backward>("add_act_backward"),
+                                  {}};
+  if (!ready()) return;
+  if (PyModule_AddFunctions(module.ptr(), methods) != 0) throw py::error_already_set();
+}
+
+}  // namespace lmser::direct

@@ -1,0 +1,80 @@
+// The shortest way from Python to a small computation on the CPU: the arguments of an operator as they come from
+// Python, read without PyTorch's dispatcher. Tensors are read through the table of DLPack's exchange protocol that
+// torch.Tensor carries, the results are made by its methods.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <array>
+
+#include "cpu/output_store.h"
+#include "tensor.h"
+
+namespace lmser::direct {
+
+// Whether PyTorch's table was found; without it every call is left to the dispatcher.
+bool ready();
+// Whether PyTorch's dispatcher would go straight to the CPU kernel for plain tensors: no mode, transform, trace or
+// profile is active in this thread.
+bool undisturbed();
+
+// The arguments of a call, one after the other. Where one is not what the kernels take as it is, the call must be left
+// to the operator, which either knows what to do or says what is wrong.
+class Arguments {
+ public:
+  Arguments(PyObject* const* values, Py_ssize_t count) : next_(values), left_(count) {}
+
+  bool require(bool condition) { return fit_ = fit_ && condition; }
+  // Whether all arguments have been read and fit.
+  bool complete() const { return fit_ && left_ == 0; }
+  // The results: a tuple, or a list where a gradient has to be recorded for a tensor that was read.
+  template <class... Results>
+  pybind11::object give(Results&&... results) const {
+    pybind11::tuple tuple = pybind11::make_tuple(std::forward<Results>(results)...);
+    return recorded() ? pybind11::object(pybind11::list(tuple)) : pybind11::object(std::move(tuple));
+  }
+
+  // (N, C, H, W) of the dtype of the first that was read, on the CPU, not empty.
+  View tensor() { return read(take(), 4); }
+  View maybe_tensor() {
+    PyObject* const value = take();
+    return value == Py_None ? View{} : read(value, 4);
+  }
+  // (C,)
+  View maybe_bias() {
+    PyObject* const value = take();
+    return value == Py_None ? View{} : read(value, 1);
+  }
+  Pair pair(std::int64_t least);
+  std::optional<Pair> maybe_pair(std::int64_t least);
+  Activation activation();
+  double number();
+  bool flag();
+  std::array<bool, 4> flags();  // a list of them
+  // A result of this size may be made here: larger ones come from the output store.
+  bool require_small(std::int64_t n, std::int64_t c, std::int64_t h, std::int64_t w);
+  // Of the dtype of the tensors, uninitialised, and the view of it.
+  pybind11::object empty(bool last, std::int64_t n, std::int64_t c, std::int64_t h, std::int64_t w, View& view);
+  pybind11::object empty(std::int64_t n, View& view);
+
+ private:
+  bool recorded() const;
+  PyObject* take() {
+    if (!require(left_ > 0)) return Py_None;
+    return --left_, *next_++;
+  }
+  View read(PyObject* value, int dimensions);
+  Pair pair_in(PyObject* value, std::int64_t least);
+  pybind11::object made(const pybind11::tuple& size, const pybind11::tuple& strides, View& view);
+
+  PyObject* const* next_;
+  Py_ssize_t left_;
+  bool fit_ = true, requires_grad_ = false;
+  PyObject* first_ = nullptr;  // tensor that was read
+  DType dtype_ = DType::f32;
+};
+
+// Adds the functions that have operators' names to the module; none where `ready` is false.
+void add_functions(pybind11::module_& module);
+
+}  // namespace lmser::direct

@@ -1,0 +1,194 @@
+#include "direct.h"
+
+#include "dlpack.h"
+
+#include <stdexcept>
+
+namespace lmser::direct {
+namespace py = pybind11;
+namespace {
+
+// What is used of torch, looked up once; never released, as the interpreter may be gone before static objects are.
+struct Torch {
+  const dlpack::ExchangeApi* exchange = nullptr;
+  PyObject *tensor, *parameter;  // types
+  PyObject *included, *raw, *function_mode, *profiler, *grad, *is_neg, *new_empty_strided;
+  PyObject* requires_grad;       // its name
+  unsigned long long usual = 0;  // dispatch keys that are always included
+
+  Torch() {
+    try {
+      find();
+    } catch (const py::error_already_set&) {  // another version of torch
+      exchange = nullptr;
+    }
+  }
+  void find() {
+    const py::module_ torch = py::module_::import("torch");
+    const py::object c = torch.attr("_C"), type = torch.attr("Tensor");
+    tensor = py::object(type).release().ptr();
+    parameter = py::object(torch.attr("nn").attr("Parameter")).release().ptr();
+    const auto held = [](const py::object& o) { return py::object(o).release().ptr(); };
+    included = held(c.attr("_dispatch_tls_local_include_set"));
+    raw = held(c.attr("DispatchKeySet").attr("raw_repr"));
+    function_mode = held(c.attr("_is_torch_function_mode_enabled"));
+    profiler = held(c.attr("_autograd").attr("_profiler_enabled"));
+    grad = held(torch.attr("is_grad_enabled"));
+    is_neg = held(type.attr("is_neg"));
+    new_empty_strided = held(type.attr("new_empty_strided"));
+    requires_grad = held(py::str("requires_grad"));
+    PyUnicode_InternInPlace(&requires_grad);
+    const py::object keys = c.attr("DispatchKey"), set = c.attr("DispatchKeySet");
+    for (const char* key : {"BackendSelect", "ADInplaceOrView"})
+      usual |= set(keys.attr(key)).attr("raw_repr")().cast<unsigned long long>();
+    const py::object capsule = type.attr("__dlpack_c_exchange_api__");
+    const auto* const table =
+        static_cast<const dlpack::ExchangeApi*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
+    if (!table) throw py::error_already_set();
+    if (table->major_version == dlpack::kMajorVersion && table->view_from_python) exchange = table;
+  }
+};
+const Torch& torch() {
+  static const Torch* const found = new Torch;
+  return *found;
+}
+
+bool is_true(PyObject* function) {
+  const py::object result = py::reinterpret_steal<py::object>(PyObject_CallNoArgs(function));
+  if (!result) throw py::error_already_set();
+  return result.ptr() != Py_False;
+}
+
+}  // namespace
+
+bool ready() { return torch().exchange != nullptr; }
+
+bool undisturbed() {
+  const Torch& t = torch();
+  const py::object set = py::reinterpret_steal<py::object>(PyObject_CallNoArgs(t.included));
+  if (!set) throw py::error_already_set();
+  const py::object keys = py::reinterpret_steal<py::object>(PyObject_CallOneArg(t.raw, set.ptr()));
+  if (!keys) throw py::error_already_set();
+  return (PyLong_AsUnsignedLongLongMask(keys.ptr()) & ~t.usual) == 0 && !is_true(t.function_mode) &&
+         !is_true(t.profiler);
+}
+
+bool Arguments::recorded() const { return requires_grad_ && is_true(torch().grad); }
+
+View Arguments::read(PyObject* value, int dimensions) {
+  const Torch& t = torch();
+  PyObject* const type = reinterpret_cast<PyObject*>(Py_TYPE(value));
+  if (!require(type == t.tensor || type == t.parameter)) return {};
+  dlpack::Tensor d;
+  if (t.exchange->view_from_python(value, &d) != 0) {  // one without strides, or without memory
+    PyErr_Clear();
+    return require(false), View{};
+  }
+  if (!require(d.device_type == dlpack::kCPU && d.dimensions == dimensions && d.data && d.strides && d.type_lanes == 1))
+    return {};
+  View v;
+  v.data = static_cast<char*>(d.data) + d.byte_offset;
+  if (d.type_code == dlpack::kFloat && d.type_bits == 32)
+    v.dtype = DType::f32;
+  else if (d.type_code == dlpack::kFloat && d.type_bits == 64)
+    v.dtype = DType::f64;
+  else if (d.type_code == dlpack::kBfloat && d.type_bits == 16)
+    v.dtype = DType::bf16;
+  else if (d.type_code == dlpack::kFloat && d.type_bits == 16)
+    v.dtype = DType::f16;
+  else
+    return require(false), View{};
+  if (!first_) dtype_ = v.dtype, first_ = value;
+  require(v.dtype == dtype_);
+  for (int i = 0; i < dimensions; ++i) require(d.shape[i] > 0);
+  if (dimensions == 4) {
+    v.n = d.shape[0], v.c = d.shape[1], v.h = d.shape[2], v.w = d.shape[3];
+    v.sn = d.strides[0], v.sc = d.strides[1], v.sh = d.strides[2], v.sw = d.strides[3];
+  } else {
+    v.n = v.h = v.w = 1, v.c = d.shape[0], v.sc = d.strides[0];
+  }
+  // A lazily negated view: its memory holds the values with the other sign.
+  const py::object negated = py::reinterpret_steal<py::object>(PyObject_CallOneArg(t.is_neg, value));
+  if (!negated) throw py::error_already_set();
+  require(negated.ptr() == Py_False);
+  if (!requires_grad_) {
+    const py::object requires_grad = py::reinterpret_steal<py::object>(PyObject_GetAttr(value, t.requires_grad));
+    if (!requires_grad) throw py::error_already_set();
+    requires_grad_ = requires_grad.ptr() == Py_True;
+  }
+  return v;
+}
+
+Pair Arguments::pair(std::int64_t least) { return pair_in(take(), least); }
+std::optional<Pair> Arguments::maybe_pair(std::int64_t least) {
+  PyObject* const value = take();
+  if (value == Py_None) return std::nullopt;
+  return pair_in(value, least);
+}
+Pair Arguments::pair_in(PyObject* value, std::int64_t least) {
+  PyObject *first = value, *second = value;
+  if (PyTuple_Check(value) && PyTuple_GET_SIZE(value) == 2)
+    first = PyTuple_GET_ITEM(value, 0), second = PyTuple_GET_ITEM(value, 1);
+  else if (PyList_CheckExact(value) && PyList_GET_SIZE(value) == 2)
+    first = PyList_GET_ITEM(value, 0), second = PyList_GET_ITEM(value, 1);
+  if (!require(PyLong_CheckExact(first) && PyLong_CheckExact(second))) return {1, 1};
+  int overflow[2];
+  const long h = PyLong_AsLongAndOverflow(first, &overflow[0]), w = PyLong_AsLongAndOverflow(second, &overflow[1]);
+  if (!require(!overflow[0] && !overflow[1] && h >= least && w >= least && h <= kMostOfPair && w <= kMostOfPair))
+    return {1, 1};
+  return {int(h), int(w)};
+}
+
+Activation Arguments::activation() {
+  PyObject* const value = take();
+  if (require(PyUnicode_CheckExact(value)))
+    for (int i = 0; i < kActivations; ++i)
+      if (PyUnicode_CompareWithASCIIString(value, kActivationNames[i]) == 0) return Activation(i);
+  return require(false), Activation::identity;
+}
+
+double Arguments::number() {
+  PyObject* const value = take();
+  return require(PyFloat_CheckExact(value)) ? PyFloat_AS_DOUBLE(value) : 0;
+}
+
+bool Arguments::flag() {
+  PyObject* const value = take();
+  require(value == Py_True || value == Py_False);
+  return value == Py_True;
+}
+
+std::array<bool, 4> Arguments::flags() {
+  PyObject* const value = take();
+  std::array<bool, 4> flags{};
+  if (!require(PyList_CheckExact(value) && PyList_GET_SIZE(value) == Py_ssize_t(flags.size()))) return flags;
+  for (std::size_t i = 0; i < flags.size(); ++i) {
+    PyObject* const flag = PyList_GET_ITEM(value, Py_ssize_t(i));
+    require(flag == Py_True || flag == Py_False);
+    flags[i] = flag == Py_True;
+  }
+  return flags;
+}
+
+bool Arguments::require_small(std::int64_t n, std::int64_t c, std::int64_t h, std::int64_t w) {
+  std::int64_t bytes = dtype_ == DType::f64 ? 8 : dtype_ == DType::f32 ? 4 : 2;
+  for (const std::int64_t s : {n, c, h, w})
+    if (!require(s > 0 && !__builtin_mul_overflow(bytes, s, &bytes))) return false;
+  return require(bytes < std::int64_t(output_store::kLeast));
+}
+py::object Arguments::made(const py::tuple& size, const py::tuple& strides, View& view) {
+  PyObject* const values[] = {first_, size.ptr(), strides.ptr()};
+  py::object result =
+      py::reinterpret_steal<py::object>(PyObject_Vectorcall(torch().new_empty_strided, values, 3, nullptr));
+  if (!result) throw py::error_already_set();
+  view = read(result.ptr(), int(size.size()));
+  if (!fit_) throw std::runtime_error("new_empty_strided did not give a plain tensor");
+  return result;
+}
+py::object Arguments::empty(bool last, std::int64_t n, std::int64_t c, std::int64_t h, std::int64_t w, View& view) {
+  const std::int64_t pixel = last ? c : 1;  // from one to the next of a row
+  return made(py::make_tuple(n, c, h, w), py::make_tuple(c * h * w, last ? 1 : h * w, w * pixel, pixel), view);
+}
+py::object Arguments::empty(std::int64_t n, View& view) { return made(py::make_tuple(n), py::make_tuple(1), view); }
+
+}  // namespace lmser::direct
