@@ -1,6 +1,6 @@
 // The operators' CPU kernels for small plain calls, as functions of the module that take an operator's arguments and
-// give its results bit for bit: in a tuple (always), with None for one that was not asked for, or in a list where the
-// caller has to record a gradient. None instead of them leaves the call to the operator, which says what is wrong.
+// give what it gives bit for bit: with None for a result that was not asked for, and all in a list where the caller has
+// to record a gradient. None alone leaves the call to the operator, which says what is wrong.
 #include "direct.h"
 
 #include "cpu/tied_conv.h"

@@ -27,11 +27,13 @@ class Arguments {
   bool require(bool condition) { return fit_ = fit_ && condition; }
   // Whether all arguments have been read and fit.
   bool complete() const { return fit_ && left_ == 0; }
-  // The results: a tuple, or a list where a gradient has to be recorded for a tensor that was read.
+  // The result, or a tuple of several; a list where a gradient has to be recorded for a tensor that was read.
   template <class... Results>
   pybind11::object give(Results&&... results) const {
     pybind11::tuple tuple = pybind11::make_tuple(std::forward<Results>(results)...);
-    return recorded() ? pybind11::object(pybind11::list(tuple)) : pybind11::object(std::move(tuple));
+    if (recorded()) return pybind11::list(tuple);
+    if constexpr (sizeof...(results) == 1) return tuple[0];
+    return tuple;
   }
 
   // (N, C, H, W) of the dtype of the first that was read, on the CPU, not empty.

@@ -27,9 +27,9 @@ def plan(
     threads: int,
 ) -> dict[str, Any]: ...
 
-# Some operators without PyTorch's dispatcher (csrc/direct.cpp), with the operator's arguments: its results in a tuple,
-# in a list where a gradient has to be recorded, or None where the call is not for it.
-_Results = tuple[Tensor | None, ...] | list[Tensor | None] | None
+# Some operators without PyTorch's dispatcher (csrc/direct.cpp), with the operator's arguments: what it gives, None for a
+# result that was not asked for; in a list where a gradient has to be recorded; or None where the call is not for it.
+_Results = Tensor | tuple[Tensor | None, ...] | list[Tensor | None] | None
 
 def conv2d_add_act(*arguments: Any) -> _Results: ...
 def conv2d_add_act_backward(*arguments: Any) -> _Results: ...

@@ -178,7 +178,7 @@ def differentiable(
     """
     registered(name, setup_context, backward)
     for operators in _FAMILIES:
-        setattr(operators, name, _callable(operators, name, _setup_with(operators, setup_context), backward))
+        setattr(operators, name, _callable(operators, name, setup_context, backward))
 
 
 def _setup_with(operators: Operators, setup_context: Callable[..., None]) -> Callable[..., None]:
@@ -196,6 +196,7 @@ def _callable(
     backward: Callable[..., tuple[Any, ...]],
 ) -> Callable[..., Any]:
     operator = operators.raw(name)
+    setup = _setup_with(operators, setup_context)
 
     def kernel(*args: Any) -> Any:
         with torch._C._AutoDispatchBelowAutograd():
@@ -203,15 +204,13 @@ def _callable(
 
     def forward(ctx: Any, *args: Any) -> Any:
         output = kernel(*args)
-        setup_context(ctx, args, output)
+        setup(ctx, args, output)
         return output
 
     # With `forward` and `setup_context` apart, as `torch.func` needs them, `apply` inspects the signature at
     # every call; together they take a third of the time.
     eager = _function(f"{name}_eager", forward=forward, backward=backward)
-    functional = _function(
-        f"{name}_functional", forward=kernel, setup_context=setup_context, backward=backward
-    )
+    functional = _function(f"{name}_functional", forward=kernel, setup_context=setup, backward=backward)
 
     def dispatched(*args: Any) -> Any:
         if torch._C._are_functorch_transforms_active():
@@ -249,6 +248,7 @@ def _immediate_call(
     def forward(ctx: Any, *args: Any) -> Any:
         results = args[-1]
         output = results[0] if len(results) == 1 else tuple(results)
+        ctx.ops = operators
         setup_context(ctx, args[:-1], output)
         return output
 
@@ -261,9 +261,7 @@ def _immediate_call(
 
     def immediate(*args: Any) -> Any:
         results = direct(*args)
-        if type(results) is list:
-            return record(*args, results)
-        return results if results is None or len(results) > 1 else results[0]
+        return record(*args, results) if type(results) is list else results
 
     _immediate[name] = immediate
     return immediate
