@@ -19,7 +19,7 @@ struct Torch {
   Torch() {
     try {
       find();
-    } catch (const py::error_already_set&) {  // another version of torch
+    } catch (const std::exception&) {  // another version of torch
       exchange = nullptr;
     }
   }

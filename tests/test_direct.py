@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import subprocess
 import sys
 import weakref
 from collections.abc import Callable
@@ -264,6 +265,20 @@ class TestOnlyPlainCalls:
         x = torch.randn(1, 2, 3, 4)
         gradient = torch.func.grad(lambda x: add_act(x, x, activation="identity").sum())(x)
         assert torch.equal(gradient, torch.full_like(x, 2))
+
+
+def test_without_the_protocol_the_operators_are_taken():
+    script = """
+import torch
+del torch.Tensor.__dlpack_c_exchange_api__
+from lmser_kernels import _library, add_act
+assert _library.available and not hasattr(_library.module, "add_act")
+x = torch.ones(1, 2, 3, 4, requires_grad=True)
+h = add_act(x, x)
+h.sum().backward()
+assert torch.equal(h, x + x) and torch.equal(x.grad, torch.full_like(x, 2))
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 def test_a_small_call_stays_short():
