@@ -22,7 +22,7 @@ namespace lmser {
 // back to the system.
 class ScratchStore {
  public:
-  static constexpr std::size_t kKept = std::size_t(64) << 20;
+  static constexpr std::size_t kKept = kReuse ? std::size_t(64) << 20 : 0;
   static ScratchStore& of_this_thread() {
     static thread_local ScratchStore store;
     return store;

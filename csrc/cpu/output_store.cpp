@@ -73,7 +73,7 @@ Piece take(std::size_t bytes) {
       while (!s.pieces.empty() && live + s.idle + bytes > room) s.free_oldest();
     }
   }
-  bytes = (bytes + 4095) / 4096 * 4096;
+  if (kReuse) bytes = (bytes + 4095) / 4096 * 4096;
   void* const data = pages(4096, bytes);
   in_use(bytes);
   return {data, bytes};

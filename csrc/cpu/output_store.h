@@ -9,10 +9,12 @@
 
 #include <cstddef>
 
+#include "pages.h"
+
 namespace lmser::output_store {
 
-constexpr std::size_t kLeast = std::size_t(1) << 20;     // smaller results come from torch's allocator
-constexpr std::size_t kMostIdle = std::size_t(1) << 30;  // what is kept at most while nobody uses it
+constexpr std::size_t kLeast = std::size_t(1) << 20;                  // smaller results come from torch's allocator
+constexpr std::size_t kMostIdle = kReuse ? std::size_t(1) << 30 : 0;  // what is kept at most while nobody uses it
 
 constexpr std::size_t kSlack = 16;
 
