@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
 
-.PHONY: demo test test-triton test-slow lint format bench gpu gpu-static install-check clean
+.PHONY: demo test test-triton test-slow sanitize lint format bench gpu gpu-static install-check clean
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -35,16 +35,22 @@ test-triton: $(VENV)/.installed
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow
 
+# The CPU kernels without Python: bounds, lifetimes and undefined behaviour under every instruction set that runs here,
+# then what threads share. Torch is there for its headers.
+sanitize: $(VENV)/.installed
+	$(MAKE) -C tests/native run PYTHON=$(CURDIR)/$(BIN)/python SANITIZE=address,undefined
+	$(MAKE) -C tests/native run PYTHON=$(CURDIR)/$(BIN)/python SANITIZE=thread ISAS=baseline ONLY=thread
+
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $$(find csrc -type f)
+	$(BIN)/clang-format --dry-run --Werror $$(find csrc tests/native -name Makefile -prune -o -type f -print)
 
 format: $(VENV)/.lint
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $$(find csrc -type f)
+	$(BIN)/clang-format -i $$(find csrc tests/native -name Makefile -prune -o -type f -print)
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m pytest bench --benchmark-only

@@ -1,0 +1,245 @@
+// Convolutions of both directions, with everything that may be read with their input and done to their output.
+#include "harness.h"
+
+namespace native {
+namespace {
+
+constexpr std::initializer_list<std::int64_t> kChannels = {1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 24, 33};
+
+DType any_dtype(Random& random) {
+  static constexpr DType all[] = {DType::f32, DType::f32, DType::f64, DType::bf16, DType::f16};
+  return all[random.below(5)];
+}
+Activation any_activation(Random& random) { return Activation(random.below(6)); }
+
+// Tensors of a call, which its views point to.
+struct Case {
+  Geometry g;
+  DType dtype;
+  Source source;
+  Sink sink;
+  View bias;
+  Array base, output, gate, extra, weight, out, drive, add, sink_gate, bias_values;
+  std::string what;
+
+  Case(Random& random, const Geometry& g, DType dtype, bool plain = false) : g(g), dtype(dtype) {
+    what = text(g);
+    what += " dtype " + std::to_string(int(dtype));
+    read(random, plain), write(random, plain);
+    const std::int64_t o = g.transposed ? g.in_c : g.out_c, i = g.transposed ? g.out_c : g.in_c;
+    weight = Array(dtype, o, i, g.kernel_h, g.kernel_w, any_layout(random, true));
+    weight.fill(random);
+  }
+
+  void read(Random& random, bool plain) {
+    if (!plain && random.one_in(3))
+      source.pool_h = int(random.between(1, 3)), source.pool_w = int(random.between(1, 3)), source.scale = 0.5;
+    // What does not fill a window is not read.
+    const std::int64_t h = g.in_h * source.pool_h + random.below(source.pool_h),
+                       w = g.in_w * source.pool_w + random.below(source.pool_w);
+    const auto tensor = [&](Array& a) {
+      a = Array(dtype, g.batch, g.in_c, h, w, any_layout(random, false));
+      a.fill(random);
+      return a.view;
+    };
+    source.base = tensor(base);
+    if (plain) return;
+    source.activation = any_activation(random), source.slope = 0.25, source.gate_slope = 0.5;
+    if (random.one_in(4)) source.output = tensor(output), what += " output";
+    if (random.one_in(4)) source.gate = tensor(gate), what += " gate";
+    if (random.one_in(4)) source.extra = tensor(extra), what += " extra";
+    what += " pool " + std::to_string(source.pool_h) + "," + std::to_string(source.pool_w);
+  }
+
+  void write(Random& random, bool plain) {
+    if (!plain && random.one_in(3))
+      sink.upsample_h = int(random.between(1, 3)), sink.upsample_w = int(random.between(1, 3)), sink.scale = 0.5;
+    std::int64_t h = g.out_h * sink.upsample_h, w = g.out_w * sink.upsample_w;
+    const bool more = !plain && random.one_in(6);  // rows and columns beyond the windows of a pooled gradient
+    if (more) h += random.below(3), w += random.below(3);
+    const Layout layout = any_layout(random, true);
+    const auto tensor = [&](Array& a, bool read) {
+      a = Array(dtype, g.batch, g.out_c, h, w, random.one_in(2) ? layout : any_layout(random, true));
+      if (read) a.fill(random);
+      return a.view;
+    };
+    out = Array(dtype, g.batch, g.out_c, h, w, layout);
+    sink.out = out.view;
+    what += " up " + std::to_string(sink.upsample_h) + "," + std::to_string(sink.upsample_w) + " layout " +
+            std::to_string(int(layout)) + (more ? " more" : "");
+    if (plain || more) return;
+    sink.activation = any_activation(random), sink.slope = 0.25, sink.gate_slope = 0.5;
+    if (random.one_in(2)) sink.add = tensor(add, true), what += " add";
+    if (random.one_in(3)) sink.drive = tensor(drive, false), what += " drive";
+    if (random.one_in(4)) sink.gate = tensor(sink_gate, true), what += " sink gate";
+    if (random.one_in(2)) {
+      bias_values = Array(dtype, 1, g.out_c, 1, 1, Layout::nchw);
+      bias_values.fill(random);
+      bias = bias_values.view, what += " bias";
+    }
+  }
+
+  Written expected() const { return sink_values(sink, linear_map(g, source_values(source), weight.view), bias); }
+  void check(const Written& e) const {
+    expect(out.view, e.out, what);
+    expect(out.gaps_are_whole(), what + ": wrote between the values of out");
+    if (!sink.drive) return;
+    expect(drive.view, e.drive, what + ": drive");
+    expect(drive.gaps_are_whole(), what + ": wrote between the values of drive");
+  }
+};
+
+Geometry any_geometry(Random& random) {
+  const int kh = int(random.between(1, 5)), kw = int(random.between(1, 5));
+  const int ph = int(random.below(kh)), pw = int(random.below(kw));
+  const std::int64_t h = random.between(std::max(1, kh - 2 * ph), 13), w = random.between(std::max(1, kw - 2 * pw), 13);
+  const Geometry g = geometry(random.of({0, 1, 1, 2, 3}), random.of(kChannels), h, w, random.of(kChannels), kh, kw,
+                              int(random.between(1, 3)), int(random.between(1, 3)), ph, pw);
+  return random.one_in(2) ? g : transposed(g);
+}
+
+void run(const InstructionSet& isa, int count, const Case& c) {
+  run_conv(isa, threads(count), c.g, c.source, c.sink, c.weight.view, c.bias);
+}
+
+void any(const InstructionSet& isa) {
+  for (int seed = 0; seed < cases(1500); ++seed) {
+    Random random(seed);
+    const Geometry g = any_geometry(random);
+    const Case c(random, g, any_dtype(random), random.one_in(3));
+    run(isa, int(random.between(1, 3)), c);
+    c.check(c.expected());
+  }
+}
+
+// Every count of channels about the widths of registers and tiles, every width of a row about theirs.
+void every_width(const InstructionSet& isa) {
+  Random random(1);
+  for (DType dtype : {DType::f32, DType::f64})
+    for (std::int64_t channels = 1; channels <= 20; ++channels)
+      for (int taps : {1, 3}) {
+        const Geometry g =
+            geometry(1, channels % 5 + 1, 3, channels + 2, channels, taps, taps, 1, 1, taps / 2, taps / 2);
+        for (const Geometry& way : {g, transposed(geometry(1, channels, 4, channels, 3, 2, 2, 2, 2, 0, 0))}) {
+          const Case c(random, way, dtype, true);
+          run(isa, 1, c);
+          c.check(c.expected());
+        }
+      }
+}
+
+// Minimal filtering wherever it can be had, and never. With finite numbers its result is used, and not a second, direct
+// one in its place.
+void filtered(const InstructionSet& isa) {
+  using lmser::Filtering;
+  for (int seed = 0; seed < cases(120); ++seed) {
+    Random random(seed);
+    const bool wide = seed % 10 == 0;  // stride 2 asks for more channels than there are registers for
+    const int taps = wide || random.one_in(2) ? 3 : 5, stride = wide ? 2 : 1, pad = int(random.below(wide ? 3 : taps));
+    const std::int64_t least = std::max(1, taps - 2 * pad);
+    Geometry g = geometry(random.between(1, 2), wide ? 128 : random.of({8, 9, 16, 17, 33}), random.between(least, 11),
+                          random.between(least, 11), wide ? 129 : random.of({8, 9, 16, 17, 33}), taps, taps, stride,
+                          stride, pad, pad);
+    if (random.one_in(2)) g = transposed(g);
+    for (Filtering how : {Filtering::where_possible, Filtering::never}) {
+      const Filtering before = choose_filtering(how);
+      const Case c(random, g, DType::f32, random.one_in(3));
+      Sink sink = c.sink;
+      std::vector<float> bias;  // PreparedConv takes it as it is used
+      for (std::int64_t k = 0; c.bias && k < g.out_c; ++k) bias.push_back(float(value_of(c.bias, 0, k, 0, 0)));
+      sink.bias = c.bias ? bias.data() : nullptr;
+      lmser::PreparedConv conv(isa, g, c.dtype, c.weight.view);
+      const ThreadPool pool = threads(int(random.between(1, 3)));
+      const bool fits = conv.prepare(pool, c.source, sink).winograd.m > 0;
+      // At stride 2 it is taken where it needs fewer products, even if it is asked for.
+      expect(fits == (how == Filtering::where_possible) || (wide && !fits), c.what + ": filtering is not as asked");
+      expect(conv.run_once(pool, c.source, sink), c.what + ": not finite");
+      c.check(c.expected());
+      choose_filtering(before);
+    }
+  }
+}
+
+// One packed weight for batches of several sizes, as settling uses it.
+void prepared(const InstructionSet& isa) {
+  for (int seed = 0; seed < cases(20); ++seed) {
+    Random random(seed);
+    Geometry g = any_geometry(random);
+    g.batch = 5;
+    Case whole(random, g, random.one_in(2) ? DType::f32 : DType::f64, true);
+    lmser::PreparedConv conv(isa, g, whole.dtype, whole.weight.view, 8);
+    for (std::int64_t batch : {5, 2, 0, 1, 5}) {
+      g.batch = batch;
+      Case part(random, g, whole.dtype, true);
+      conv.run(threads(2), part.source, part.sink);
+      part.weight = Array();
+      part.check(sink_values(part.sink, linear_map(g, source_values(part.source), whole.weight.view), {}));
+    }
+    conv.forget_plans();
+    conv.run(threads(1), whole.source, whole.sink);
+    whole.check(whole.expected());
+  }
+}
+
+// What settling does: the drive that is written takes the place of the one that is added.
+void shared_drive(const InstructionSet& isa) {
+  for (int seed = 0; seed < cases(30); ++seed) {
+    Random random(seed);
+    Case c(random, any_geometry(random), random.one_in(2) ? DType::f32 : DType::f64, true);
+    c.add = Array(c.dtype, c.g.batch, c.g.out_c, c.out.view.h, c.out.view.w, Layout::nhwc);
+    c.add.fill(random);
+    c.sink.add = c.add.view;
+    const Written expected = c.expected();
+    c.sink.drive = c.add.view;
+    run(isa, 1, c);
+    expect(c.out.view, expected.out, c.what);
+    expect(c.add.view, expected.drive, c.what + ": drive");
+  }
+}
+
+// Images without pixels, seen through padding; strides beyond every image.
+void edges(const InstructionSet& isa) {
+  Random random(3);
+  const Geometry cases[] = {
+      geometry(2, 3, 0, 4, 5, 2, 3, 1, 1, 1, 1),
+      geometry(1, 9, 4, 0, 8, 3, 2, 2, 1, 1, 2),
+      geometry(2, 4, 5, 5, 8, 3, 3, (1 << 20) - 1, (1 << 20) - 1, 1, 1),
+      geometry(2, 4, 1, 1, 8, 1, 1, 411849, 20857, 0, 0),  // whose product is 1 in 32 bits
+      geometry(1, 2, 1, 1, 3, 1, 1, 1, 1, 2000, 3),
+      geometry(1, 2, 1, 300, 9, 1, 5, 1, 2, 0, 2),
+      transposed(geometry(1, 2, 1, 300, 9, 1, 5, 1, 2, 0, 2)),
+  };
+  for (const Geometry& g : cases)
+    for (DType dtype : {DType::f32, DType::f64, DType::bf16}) {
+      const Case c(random, g, dtype, true);
+      run(isa, 2, c);
+      c.check(c.expected());
+    }
+}
+
+// Large enough to be shared out.
+void threaded(const InstructionSet& isa) {
+  const Geometry cases[] = {
+      geometry(2, 16, 24, 24, 24, 3, 3, 1, 1, 1, 1), geometry(3, 24, 20, 21, 32, 3, 3, 2, 2, 1, 1),
+      geometry(2, 3, 40, 40, 32, 5, 5, 1, 1, 2, 2),  geometry(40, 200, 1, 1, 300, 1, 1, 1, 1, 0, 0),
+      geometry(2, 64, 4, 4, 160, 3, 3, 1, 1, 1, 1),  geometry(3, 33, 17, 17, 2, 4, 4, 1, 1, 1, 1),
+  };
+  Random random(5);
+  for (const Geometry& g : cases)
+    for (const Geometry& way : {g, transposed(g)})
+      for (bool plain : {true, false}) {
+        const Case c(random, way, plain ? DType::f32 : any_dtype(random), plain);
+        run(isa, plain ? 2 : 3, c);
+        c.check(c.expected());
+      }
+}
+
+}  // namespace
+
+std::vector<Test> conv_tests() {
+  return {{"conv any", any},           {"conv every width", every_width},   {"conv filtered", filtered},
+          {"conv prepared", prepared}, {"conv shared drive", shared_drive}, {"conv edges", edges},
+          {"threaded conv", threaded}};
+}
+
+}  // namespace native
