@@ -342,7 +342,8 @@ WeightGradPlan plan_weight_grad(const Geometry& g, const TileShape& tile, std::i
   p.geometry = g;
   p.tile = tile;
   p.padded_out_c = round_up(g.out_c, tile.lanes);
-  const int most = tile.pixels_by_width[std::min<std::int64_t>(p.padded_out_c / tile.lanes, tile.max_vectors)];
+  // Without output channels there is nothing to sum, but bands are counted all the same.
+  const int most = tile.pixels_by_width[std::clamp<std::int64_t>(p.padded_out_c / tile.lanes, 1, tile.max_vectors)];
   const bool faster = filtering == Filtering::where_faster;
   if (filtering != Filtering::never) p.winograd = winograd_grid(g, value_bytes, tile.lanes, faster ? kGradSum : 0);
   if (faster && !p.winograd.m) p.winograd = winograd_grid_stride1(p, value_bytes, threads);
