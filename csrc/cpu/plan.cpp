@@ -257,8 +257,9 @@ ConvPlan plan_conv(const Geometry& g, const TileShape& tile, std::int64_t value_
   // Neighbouring pixels of a row have to read neighbouring columns, and fill most of a register.
   p.planar = p.dot && p.in_step_w == 1 && g.out_w >= phases_w * tile.lanes * 3 / 4;
   std::int64_t first_col = INT64_MAX, last_col = INT64_MIN;
-  for (int a = 0; a < phases_h; ++a)
-    for (int b = 0; b < phases_w; ++b) {
+  // Of a stride beyond the output most phases have no pixel.
+  for (int a = 0; a < std::min<std::int64_t>(phases_h, g.out_h); ++a)
+    for (int b = 0; b < std::min<std::int64_t>(phases_w, g.out_w); ++b) {
       const Axis v = axis_of_phase(g, true, a), u = axis_of_phase(g, false, b);
       if (v.count == 0 || u.count == 0) continue;
       const bool empty = v.taps == 0 || u.taps == 0;

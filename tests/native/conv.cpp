@@ -205,6 +205,7 @@ void edges(const InstructionSet& isa) {
       geometry(1, 9, 4, 0, 8, 3, 2, 2, 1, 1, 2),
       geometry(2, 4, 5, 5, 8, 3, 3, (1 << 20) - 1, (1 << 20) - 1, 1, 1),
       geometry(2, 4, 1, 1, 8, 1, 1, 411849, 20857, 0, 0),  // whose product is 1 in 32 bits
+      transposed(geometry(2, 4, 5, 5, 8, 3, 3, 70000, 70000, 1, 1)),
       geometry(1, 2, 1, 1, 3, 1, 1, 1, 1, 2000, 3),
       geometry(1, 2, 1, 300, 9, 1, 5, 1, 2, 0, 2),
       transposed(geometry(1, 2, 1, 300, 9, 1, 5, 1, 2, 0, 2)),
