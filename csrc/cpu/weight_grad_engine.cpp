@@ -39,7 +39,8 @@ class Sum final : public WeightGradSum::State {
     const bool turned = geometry_.kernel_h != g.kernel_h;
     // A plain product of two matrices: with the sides exchanged its sum lies as the weight does, and nothing has to be
     // turned at the end.
-    const bool swapped = g.kernel_h * g.kernel_w == 1 && g.stride_h * g.stride_w == 1 && g.pad_h + g.pad_w == 0;
+    const bool swapped =
+        g.kernel_h == 1 && g.kernel_w == 1 && g.stride_h == 1 && g.stride_w == 1 && g.pad_h == 0 && g.pad_w == 0;
     if (swapped) {
       for (WeightGradPair& pair : pairs) std::swap(pair.big, pair.small);
       std::swap(g.in_c, g.out_c);

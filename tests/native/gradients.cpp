@@ -103,7 +103,7 @@ void edges(const InstructionSet& isa) {
        {geometry(2, 3, 0, 4, 5, 2, 3, 1, 1, 1, 1), geometry(2, 9, 4, 0, 8, 3, 2, 2, 1, 1, 2),
         geometry(0, 9, 4, 4, 8, 3, 3, 1, 1, 1, 1), geometry(2, 0, 4, 4, 8, 3, 3, 1, 1, 1, 1),
         geometry(2, 8, 4, 4, 0, 3, 3, 1, 1, 1, 1), geometry(2, 4, 5, 5, 8, 3, 3, (1 << 20) - 1, (1 << 20) - 1, 1, 1),
-        geometry(2, 4, 1, 1, 8, 1, 1, 1, 1, 300, 3)})
+        geometry(2, 4, 1, 1, 8, 1, 1, 411849, 20857, 0, 0), geometry(2, 4, 1, 1, 8, 1, 1, 1, 1, 300, 3)})
     for (DType dtype : {DType::f32, DType::f64, DType::f16}) {
       const Pair pair(random, g, dtype, true, Layout::nhwc, Layout::nchw);
       Array grad(dtype, g.out_c, g.in_c, g.kernel_h, g.kernel_w, Layout::nchw);
