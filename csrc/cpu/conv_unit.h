@@ -209,6 +209,7 @@ Ahead input_ahead(const ConvCall<T>& call, std::int64_t unit, std::int64_t image
   const View& v = call.source.base;
   const std::int64_t next = (unit + call.tasks) / p.block_splits;
   if (p.winograd.m || unit + call.tasks >= p.units || v.sc != 1 || v.sw != v.c || v.sh != v.w * v.c) return {};
+  if (p.unit_images > 1 && v.sn != v.h * v.sh) return {};  // what lies between images is not needed
   const std::int64_t value = v.dtype == DType::f64 ? 8 : v.dtype == DType::f32 ? 4 : 2;
   const std::int64_t r0 = next % p.row_units * p.unit_rows;
   const RowSpan span = input_rows(p, r0, lesser(r0 + p.unit_rows, p.geometry.out_h));

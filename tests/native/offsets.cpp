@@ -67,6 +67,8 @@ void conv(const InstructionSet& isa) {
       geometry(3, 16, 4, 5, 16, 1, 1, 1, 1, 0, 0),  // pixels of all images as one axis, where they are
       geometry(3, 5, 5, 14, 2, 3, 3, 1, 1, 1, 1),   // few channels
       geometry(3, 8, 6, 5, 19, 2, 2, 2, 2, 0, 0),
+      geometry(24, 9, 4, 4, 17, 3, 3, 1, 1, 1, 1),  // several images to a unit of work
+      geometry(24, 4, 4, 4, 16, 3, 3, 1, 1, 0, 0),
   };
   Random random(7);
   for (Filtering how : {Filtering::where_possible, Filtering::never})
