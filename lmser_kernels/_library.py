@@ -148,7 +148,8 @@ def empty_cache() -> None:
 
     Results of the compiled CPU operators come from a store that keeps what dies, 1 GiB at most, so that a
     training step does not clear fresh pages for the same tensors again and again. Tensors that are alive are
-    not touched. Packed weights, of which 96 MiB at most are kept, go too. Does nothing without the compiled library. The counterpart of `torch.cuda.empty_cache`.
+    not touched. Packed weights, of which 96 MiB at most are kept, go too. Does nothing without the compiled
+    library. The counterpart of `torch.cuda.empty_cache`.
     """
     if module is not None:
         module.empty_cache()

@@ -29,3 +29,15 @@ def empty_like_layout(like: Tensor, size: Sequence[int]) -> Tensor:
         device=like.device,
         memory_format=torch.channels_last if is_channels_last(like) else torch.contiguous_format,
     )
+
+
+def channels_last(tensor: Tensor) -> Tensor:
+    """`tensor` in the kernels' own layout.
+
+    An operation answers in the layout of its argument, but maps of one pixel and of one channel are in every
+    layout at once, and what comes after them may be in the other: hence this is asked after every operation,
+    and is a copy only there.
+    """
+    if tensor.shape[2] == 1 and tensor.shape[3] == 1:
+        return tensor
+    return tensor.contiguous(memory_format=torch.channels_last)

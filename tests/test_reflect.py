@@ -46,8 +46,9 @@ class Case:
             return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
 
         def weights() -> list[Tensor]:
+            shape = () if network.startswith("fully") else kernel
             return [
-                randn(above, below, *kernel) / (below * kernel[0] * kernel[1]) ** 0.5
+                randn(above, below, *shape) / (below * kernel[0] * kernel[1]) ** 0.5
                 for below, above in itertools.pairwise(channels)
             ]
 
@@ -338,6 +339,11 @@ def test_one_weight_gradient_for_both_directions_is_the_sum_of_two():
             {"biases": [torch.zeros(3), torch.zeros(4), torch.zeros(9)]},
             ValueError,
             r"biases\[2\] must have one value",
+        ),
+        (
+            {"weights": [torch.zeros(4, 3, 3), torch.zeros(5, 4)]},
+            ValueError,
+            r"weights\[0\] must be 4-D.*or 2-D",
         ),
         ({"x": torch.zeros(2, 5, 8, 8)}, ValueError, r"weights\[0\] must take the 5 channels of layer 0"),
         ({"x": torch.zeros(2, 3, 8)}, ValueError, "x must be 4-D"),

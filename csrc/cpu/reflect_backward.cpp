@@ -17,7 +17,7 @@ template <class T>
 class ReflectBackward {
  public:
   ReflectBackward(const ReflectNetwork& net, const Maybe& grad_reconstruction, const Maybe& grad_code, const Tensor& x,
-                  const Tensor& trajectory, const ReflectWanted& want, bool filtering)
+                  const Tensors& weights, const Tensor& trajectory, const ReflectWanted& want, bool filtering)
       : net_(net), x_(view_of(x, "x")), kept_(static_cast<const T*>(trajectory.data_ptr())), want_(want) {
     const Layer &visible = net.layers[0], &top = net.layers.back();
     STD_TORCH_CHECK(dtype_of(trajectory, "trajectory") == kType && trajectory.numel() == net.kept * visible.n,
@@ -39,7 +39,7 @@ class ReflectBackward {
     }
     for (const Layer& l : net.layers) first_bias_.push_back(biases_in_all_), biases_in_all_ += l.c;
     bias_sums_.assign(std::size_t(biases_in_all_ * (tasks + 1)), 0.0);
-    allocate_results(x);
+    allocate_results(x, weights);
   }
 
   // False where a result is not finite and was not made by direct sums alone.
@@ -52,8 +52,8 @@ class ReflectBackward {
     if (!pieces([&](std::int64_t n0, std::int64_t n1) { return piece(n0, n1); })) return false;
     if (want_.weights)
       for (std::size_t e = 0; e < net_.edges.size(); ++e) {
-        if (!weights_[e].template finish<T>(view_of(results[1 + e], "grad_weight"))) return false;
-        if (!net_.tied && !back_[e].template finish<T>(view_of(results[1 + net_.edges.size() + e], "grad_weight")))
+        if (!weights_[e].template finish<T>(edge_view(results[1 + e], "grad_weight"))) return false;
+        if (!net_.tied && !back_[e].template finish<T>(edge_view(results[1 + net_.edges.size() + e], "grad_weight")))
           return false;
       }
     if (want_.biases) finish_biases();
@@ -65,14 +65,19 @@ class ReflectBackward {
  private:
   static constexpr DType kType = kDTypeOf<T>;
 
-  void allocate_results(const Tensor& like) {
+  void allocate_results(const Tensor& like, const Tensors& weights) {
     const Layer& visible = net_.layers[0];
     results.push_back(want_.x ? empty_4d(like, channels_last(x_), visible.n, visible.c, visible.h, visible.w)
                               : empty_1d(like, 0));
     for (int part = 0; part < (net_.tied ? 1 : 2); ++part)
-      for (const ReflectEdge& e : net_.edges) {
-        const View& w = e.weight;
-        results.push_back(want_.weights ? empty_4d(like, false, w.n, w.c, w.h, w.w) : empty_1d(like, 0));
+      for (const Tensor& w : weights) {
+        std::vector<std::int64_t> size{0};
+        if (want_.weights) {
+          size.clear();
+          for (std::int64_t i = 0; i < w.dim(); ++i) size.push_back(w.size(i));
+        }
+        results.push_back(torch::stable::empty(torch::headeronly::IntHeaderOnlyArrayRef(size.data(), size.size()),
+                                               like.scalar_type(), std::nullopt, like.device()));
       }
     for (const Layer& l : net_.layers) results.push_back(empty_1d(like, want_.biases ? l.c : 0));
   }
@@ -262,7 +267,7 @@ Tensors reflect_backward(const Maybe& grad_reconstruction, const Maybe& grad_cod
   const ReflectWanted want{needs[0], needs[1], needs[2]};
   const auto run = [&]<class T>(T) -> Tensors {
     for (const bool filtering : {true, false}) {
-      ReflectBackward<T> b(net, grad_reconstruction, grad_code, x, trajectory, want, filtering);
+      ReflectBackward<T> b(net, grad_reconstruction, grad_code, x, weights, trajectory, want, filtering);
       if (b.run() || !filtering) return std::move(b.results);
     }
     __builtin_unreachable();

@@ -72,6 +72,21 @@ inline void chain_updates(ReflectNetwork& net, bool paired, std::int64_t reflect
   net.calls = int(std::min<std::int64_t>(reflections, 1 << 20));
 }
 
+// A fully connected edge's matrix is a 1x1 kernel.
+inline View edge_view(const Tensor& weight, const char* name) {
+  if (weight.dim() != 2) return view_of(weight, name);
+  return {weight.data_ptr(),
+          dtype_of(weight, name),
+          weight.size(0),
+          weight.size(1),
+          1,
+          1,
+          weight.stride(0),
+          weight.stride(1),
+          1,
+          1};
+}
+
 inline ReflectNetwork reflect_network(const Tensor& x, const Tensors& weights, const Tensors& back, const Ints& stride,
                                       const Ints& padding, const Ints& linear, bool paired, std::int64_t reflections,
                                       const std::string& activation, double slope) {
@@ -89,10 +104,10 @@ inline ReflectNetwork reflect_network(const Tensor& x, const Tensors& weights, c
   for (std::size_t e = 0; e < edges; ++e) {
     check_like(weights[e], "weights", x, "x");
     ReflectEdge edge;
-    edge.weight = edge.back = view_of(weights[e], "weights");
+    edge.weight = edge.back = edge_view(weights[e], "weights");
     if (!back.empty()) {
       check_like(back[e], "decoder_weights", x, "x");
-      edge.back = view_of(back[e], "decoder_weights");
+      edge.back = edge_view(back[e], "decoder_weights");
     }
     const View& w = edge.weight;
     const Pair s = pair_of({stride[2 * e], stride[2 * e + 1]}, "stride", 1),

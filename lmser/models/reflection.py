@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from lmser.models.initialisation import SCHEMES, initialise
 from lmser_kernels import activation as activations
 from lmser_kernels import conv_transpose2d_add_act, reflect
-from lmser_kernels.reflect.layers import channels_last
+from lmser_kernels.layout import channels_last
 
 Pair = tuple[int, int]
 
@@ -176,9 +176,9 @@ class ReflectionNetwork(nn.Module):
         free = self.decoder_weights
         return reflect(
             visible,
-            [four_dimensional(weight) for weight in self.weights],
+            list(self.weights),
             [self.reconstruction_bias, *self.biases],
-            decoder_weights=None if free is None else [four_dimensional(weight) for weight in free],
+            decoder_weights=None if free is None else list(free),
             stride=list(self.strides),
             padding=list(self.paddings),
             paired=self.dpn,

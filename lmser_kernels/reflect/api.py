@@ -10,7 +10,8 @@ from torch import Tensor
 
 from lmser_kernels import _library, dispatch
 from lmser_kernels.arguments import Pair, operands, same_shape
-from lmser_kernels.reflect.layers import channels_last, layer_by_layer
+from lmser_kernels.layout import channels_last
+from lmser_kernels.reflect.layers import layer_by_layer
 from lmser_kernels.reflect.problem import Problem, checked
 
 if _library.available:
@@ -54,8 +55,8 @@ def reflect(
 
     Args:
         x: `(N, C_0, H_0, W_0)`, float32, float64, bfloat16 or float16, any strides.
-        weights: of the edges into layers 1 ... L, `(C_l, C_{l-1}, kh, kw)`. A fully connected network is the 1x1
-            case.
+        weights: of the edges into layers 1 ... L, `(C_l, C_{l-1}, kh, kw)`, or of a fully connected edge, the 1x1
+            case, `(C_l, C_{l-1})`.
         biases: of layers 0 ... L, `(C_l,)`.
         decoder_weights: weights of the way down, shaped like `weights`; None: the same, tied.
         stride: one int or pair for all edges, or a list of one for each.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lmser_kernels.add_act.api import add_act
-from lmser_kernels.layout import is_channels_last
+from lmser_kernels.layout import channels_last, is_channels_last
 from lmser_kernels.reflect.problem import Problem
 from lmser_kernels.tied_conv.api import conv2d_add_act, conv_transpose2d_add_act
 
@@ -53,6 +55,7 @@ class _Passes:
 
     def __init__(self, problem: Problem, impl: str) -> None:
         self.problem, self.impl = problem, impl
+        self.up_weights, self.down_weights = map(_kernels, (problem.weights, problem.down_weights))
         channels = problem.weights[-1].shape[0]
         first, last = problem.linear
         self.top_activation = "identity" if first + last else problem.activation
@@ -70,7 +73,7 @@ class _Passes:
         p, edge = self.problem, layer - 1
         f = p.activation if activation is None else activation
         result = conv2d_add_act(  # type: ignore[call-overload]
-            below, p.weights[edge], add, p.biases[layer], stride=p.strides[edge], padding=p.paddings[edge],
+            below, self.up_weights[edge], add, p.biases[layer], stride=p.strides[edge], padding=p.paddings[edge],
             activation=f, slope=self._slope(f), impl=self.impl, return_drive=hold,
         )  # fmt: skip
         state, drive = result if hold else (result, None)
@@ -81,7 +84,7 @@ class _Passes:
         p = self.problem
         f = "identity" if layer == 0 else p.activation
         result = conv_transpose2d_add_act(  # type: ignore[call-overload]
-            above, p.down_weights[layer], add, p.biases[layer], stride=p.strides[layer],
+            above, self.down_weights[layer], add, p.biases[layer], stride=p.strides[layer],
             padding=p.paddings[layer], output_size=p.sizes[layer], activation=f, slope=self._slope(f),
             impl=self.impl, return_drive=hold,
         )  # fmt: skip
@@ -103,13 +106,6 @@ class _Passes:
         return None if activation == "identity" else self.problem.slope
 
 
-def channels_last(tensor: Tensor) -> Tensor:
-    """`tensor` in the kernels' own layout.
-
-    An operation answers in the layout of its argument, but maps of one pixel and of one channel are in every
-    layout at once, and what comes after them may be in the other: hence this is asked after every operation,
-    and is a copy only there.
-    """
-    if tensor.shape[2] == 1 and tensor.shape[3] == 1:
-        return tensor
-    return tensor.contiguous(memory_format=torch.channels_last)
+def _kernels(weights: Sequence[Tensor]) -> list[Tensor]:
+    """A fully connected edge's matrix as the 1x1 convolution that it is."""
+    return [w if w.dim() == 4 else w.reshape(*w.shape, 1, 1) for w in weights]

@@ -189,9 +189,8 @@ def _sizes(x: Tensor, weights: Sequence[Tensor], stride: Sequence[int], padding:
     sizes = [(x.shape[2], x.shape[3])]
     for weight, (sh, sw), (ph, pw) in zip(weights, _paired(stride), _paired(padding), strict=True):
         height, width = sizes[-1]
-        sizes.append(
-            ((height + 2 * ph - weight.shape[2]) // sh + 1, (width + 2 * pw - weight.shape[3]) // sw + 1)
-        )
+        kh, kw = weight.shape[2:] if weight.dim() == 4 else (1, 1)
+        sizes.append(((height + 2 * ph - kh) // sh + 1, (width + 2 * pw - kw) // sw + 1))
     return sizes
 
 

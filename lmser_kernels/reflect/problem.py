@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from torch import Tensor
@@ -14,7 +15,7 @@ from lmser_kernels.arguments import Pair, four_dimensional, operands, pair, same
 Size = tuple[int, int]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen, which costs a small network a tenth of its time
 class Problem:
     """A reflection network and what it sees: see `lmser_kernels.reflect` for every field.
 
@@ -77,14 +78,8 @@ def checked(
         )
     if decoder_weights is not None and len(back) != edges:
         raise ValueError(f"decoder_weights must be one for each of the {edges} weights; got {len(back)}")
-    names = [
-        "x",
-        *(f"weights[{i}]" for i in range(edges)),
-        *(f"decoder_weights[{i}]" for i in range(len(back))),
-        *(f"biases[{i}]" for i in range(edges + 1)),
-        "noise",
-    ]
-    found: Any = operands(tuple(names), (x, *weights, *back, *biases, noise), len(names) - 1)
+    names = _names(edges, bool(back))
+    found: Any = operands(names, (x, *weights, *back, *biases, noise), len(names) - 1)
     x, noise = found[0], found[-1]
     weights, back, biases = (
         found[1 : edges + 1],
@@ -98,8 +93,14 @@ def checked(
     chosen: list[Size] = []
     channels = x.shape[1]
     for i, weight in enumerate(weights):
-        four_dimensional(f"weights[{i}]", weight, "(C_out, C_in, kh, kw)")
-        above, below, kh, kw = weight.shape
+        if weight.dim() == 2:
+            (above, below), kh, kw = weight.shape, 1, 1
+        elif weight.dim() == 4:
+            above, below, kh, kw = weight.shape
+        else:
+            raise ValueError(
+                f"weights[{i}] must be 4-D, (C_out, C_in, kh, kw), or 2-D, (C_out, C_in); got shape {tuple(weight.shape)}"
+            )
         if below != channels:
             raise ValueError(
                 f"weights[{i}] must take the {channels} channels of layer {i}; got shape {tuple(weight.shape)}"
@@ -139,6 +140,13 @@ def checked(
         x, tuple(weights), tuple(back), tuple(biases), noise, strides, tuple(chosen), tuple(sizes), linear,
         bool(paired), reflections, activation, slope, leak,
     )  # fmt: skip
+
+
+@cache
+def _names(edges: int, free: bool) -> tuple[str, ...]:
+    weights = [f"weights[{i}]" for i in range(edges)]
+    back = [f"decoder_weights[{i}]" for i in range(edges)] if free else []
+    return ("x", *weights, *back, *(f"biases[{i}]" for i in range(edges + 1)), "noise")
 
 
 def _sequence(name: str, value: Sequence[Tensor]) -> Sequence[Tensor]:
