@@ -195,10 +195,11 @@ py::dict plan(const std::string& op, const std::string& dtype, Four shape, Four 
                                                               : "minimal filtering (Winograd), F(4x4, 3x3)")
                 : winograd ? "minimal filtering (Winograd), F(" + std::to_string(p.winograd.m) +
                                  ", 2) on one phase of each axis and single taps on the other"
-                : p.planar ? std::string("implicit product, registers along rows of pixels (few output channels)")
-                : p.dot    ? std::string("implicit product, registers along the depth (few output channels)")
-                           : std::string(up ? "implicit product over channels-last pixels"
-                                            : "sub-pixel implicit product (stride^2 phases, no zeros multiplied)");
+                : p.planar   ? std::string("implicit product, registers along rows of pixels (few output channels)")
+                : p.unpacked ? std::string("product of a few rows, the weight as it lies")
+                : p.dot      ? std::string("implicit product, registers along the depth (few output channels)")
+                             : std::string(up ? "implicit product over channels-last pixels"
+                                              : "sub-pixel implicit product (stride^2 phases, no zeros multiplied)");
   d["isa"] = instruction_set().name;
   d["tile"] = std::to_string(p.tile.pixels) + "x" + std::to_string(p.tile.max_vectors * p.tile.lanes);
   d["compute_dtype"] = wide ? "float64" : "float32";
@@ -226,11 +227,12 @@ py::dict plan(const std::string& op, const std::string& dtype, Four shape, Four 
       (stride1 ? std::string(p.winograd.taps == 5 ? "5x5 at stride 1: 36 products for the direct sum's 100"
                                                   : "3x3 at stride 1: 36 products for the direct sum's 144") +
                      " pay for the transforms here; the direct sum is run instead where a result is not finite"
-       : winograd ? std::string("3x3 at stride 2 with enough channels on both sides: fewer products than "
-                                "the direct sum, which is run "
-                                "instead where a result is not finite")
-       : p.dot    ? std::string("no more than half a register of output channels")
-                  : std::string("the direct sum is the best compiled algorithm for this shape")) +
+       : winograd   ? std::string("3x3 at stride 2 with enough channels on both sides: fewer products than "
+                                    "the direct sum, which is run "
+                                    "instead where a result is not finite")
+       : p.unpacked ? std::string("so few rows that packing the weight would cost more than the product")
+       : p.dot      ? std::string("no more than half a register of output channels")
+                    : std::string("the direct sum is the best compiled algorithm for this shape")) +
       staging;
   return d;
 }

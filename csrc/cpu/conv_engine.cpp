@@ -166,7 +166,9 @@ class Prepared final : public PreparedConv::State {
                                                                                     : Filtering::never;
     }
     Packed made{g, filtered, pool.threads, plan_conv(g, tile, sizeof(T), pool.threads, how, calls_), nullptr};
-    if (made.plan.units > 0) {
+    const bool dense = weight_.dtype == kDTypeOf<T> && (weight_.sn == 1 || weight_.sc == 1);
+    made.plan.unpacked = dense && takes_unpacked(made.plan, geometry_);
+    if (made.plan.units > 0 && !made.plan.unpacked) {
       for (const Packed& p : packed_)
         if (p.weight && packed_store::same_packing(p.plan, made.plan)) made.weight = p.weight;
       if (!made.weight) made.weight = packed_weight(pool, made.plan);
@@ -193,6 +195,10 @@ class Prepared final : public PreparedConv::State {
     if (p.plan.units == 0) return true;
     const Kernels<T>& k = kernels_of<T>(isa_);
     ConvCall<T> call{&p.plan, source, sink, p.weight.get()};
+    if (p.plan.unpacked) {
+      Buffer<T> copy;
+      call.unpacked = layout_of<T>(p.plan.geometry, weight_, copy);
+    }
     // Every unit adds up its own channels; the units' sums are added in their order.
     Epilogue epilogue;
     Buffer<double> sums;
@@ -270,7 +276,9 @@ ConvPlan inspect_conv(const InstructionSet& isa, int threads, Geometry g, bool d
     v.sw = 1, v.sh = g.in_w, v.sc = g.in_h * g.in_w, v.sn = g.in_c * v.sc;
   source.base = v;
   normalise(g, source);
-  return plan_conv(g, double_precision ? isa.f64.tile : isa.f32.tile, double_precision ? 8 : 4, threads);
+  ConvPlan plan = plan_conv(g, double_precision ? isa.f64.tile : isa.f32.tile, double_precision ? 8 : 4, threads);
+  plan.unpacked = takes_unpacked(plan, g);
+  return plan;
 }
 
 }  // namespace lmser

@@ -4,6 +4,7 @@
 
 #include "ahead.h"
 #include "epilogue.h"
+#include "few_rows.h"
 #include "kernels.h"
 #include "planar_unit.h"
 #include "rows.h"
@@ -420,7 +421,7 @@ bool conv_unit(const ConvCall<T>& call, std::int64_t unit, T* scratch) {
                              nullptr,
                              activation,
                              T(out.slope)};
-        const bool whole = channels == width && in_registers(activation);
+        const bool whole = channels == width && in_registers(activation) && !p.unpacked;
         // Kernel rows whose weights stay in the second-level cache from one tile to the next; sums wait for the others.
         const std::int64_t length = ph.taps_w * g.in_c, step = kernel_rows_together<T>(length, width, ph.taps_h);
         const bool pieces = step < ph.taps_h;
@@ -442,7 +443,13 @@ bool conv_unit(const ConvCall<T>& call, std::int64_t unit, T* scratch) {
             finish.offset = out_offset + done;
             if (ends && direct_out) prefetch_tile<T>(finish.offset, m, channels, finish.out, finish.add, finish.drive);
             ahead.step();
-            product_fn<T>(m, block.vectors)(args);
+            if (p.unpacked) {
+              const WeightLayout<T>& w = call.unpacked;
+              few_rows<T>(
+                  {slab, args.offset, length, w.data + block.channel * w.out, w.in, w.out, channels, tile, width}, m);
+            } else {
+              product_fn<T>(m, block.vectors)(args);
+            }
             if (ends && !whole)
               write_tile<T>(args.result, m, width, channels, finish.offset, finish.out, finish.add, finish.drive,
                             {bias, activation, T(out.slope)});

@@ -21,6 +21,7 @@ struct ConvCall {
   Sink sink;
   const T* weight;         // packed
   std::int64_t tasks = 1;  // threads that take units in turn
+  WeightLayout<T> unpacked{};
 };
 
 template <class T>

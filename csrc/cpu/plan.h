@@ -135,6 +135,7 @@ struct ConvPlan {
   // planes (planar_tile) of `planar_pitch` values a row.
   bool dot = false, planar = false;
   std::int64_t planar_pitch = 0;
+  bool unpacked = false;                        // few rows times a matrix, read as it lies (few_rows.h)
   std::int64_t out_step_h = 1, out_step_w = 1;  // between pixels of a phase
   std::int64_t in_step_h = 1, in_step_w = 1;
   std::int64_t packed_size = 0;   // values
@@ -148,6 +149,16 @@ struct ConvPlan {
   std::int64_t slab_w0 = 0, slab_cols = 0, slab_rows = 0, slab_values = 0;
   double flops() const;
 };
+
+// Rows of a matrix product that are few.
+inline constexpr std::int64_t kFewRows = 4;
+// Whether a product of so many rows as `most` has in all takes its weight as it lies, which needs one of its two axes
+// dense. Asked of the whole batch, so that its parts have its bits.
+inline bool takes_unpacked(const ConvPlan& p, const Geometry& most) {
+  const Geometry& g = p.geometry;
+  return !p.dot && !p.winograd.m && g.kernel_h * g.kernel_w == 1 && g.stride_h == 1 && g.stride_w == 1 &&
+         g.pad_h == 0 && g.pad_w == 0 && most.batch * most.out_h * most.out_w <= kFewRows;
+}
 
 // Rows of input that output rows [r0, r1) of any phase need: [first, last].
 struct RowSpan {

@@ -82,9 +82,6 @@ class _Eager(ReflectionNetwork, ABC):
             h = self._f(self._top_down(i, h, sizes[i], self.biases[i - 1]))
         return self._top_down(0, h, sizes[0], self.reconstruction_bias)
 
-    def _sample(self, x: Tensor, size: Pair, generator: torch.Generator | None) -> Tensor | None:
-        return self._style_noise(len(x), size, x, generator)
-
 
 class EagerLmser(_Eager, Lmser):
     """`lmser.Lmser` as matrix products and additions."""
@@ -98,10 +95,10 @@ class EagerLmser(_Eager, Lmser):
 
     def forward(self, x: Tensor, *, generator: torch.Generator | None = None) -> Reflected:
         """As `lmser.Lmser.forward`."""
-        visible = self._units(x, "x", self.sizes[0]).flatten(1)
-        noise = self._sample(x, (1, 1), generator)
+        visible = self._units(x, "x", self.sizes[0])
+        noise = self._style_noise(visible, generator)
         noise = None if noise is None else noise.flatten(1)
-        reconstruction, top = self._passes(visible, [(1, 1)] * (self.depth + 1), noise)
+        reconstruction, top = self._passes(visible.flatten(1), [(1, 1)] * (self.depth + 1), noise)
         logits = None if self.num_classes is None else top[:, : self.num_classes]
         return Reflected(reconstruction.reshape(x.shape), top, logits)
 
@@ -137,7 +134,7 @@ class EagerCLmser(_Eager, CLmser):
         """As `lmser.CLmser.forward`, in the layout of `x`."""
         self._check(x, "x", self.in_channels)
         sizes = self.layer_sizes((x.shape[2], x.shape[3]))
-        reconstruction, top = self._passes(x, sizes, self._sample(x, sizes[-1], generator))
+        reconstruction, top = self._passes(x, sizes, self._style_noise(x, generator))
         return Reflected(reconstruction, top, self._logits(top))
 
     def decode(self, code: Tensor, size: Pair | None = None, *, image: Tensor | None = None) -> Tensor:

@@ -155,13 +155,11 @@ class ReflectionNetwork(nn.Module):
             f"num_classes={self.num_classes}, style_units={self.style_units}, activation={self.activation!r}"
         )
 
-    def _style_noise(
-        self, batch: int, size: Pair, like: Tensor, generator: torch.Generator | None
-    ) -> Tensor | None:
+    def _style_noise(self, visible: Tensor, generator: torch.Generator | None) -> Tensor | None:
         if not (self.training and self.style_units):
             return None
-        shape = (batch, self.style_units, *size)
-        return torch.randn(shape, generator=generator, device=like.device, dtype=like.dtype)
+        shape = (len(visible), self.style_units, *self.layer_sizes((visible.shape[2], visible.shape[3]))[-1])
+        return torch.randn(shape, generator=generator, device=visible.device, dtype=visible.dtype)
 
     def _reflect(
         self, visible: Tensor, generator: torch.Generator | None, sent_down: Tensor | None = None
@@ -170,9 +168,7 @@ class ReflectionNetwork(nn.Module):
 
         `sent_down` takes the place of h_L in the last top-down pass.
         """
-        noise = self._style_noise(
-            len(visible), self.layer_sizes((visible.shape[2], visible.shape[3]))[-1], visible, generator
-        )
+        noise = self._style_noise(visible, generator)
         free = self.decoder_weights
         return reflect(
             visible,
