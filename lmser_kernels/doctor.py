@@ -28,6 +28,7 @@ OPERATIONS = (
     "add_act",
     "max_pool2d_act",
     "max_unpool2d",
+    "reflect",
     "settle_step",
     "settle",
 )

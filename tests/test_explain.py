@@ -14,6 +14,7 @@ from lmser_kernels import (
     max_pool2d_act,
     max_unpool2d,
     pull_back,
+    reflect,
     settle,
     tied_conv2d,
 )
@@ -233,3 +234,23 @@ def test_passes_without_a_convolution():
         assert "one fused pass" in found.kernel
     with pytest.raises(ValueError, match="larger than the padded input"):
         explain("max_pool2d_act", x, 9)
+
+
+def test_reflect_counts_every_pass_and_says_whether_it_is_one_operation():
+    x, biases = torch.randn(4, 3, 12, 12), [torch.zeros(c) for c in (3, 8, 16)]
+    weights = [torch.randn(8, 3, 3, 3), torch.randn(16, 8, 3, 3)]
+    found = explain("reflect", x, weights, biases, stride=[1, 2], reflections=3, impl="native")
+    edges = [2 * 4 * 8 * 3 * 9 * 144, 2 * 4 * 16 * 8 * 9 * 36]
+    assert found.flops == 2 * edges[0] + 6 * edges[1]
+    assert found.kernel.startswith("one operation for all passes")
+    assert set(found.plans) == {"conv 0 - 1", "convᵀ 0 - 1", "conv 1 - 2", "convᵀ 1 - 2"}
+    assert found.output_shapes == ((4, 3, 12, 12), (4, 16, 6, 6))
+    half = explain(reflect, x.bfloat16(), [w.bfloat16() for w in weights], [b.bfloat16() for b in biases])
+    assert half.kernel.startswith("layer by layer")
+    assert "eager" in explain(reflect, x, weights, biases, impl="reference").kernel
+    dense = explain(
+        reflect, torch.randn(4, 30, 1, 1), [torch.randn(7, 30)], [torch.zeros(30), torch.zeros(7)]
+    )
+    assert dense.flops == 2 * 2 * 4 * 30 * 7
+    with pytest.raises(ValueError, match="biases must be one for each"):
+        explain(reflect, x, weights, biases[:2])

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lmser_kernels import reflect
+from lmser_kernels import reference, reflect
 
 # batch, channels, sizes, kernel, strides
 NETWORKS = {
@@ -382,6 +382,12 @@ def test_errors_name_the_argument(change, error, message):
     }
     with pytest.raises(error, match=message):
         reflect(**arguments | change)
+
+
+def test_reference_under_its_public_name():
+    case = Case("three edges", "reflections")
+    found = reference.reflect(case.x, case.weights, case.biases, **case.options)
+    same(found, case.run("reference"))
 
 
 def test_equations():

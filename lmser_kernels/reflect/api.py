@@ -89,7 +89,7 @@ def reflect(
         x, weights, biases, decoder_weights, stride, padding, paired, reflections, linear, noise, activation, slope
     )  # fmt: skip
     operators = dispatch.chosen("reflect", impl, problem.x)
-    if sent_down is None and operators is dispatch.compiled and _as_one(problem):
+    if sent_down is None and operators is dispatch.compiled and as_one(problem):
         return Reflection(*ops.reflect(problem))
     if sent_down is not None:
         sent_down = operands(("x", "sent_down"), (x, sent_down), 2)[1]
@@ -100,7 +100,7 @@ def reflect(
     return Reflection(*layer_by_layer(problem, impl, sent_down))
 
 
-def _as_one(problem: Problem) -> bool:
+def as_one(problem: Problem) -> bool:
     """Whether the compiled operator takes this problem."""
     x = problem.x
     return (

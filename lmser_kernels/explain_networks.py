@@ -1,0 +1,178 @@
+"""What `explain` says of operations on whole networks."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from lmser_kernels import _library, chips, dispatch, explain_gpu
+from lmser_kernels.explanation import Explanation, kernel_of, rates, reason_for
+from lmser_kernels.reflect.api import as_one, reflect
+from lmser_kernels.reflect.problem import Problem as Reflections
+from lmser_kernels.reflect.problem import checked as checked_reflections
+from lmser_kernels.settle.api import settle
+from lmser_kernels.settle.problem import Problem, checked
+
+
+def explain_settle(bound: inspect.BoundArguments, chip: chips.Chip | None) -> Explanation:
+    bound.apply_defaults()
+    given = bound.arguments
+    names = (
+        "states",
+        "weights",
+        "biases",
+        "reverse_weights",
+        "evidence",
+        "mask",
+        "external",
+        "pools",
+        "padding",
+    )
+    problem = checked(*(given[name] for name in names))
+    visible, threads = problem.states[0], torch.get_num_threads()
+    operators = explain_gpu.operators("settle", given["impl"], visible, chip)
+    native = operators is dispatch.compiled and chip is None and visible.is_cpu
+    whole = False
+    reasons: list[str] = []
+    if operators is dispatch.compiled and not native:
+        obstacle = explain_gpu.persistent_obstacle(problem, given, chip)
+        whole = obstacle is None
+        if obstacle is None:
+            reasons.append("states and partial sums fit on the chip: all sweeps are one launch")
+        else:
+            operators = dispatch.triton
+            reasons.append(f"not one launch of the compiled kernel: {obstacle}")
+    computed = torch.promote_types(visible.dtype, torch.float32)
+    peak, bandwidth, source = rates(computed, threads, visible.device, chip)
+    flops = sum(
+        4.0 * weight.numel() * above.shape[0] * above.shape[2] * above.shape[3]
+        for weight, above in zip(problem.weights, problem.states[1:], strict=True)
+    )
+    memory = 2 * sum(h.numel() for h in problem.states) + sum(w.numel() for w in problem.weights)
+    plans = _settle_plans(problem, threads) if native else {}
+    if operators is dispatch.triton:
+        one = {"theta": 0.0, "max_steps": 1, "checkpoint_every": None, "trajectory_dtype": None}
+        plans = explain_gpu.launches(settle, given | one, chip, visible.device)
+    return Explanation(
+        operation="settle",
+        implementation=dispatch.name_of(operators),
+        kernel="eager PyTorch"
+        if operators is None
+        else "settle_persistent, all sweeps in one launch"
+        if whole
+        else f"one operation, per sweep: {kernel_of('settle', plans)}",
+        reason="; ".join([reason_for("settle", given["impl"], visible, plans, chip), *reasons]),
+        output_shapes=tuple(tuple(h.shape) for h in problem.states),
+        dtype=visible.dtype,
+        threads=threads,
+        flops=flops,
+        bytes=float(memory * visible.element_size()),
+        peak_gflops=peak,
+        bandwidth_gbs=bandwidth,
+        plans=plans,
+        source=source,
+    )
+
+
+def explain_reflect(given: dict[str, Any], chip: chips.Chip | None) -> Explanation:
+    names = (
+        "x", "weights", "biases", "decoder_weights", "stride", "padding", "paired", "reflections", "linear", "noise",
+        "activation", "slope",
+    )  # fmt: skip
+    problem = checked_reflections(*(given[name] for name in names))
+    x, threads, depth = problem.x, torch.get_num_threads(), problem.depth
+    operators = explain_gpu.operators("reflect", given["impl"], x, chip)
+    native = operators is dispatch.compiled and chip is None and x.is_cpu
+    whole = native and given["sent_down"] is None and as_one(problem)
+    passes = problem.reflections if problem.paired and depth > 1 else 1
+    products = [
+        2.0 * weight.numel() * len(x) * height * width
+        for weight, (height, width) in zip(problem.weights, problem.sizes[1:], strict=True)
+    ]
+    shapes = (tuple(x.shape), (len(x), problem.weights[-1].shape[0], *problem.sizes[-1]))
+    tensors = [*problem.weights, *problem.decoder_weights, *problem.biases]
+    values = sum(t.numel() for t in tensors) + x.numel() + sum(map(math.prod, shapes))
+    plans = _reflect_plans(problem, threads) if native else {}
+    if operators is dispatch.triton:
+        plans = explain_gpu.launches(reflect, given, chip, x.device)
+    computed = torch.promote_types(x.dtype, torch.float32)
+    peak, bandwidth, source = rates(computed, threads, x.device, chip)
+    how = "one operation for all passes" if whole else "layer by layer"
+    return Explanation(
+        operation="reflect",
+        implementation=dispatch.name_of(operators),
+        kernel="eager PyTorch, layer by layer"
+        if operators is None
+        else f"{how}: {kernel_of('reflect', plans)}",
+        reason=reason_for("reflect", given["impl"], x, plans, chip),
+        output_shapes=shapes,
+        dtype=x.dtype,
+        threads=threads,
+        flops=2 * products[0] + 2 * passes * sum(products[1:]),  # the image goes up once, and comes down once
+        bytes=float(values * x.element_size()),
+        peak_gflops=peak,
+        bandwidth_gbs=bandwidth,
+        plans=plans,
+        source=source,
+    )
+
+
+def _reflect_plans(problem: Reflections, threads: int) -> dict[str, Mapping[str, Any]]:
+    """The plan of each direction of each edge, for the whole batch."""
+    assert _library.module is not None
+    plans: dict[str, Mapping[str, Any]] = {}
+    for edge, weight in enumerate(problem.weights):
+        shape = (*weight.shape, 1, 1)[:4]
+        below, above = (
+            [len(problem.x), shape[channels], *problem.sizes[layer]]
+            for channels, layer in ((1, edge), (0, edge + 1))
+        )
+        for way, operation, source, size in (
+            ("conv", "conv2d_add_act", below, problem.sizes[edge + 1]),
+            ("convᵀ", "conv_transpose2d_add_act", above, problem.sizes[edge]),
+        ):
+            plans[f"{way} {edge} - {edge + 1}"] = _library.module.plan(
+                operation,
+                str(problem.x.dtype).removeprefix("torch."),
+                source,
+                list(shape),
+                problem.strides[edge],
+                problem.paddings[edge],
+                (1, 1),
+                size,
+                True,
+                threads,
+            )
+    return plans
+
+
+def _settle_plans(problem: Problem, threads: int) -> dict[str, Mapping[str, Any]]:
+    """The plan of each direction of each edge; states are channels-last inside, half precision is float32."""
+    assert _library.module is not None
+    plans: dict[str, Mapping[str, Any]] = {}
+    dtype = "float64" if problem.states[0].dtype == torch.float64 else "float32"
+    for edge, weight in enumerate(problem.weights):
+        below, above = problem.states[edge], problem.states[edge + 1]
+        window, margin = problem.pools[edge], problem.padding[edge]
+        inner = (below.shape[2] // window[0], below.shape[3] // window[1])
+        for way, operation, source, size in (
+            ("conv", "conv2d_add_act", below, (above.shape[2], above.shape[3])),
+            ("convᵀ", "conv_transpose2d_add_act", above, inner),
+        ):
+            plans[f"{way} {edge} - {edge + 1}"] = _library.module.plan(
+                operation,
+                dtype,
+                list(source.shape),
+                list(weight.shape),
+                (1, 1),
+                margin,
+                window,
+                size,
+                True,
+                threads,
+            )
+    return plans
