@@ -27,6 +27,7 @@ def _run(build: Path, *settings: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_against_plain_loops(tmp_path: Path) -> None:
     """Every kernel over odd sizes, strides, layouts and dtypes, and over offsets that 32 bits do not hold."""
     assert ", 0 failures" in _run(tmp_path, "ISAS=baseline", "FEW=1")
