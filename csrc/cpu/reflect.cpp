@@ -95,10 +95,8 @@ class Reflection {
       if (u.keeps) sink.drive = working(drives_[l], u.layer, n1 - n0);
       sink.bias = biases_[l].get();
       sink.activation = net_.activation_of(u), sink.slope = net_.slope;
-      Source source;
-      source.base = state;
       Step<T>& step = steps.emplace_back();
-      step.calls.push_back({u.up ? &up_[l - 1] : &down_[l], source, sink});
+      step.calls.push_back({u.up ? &up_[l - 1] : &down_[l], source_of(state), sink});
       state = sink.out;
       if (u.layer == net_.top()) {
         const bool last = int(i) == net_.last_top;

@@ -86,9 +86,7 @@ class ReflectBackward {
     // The visible layer's: the gradient of the reconstruction itself.
     Tensor& visible = results[results.size() - net_.layers.size()];
     const View to{visible.data_ptr(), kType, 1, net_.layers[0].c, 1, 1, 0, 1, 0, 0};
-    Source source;
-    source.base = grad_;
-    run_transform(isa_, pool_, source, {}, {}, to);
+    run_transform(isa_, pool_, source_of(grad_), {}, {}, to);
     const std::int64_t tasks = std::int64_t(bias_sums_.size()) / biases_in_all_;
     for (std::size_t l = 1; l < net_.layers.size(); ++l) {
       T* const to = static_cast<T*>(results[results.size() - net_.layers.size() + l].data_ptr());
@@ -209,10 +207,8 @@ class ReflectBackward {
 
   // Through the linear part of `update`, from the gradient of its drive to that of the state it reads.
   void carry(Step<T>& step, const ReflectUpdate& update, const View& grad, const Sink& sink) {
-    Source source;
-    source.base = grad;
     PreparedConv& conv = update.up ? down_[std::size_t(update.layer) - 1] : up_[std::size_t(update.layer)];
-    step.calls.push_back({&conv, source, sink});
+    step.calls.push_back({&conv, source_of(grad), sink});
   }
 
   // In place on images of the top layer, dense: few values, where channels differ in what f is.

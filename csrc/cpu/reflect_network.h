@@ -6,6 +6,7 @@
 #pragma once
 
 #include "stages.h"
+#include "tied_conv.h"
 
 namespace lmser {
 
@@ -119,13 +120,9 @@ inline ReflectNetwork reflect_network(const Tensor& x, const Tensors& weights, c
                     "decoder_weights[", e, "] has another shape than weights[", e, "]");
     STD_TORCH_CHECK(below.h + 2 * p.h >= w.h && below.w + 2 * p.w >= w.w, "weights[", e, "]: the kernel (", w.h, ", ",
                     w.w, ") is larger than the padded layer below it");
-    const Layer above{v.n, w.n, (below.h + 2 * p.h - w.h) / s.h + 1, (below.w + 2 * p.w - w.w) / s.w + 1};
-    edge.up = {false,   v.n,      below.c,  below.h, below.w, above.c, above.h,
-               above.w, int(w.h), int(w.w), s.h,     s.w,     p.h,     p.w};
-    edge.down = edge.up;
-    edge.down.transposed = true;
-    std::swap(edge.down.in_c, edge.down.out_c), std::swap(edge.down.in_h, edge.down.out_h),
-        std::swap(edge.down.in_w, edge.down.out_w);
+    edge.up = conv_geometry(v.n, below.c, below.h, below.w, w.n, w.h, w.w, s, p);
+    edge.down = transposed(edge.up);
+    const Layer above{v.n, w.n, edge.up.out_h, edge.up.out_w};
     net.edges.push_back(edge);
     net.layers.push_back(above);
   }

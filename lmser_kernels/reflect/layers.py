@@ -55,7 +55,8 @@ class _Passes:
 
     def __init__(self, problem: Problem, impl: str) -> None:
         self.problem, self.impl = problem, impl
-        self.up_weights, self.down_weights = map(_kernels, (problem.weights, problem.down_weights))
+        self.up_weights = _kernels(problem.weights)
+        self.down_weights = _kernels(problem.decoder_weights) if problem.decoder_weights else self.up_weights
         channels = problem.weights[-1].shape[0]
         first, last = problem.linear
         self.top_activation = "identity" if first + last else problem.activation

@@ -42,10 +42,6 @@ class Problem:
     def depth(self) -> int:
         return len(self.weights)
 
-    @property
-    def down_weights(self) -> tuple[Tensor, ...]:
-        return self.decoder_weights or self.weights
-
     def tensors(self) -> list[Tensor]:
         """Every tensor a gradient may be asked for."""
         return [self.x, *self.weights, *self.decoder_weights, *self.biases]
