@@ -95,8 +95,7 @@ void pack(const InstructionSet& isa, const ThreadPool& pool, const ConvPlan& p, 
 // Units in any order on `tasks` threads: whoever is free takes the next, so a busy neighbour costs little. Only
 // for work whose result does not depend on who does it.
 template <class F>
-void run_units(const ThreadPool& pool, std::int64_t units, double work, F&& f) {
-  const std::int64_t tasks = work < kSerialWork ? 1 : std::min<std::int64_t>(pool.threads, units);
+void run_units(const ThreadPool& pool, std::int64_t tasks, std::int64_t units, F&& f) {
   if (tasks <= 1) {
     for (std::int64_t u = 0; u < units; ++u) f(0, u);
     return;
@@ -209,17 +208,56 @@ class Prepared final : public PreparedConv::State {
       epilogue.sums = sums.get();
       call.sink.epilogue = &epilogue;
     }
-    const std::int64_t scratch = k.conv_scratch(call), tasks = std::min<std::int64_t>(pool.threads, p.plan.units);
-    const Buffer<T> memory = allocate<T>(scratch * tasks);
-    call.tasks = tasks;
+    const std::int64_t scratch = k.conv_scratch(call);
+    call.tasks = p.plan.flops() / 2 < kSerialWork ? 1 : std::min<std::int64_t>(pool.threads, p.plan.units);
+    const Buffer<T> memory = allocate<T>(scratch * call.tasks);
     std::atomic<bool> finite{true};
-    run_units(pool, p.plan.units, p.plan.flops() / 2, [&](std::int64_t task, std::int64_t u) {
-      if (!k.conv_unit(call, u, memory.get() + task * scratch)) finite.store(false, std::memory_order_relaxed);
-    });
+    if (p.plan.round_units)
+      run_rounds(pool, call, memory.get(), scratch, finite);
+    else
+      run_units(pool, call.tasks, p.plan.units, [&](std::int64_t task, std::int64_t u) {
+        if (!k.conv_unit(call, u, memory.get() + task * scratch)) finite.store(false, std::memory_order_relaxed);
+      });
     if (sums && finite.load())
       for (std::int64_t u = 0; u < p.plan.units; ++u)
         for (std::int64_t c = 0; c < epilogue.channels; ++c) epilogue.bias_grad[c] += sums[u * epilogue.channels + c];
     return finite.load();
+  }
+
+  // Units in rounds: each part waits for the one before.
+  void run_rounds(const ThreadPool& pool, const ConvCall<T>& call, T* memory, std::int64_t scratch,
+                  std::atomic<bool>& finite) const {
+    const Kernels<T>& k = kernels_of<T>(isa_);
+    const ConvPlan& p = *call.plan;
+    const WinogradGrid& w = p.winograd;
+    const auto tiles_before = [&](std::int64_t unit) {
+      const std::int64_t image = std::min(unit / p.row_units * p.unit_images, p.geometry.batch);
+      return (image * w.rows + unit % p.row_units * (p.unit_rows / w.out_step)) * w.cols;
+    };
+    std::int64_t most = 0;
+    for (std::int64_t u = 0; u < p.units; u += p.round_units)
+      most = std::max(most, tiles_before(std::min(u + p.round_units, p.units)) - tiles_before(u));
+    const Buffer<T> points = allocate<T>(w.points() * w.pitch(most * p.geometry.in_c)),
+                    sums = allocate<T>(w.points() * w.pitch(most * p.padded_out_c));
+    // Where there are many threads they share the blocks of a point as well.
+    const int blocks = int(p.blocks.size()), splits = int(std::min<std::int64_t>(blocks, (4 * call.tasks + 35) / 36));
+    for (std::int64_t first = 0; first < p.units; first += p.round_units) {
+      const std::int64_t units = std::min(p.round_units, p.units - first), before = tiles_before(first),
+                         tiles = tiles_before(first + units) - before;
+      run_units(pool, std::min(call.tasks, units), units, [&](std::int64_t task, std::int64_t u) {
+        k.round_points(call, first + u, tiles_before(first + u) - before, tiles, points.get(), memory + task * scratch);
+      });
+      run_units(pool, call.tasks, w.points() * splits, [&](std::int64_t, std::int64_t i) {
+        const int part = int(i % splits);
+        k.round_products(call, int(i / splits), blocks * part / splits, blocks * (part + 1) / splits, tiles,
+                         points.get(), sums.get());
+      });
+      run_units(pool, std::min(call.tasks, units), units, [&](std::int64_t task, std::int64_t u) {
+        if (!k.round_outputs(call, first + u, tiles_before(first + u) - before, tiles, sums.get(),
+                             memory + task * scratch))
+          finite.store(false, std::memory_order_relaxed);
+      });
+    }
   }
 
   const InstructionSet& isa_;

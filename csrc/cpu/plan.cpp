@@ -187,28 +187,16 @@ RowSpan input_rows(const ConvPlan& p, std::int64_t r0, std::int64_t r1) {
 
 // Units of whole tile rows: transformed input and sums of one block of channels stay in the second-level cache.
 constexpr std::int64_t kStride1Bytes = 512 << 10, kWinogradBytes = 640 * 1024, kWinogradGradBytes = 1 << 20;
-void plan_winograd(ConvPlan& p, std::int64_t value_bytes, int threads) {
+// A weight that every unit would fetch from beyond the second-level cache; what a round's points may fill of the third;
+// tiles of a unit of a round.
+constexpr std::int64_t kSharedWeightBytes = 1 << 20, kRoundBytes = 6 << 20, kRoundUnitTiles = 16;
+
+// Tiles in units of at most `wanted` of them, where one row of tiles is not more.
+void split_tiles(ConvPlan& p, std::int64_t wanted, int threads) {
   const Geometry& g = p.geometry;
-  WinogradGrid& w = p.winograd;
-  w.points_first = w.stride1() && p.blocks.size() > 1 && g.in_c >= p.padded_out_c;
-  for (const Block& b : p.blocks) p.packed_size += w.weights() * w.pitch(g.in_c * b.vectors * p.tile.lanes);
-  p.slab_w0 = w.in0_w;
-  p.slab_cols = (w.cols - 1) * w.in_step + w.window;
-  const std::int64_t block = std::min(std::int64_t(p.tile.max_vectors) * p.tile.lanes, p.padded_out_c);
-  const std::int64_t image = w.rows * w.cols, all = g.batch * image,
-                     tile_bytes = value_bytes * w.points() * (g.in_c + block);
-  std::int64_t wanted;
-  if (w.stride1()) {
-    // At stride 1 weights are streamed once a unit, and the transformed input once a block of channels, or once with
-    // all blocks of a point: as many tiles as keep both far below what the third-level cache delivers. Threads share
-    // blocks rather than ever fewer tiles.
-    const std::int64_t most = w.points_first ? 32 : std::clamp<std::int64_t>(kStride1Bytes / tile_bytes, 12, 48);
-    wanted = std::min(most, std::max<std::int64_t>(16, ceil_div(all, threads)));
-  } else {
-    wanted = std::min(std::max<std::int64_t>(8, kWinogradBytes / tile_bytes), ceil_div(all, 2 * threads));
-    wanted = std::max<std::int64_t>(1, wanted);
-  }
-  if (w.rows * w.cols > wanted) {
+  const WinogradGrid& w = p.winograd;
+  const std::int64_t image = w.rows * w.cols;
+  if (image > wanted) {
     const std::int64_t rows = w.stride1() ? balanced(w.rows, g.batch, ceil_div(wanted, w.cols), threads)
                                           : std::max<std::int64_t>(1, wanted / w.cols);
     p.row_units = ceil_div(w.rows, rows);
@@ -222,13 +210,48 @@ void plan_winograd(ConvPlan& p, std::int64_t value_bytes, int threads) {
         w.stride1() ? balanced(g.batch, 1, wanted / image, threads) : even_images(g.batch, wanted / image, threads);
   }
   p.image_units = ceil_div(g.batch, p.unit_images);
+  p.units = p.image_units * p.row_units;
+}
+
+void plan_winograd(ConvPlan& p, std::int64_t value_bytes, int threads) {
+  const Geometry& g = p.geometry;
+  WinogradGrid& w = p.winograd;
+  const std::int64_t lanes = p.tile.lanes, block = std::min(p.tile.max_vectors * lanes, p.padded_out_c);
+  const bool large = w.weights() * g.in_c * p.padded_out_c * value_bytes >= kSharedWeightBytes;
+  w.by_point = w.stride1() && p.blocks.size() > 1 && (g.in_c >= p.padded_out_c || large);
+  if (w.by_point)
+    p.packed_size = w.weights() * w.pitch(g.in_c * p.padded_out_c);
+  else
+    for (const Block& b : p.blocks) p.packed_size += w.weights() * w.pitch(g.in_c * b.vectors * lanes);
+  p.slab_w0 = w.in0_w;
+  p.slab_cols = (w.cols - 1) * w.in_step + w.window;
+  const std::int64_t image = w.rows * w.cols, all = g.batch * image;
+  if (w.by_point && large && all > kRoundUnitTiles) {
+    split_tiles(p, kRoundUnitTiles, threads);
+    const std::int64_t most = std::max(2 * kRoundUnitTiles, kRoundBytes / (value_bytes * w.points() *
+                                                                          (g.in_c + p.padded_out_c)));
+    const std::int64_t rounds = std::min(p.units, ceil_div(all, most));
+    p.round_units = rounds ? ceil_div(p.units, rounds) : 1;
+  } else {
+    const std::int64_t tile_bytes = value_bytes * w.points() * (g.in_c + block);
+    std::int64_t wanted;
+    if (w.stride1()) {
+      // At stride 1 weights are streamed once a unit, and the transformed input once a block of channels, or once with
+      // all blocks of a point: as many tiles as keep both far below what the third-level cache delivers. Threads share
+      // blocks rather than ever fewer tiles.
+      const std::int64_t most = w.by_point ? 32 : std::clamp<std::int64_t>(kStride1Bytes / tile_bytes, 12, 48);
+      wanted = std::min(most, std::max<std::int64_t>(16, ceil_div(all, threads)));
+    } else {
+      wanted = std::min(std::max<std::int64_t>(8, kWinogradBytes / tile_bytes), ceil_div(all, 2 * threads));
+      wanted = std::max<std::int64_t>(1, wanted);
+    }
+    split_tiles(p, wanted, threads);
+    if (p.units > 0 && p.units < threads)
+      p.block_splits = int(std::min<std::int64_t>(std::int64_t(p.blocks.size()), ceil_div(threads, p.units)));
+    p.units *= p.block_splits;
+  }
   p.slab_rows = (p.unit_rows / w.out_step - 1) * w.in_step + w.window;
   p.slab_values = p.unit_images * p.slab_rows * p.slab_cols * g.in_c;
-  const std::int64_t pixel_units = p.image_units * p.row_units;
-  if (pixel_units > 0 && pixel_units < threads)
-    p.block_splits = int(std::min<std::int64_t>(std::int64_t(p.blocks.size()), ceil_div(threads, pixel_units)));
-  w.points_first = w.points_first && p.block_splits == 1;
-  p.units = pixel_units * p.block_splits;
 }
 
 ConvPlan plan_conv(const Geometry& g, const TileShape& tile, std::int64_t value_bytes, int threads, Filtering filtering,

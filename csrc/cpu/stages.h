@@ -102,8 +102,8 @@ struct Stages {
 };
 
 template <class T>
-Stages stages_of(const std::vector<Step<T>>& steps, std::int64_t samples, std::int64_t threads,
-                 std::int64_t stage_bytes) {
+Stages stages_of(const std::vector<Step<T>>& steps, std::int64_t samples, const ThreadPool& pool,
+                 std::int64_t threads, std::int64_t stage_bytes) {
   const std::int64_t share = (samples + threads - 1) / threads;
   const bool even = 8 * share * threads <= 9 * samples;
   Stages stages;
@@ -116,6 +116,9 @@ Stages stages_of(const std::vector<Step<T>>& steps, std::int64_t samples, std::i
       const ConvPlan& plan = call.conv->prepare(alone(), call.source, call.sink);
       const WinogradGrid& w = plan.winograd;
       stages.work += double(threads) * plan.flops() / 2;
+      // A weight beyond the caches is read once for all samples.
+      const DirectionCall all = whole.images(0, samples);
+      if (all.conv->prepare(threads > 1 ? pool : alone(), all.source, all.sink).round_units) apart = false;
       if (w.m) apart = apart && (threads == 1 || share * w.rows * w.cols >= kStageTiles);
       const bool merged = plan.geometry.batch != share;  // pixels of all images are rows of one
       images = std::max(
@@ -146,8 +149,8 @@ bool run_steps(const InstructionSet& isa, const ThreadPool& pool, const std::vec
   for (const Step<T>& step : steps)
     for (const DirectionCall& call : step.calls) call.conv->forget_plans();
   std::int64_t threads = std::max(1, pool.threads);
-  Stages stages = stages_of<T>(steps, samples, threads, stage_bytes);
-  if (threads > 1 && stages.work < kSerialWork) stages = stages_of<T>(steps, samples, threads = 1, stage_bytes);
+  Stages stages = stages_of<T>(steps, samples, pool, threads, stage_bytes);
+  if (threads > 1 && stages.work < kSerialWork) stages = stages_of<T>(steps, samples, pool, threads = 1, stage_bytes);
   // Images [n0, n1) of thread t, and group i of it. Where a few more groups are all of one size, they are: one plan
   // and one sum serve them all.
   const auto groups_of = [&](std::int64_t t, std::int64_t images, auto&& f) {

@@ -10,27 +10,29 @@
 
 namespace lmser::LMSER_ISA {
 
-// Where a block of the packed weight begins: [distinct^2][in_c][block width], a pitch between the first two.
-LMSER_HD std::int64_t packed_block(const ConvPlan& p, int block) {
+// Where the packed weight of a block of channels at a point (a distinct weight) begins, [in_c][block width]: all blocks
+// of a point before the next point, or all points of a block before the next block. A pitch lies between points.
+LMSER_HD std::int64_t packed_panel(const ConvPlan& p, int block, int point) {
+  const std::int64_t in_c = p.geometry.in_c;
+  const WinogradGrid& w = p.winograd;
+  if (w.by_point) return point * w.pitch(in_c * p.padded_out_c) + in_c * p.blocks[block].weight_column;
   std::int64_t at = 0;
-  for (int b = 0; b < block; ++b)
-    at += p.winograd.weights() * p.winograd.pitch(p.geometry.in_c * p.blocks[b].vectors * kLanes<float>);
-  return at;
+  for (int b = 0; b < block; ++b) at += w.weights() * w.pitch(in_c * p.blocks[b].vectors * kLanes<float>);
+  return at + point * w.pitch(in_c * p.blocks[block].vectors * kLanes<float>);
 }
 
-// Scratch in values: transformed input | sums of one block, or of all | offsets of the rows.
+// Scratch in values: transformed input | sums of one block, or of all.
 struct WinogradScratch {
-  std::int64_t input = 0, sums = 0, offsets = 0;
+  std::int64_t input = 0, sums = 0;
   WinogradScratch() = default;
   explicit WinogradScratch(const ConvPlan& p) {
     const WinogradGrid& w = p.winograd;
     const std::int64_t tiles = p.unit_images * (p.unit_rows / w.out_step) * w.cols;
     input = w.points() * w.pitch(tiles * p.geometry.in_c);
-    sums = w.points() * w.pitch(tiles * (w.points_first ? p.padded_out_c : kTileVectors * kLanes<float>));
-    offsets = 2 * (w.stride1() ? 1 : w.m * w.m) * tiles;
-    for (std::int64_t* x : {&input, &sums, &offsets}) *x = (*x + 63) / 64 * 64;
+    sums = w.points() * w.pitch(tiles * (w.by_point ? p.padded_out_c : kTileVectors * kLanes<float>));
+    for (std::int64_t* x : {&input, &sums}) *x = (*x + 63) / 64 * 64;
   }
-  std::int64_t values() const { return input + sums + offsets; }
+  std::int64_t values() const { return input + sums; }
 };
 
 struct WinogradSlab {
@@ -53,16 +55,22 @@ struct WinogradOut {
   float scale = 1;
 };
 
-// One block of channels of all tiles, [row][tile][channel] from `sums`, transformed, finished and stored. `checked`
-// gathers a zero of every output, which is none where an output is not finite.
+// Sums of tiles: [row][tile][channel], `row` values from one row to the next, `tile` from one tile to the next.
+struct WinogradSums {
+  const float* data;
+  std::int64_t row, tile;
+};
+
+// One block of channels of all tiles, transformed back, finished and stored. `checked` gathers a zero of every output,
+// which is none where an output is not finite.
 template <class F, bool Down, Activation A, bool Repeat>
-void winograd_store(const ConvPlan& p, const Block& block, const float* sums, std::int64_t images, std::int64_t t0,
-                    std::int64_t t1, const WinogradOut& out, Vec<float>& checked) {
+void winograd_store_as(const ConvPlan& p, const Block& block, const WinogradSums& sums, std::int64_t images,
+                       std::int64_t t0, std::int64_t t1, const WinogradOut& out, Vec<float>& checked) {
   constexpr int L = kLanes<float>, O = F::outputs(Down);
   constexpr int kRun = 8;  // registers of channels that are finished together
   const Geometry& g = p.geometry;
   const WinogradGrid& w = p.winograd;
-  const std::int64_t width = std::int64_t(block.vectors) * L, pitch = w.pitch(images * (t1 - t0) * w.cols * width);
+  const std::int64_t pitch = sums.row;
   // Copies, which stores of floats cannot change.
   float *const dst = out.dst, *const drive = out.drive;
   const float* const add = out.add;
@@ -89,10 +97,10 @@ void winograd_store(const ConvPlan& p, const Block& block, const float* sums, st
       const int lanes = v < whole ? L : v == whole ? rest : 0;
       store<float>(bias + v * L, out.bias && lanes ? load_n<float>(out.bias + c0 + v * L, lanes) : Vec<float>{});
     }
-    const float* tile = sums + v0 * L;
+    const float* tile = sums.data + v0 * L;
     for (std::int64_t n = 0; n < images; ++n)
       for (std::int64_t t = t0; t < t1; ++t)
-        for (std::int64_t x = 0; x < w.cols; ++x, tile += width) {
+        for (std::int64_t x = 0; x < w.cols; ++x, tile += sums.tile) {
           for (int v = 0; v < vectors; ++v) {
             Vec<float> y[O * O], sum[O];
             transform_out<F, Down>(tile + v * L, pitch, y);
@@ -130,88 +138,84 @@ void winograd_store(const ConvPlan& p, const Block& block, const float* sums, st
   }
 }
 
+template <class F, bool Down>
+void winograd_store(const ConvPlan& p, const Block& block, const WinogradSums& sums, std::int64_t images,
+                    std::int64_t t0, std::int64_t t1, const WinogradOut& out, Vec<float>& checked) {
+  with_activation(out.activation, [&]<Activation A>() {
+    if (out.repeat)
+      winograd_store_as<F, Down, A, true>(p, block, sums, images, t0, t1, out, checked);
+    else
+      winograd_store_as<F, Down, A, false>(p, block, sums, images, t0, t1, out, checked);
+  });
+}
+inline bool all_finite(Vec<float> checked) {
+  bool finite = true;
+  for (int i = 0; i < kLanes<float>; ++i) finite = finite && checked[i] == 0.0f;
+  return finite;
+}
+
+// `count` rows of one distinct weight times one block of it, to `sum_row` values a row. The `next` bytes behind the rows
+// are fetched meanwhile.
+inline void winograd_product(const ConvPlan& p, const Block& block, const float* panel, const float* rows,
+                             std::int64_t count, float* to, std::int64_t sum_row, const float* next,
+                             std::int64_t next_bytes) {
+  constexpr std::int64_t kAheadSteps = 64;  // 4 KiB of a panel with AVX2
+  constexpr int kMost = kTilePixels[1];  // of the narrowest tile
+  const std::int64_t in_c = p.geometry.in_c, pieces = (count + kTilePixels[block.vectors] - 1) / kTilePixels[block.vectors];
+  std::int64_t offsets[kMost];
+  for (int i = 0; i < kMost; ++i) offsets[i] = i * in_c;
+  ProductTile<float> args{rows, offsets, 1, 0, in_c, panel, to, sum_row};
+  args.ahead = kAheadSteps * block.vectors * kLanes<float>;
+  Ahead ahead(next, next_bytes, pieces);
+  for (std::int64_t i = 0, done = 0; i < pieces; ++i) {
+    const int m = int((count - done + pieces - i - 1) / (pieces - i));
+    ahead.step();
+    product_fn<float>(m, block.vectors)(args);
+    args.slab += m * in_c, args.result += m * sum_row, done += m;
+  }
+}
+
 // Returns false where an output is not finite: such values spread over whole tiles here, so the caller lets the
 // direct sum say which outputs they really reach.
 template <class F, bool Down>
 bool winograd_tiles(const ConvPlan& p, const float* weight, const WinogradSlab& slab, std::int64_t t0, std::int64_t t1,
                     int block0, int block1, const WinogradOut& out, float* scratch) {
-  constexpr int L = kLanes<float>;
+  constexpr int L = kLanes<float>, kDistinct = F::distinct * F::distinct;
   const Geometry& g = p.geometry;
   const WinogradGrid& w = p.winograd;
   const WinogradScratch layout(p);
   float* const input = scratch;
   float* const sums = input + layout.input;
-  auto* const offsets = reinterpret_cast<std::int64_t*>(sums + layout.sums);
   const std::int64_t rows = t1 - t0, tiles = slab.images * rows * w.cols;
   const std::int64_t in_pitch = w.pitch(tiles * g.in_c);
   transform_tiles<F, Down ? Transform::down : Transform::up>(slab.data, slab.images, rows, w.cols, slab.image,
                                                              w.in_step * slab.row, w.in_step * slab.col, slab.row,
                                                              slab.col, g.in_c, g.in_c, in_pitch, input);
-  for (std::int64_t i = 0; i < F::most_copies * F::most_copies * tiles; ++i) offsets[i] = i * g.in_c;
   Vec<float> checked{};
-  constexpr std::int64_t kAheadSteps = 64;  // 4 KiB of a panel with AVX2
-  // Rows of one distinct weight times one block of it, to `sum_row` values a row. With `next_input` the rows of the
-  // next weight are fetched meanwhile.
-  const auto product = [&](const Block& block, std::int64_t packed, int d, int e, float* to, std::int64_t sum_row,
-                           bool next_input) {
-    const std::int64_t width = std::int64_t(block.vectors) * L;
-    const std::int64_t count = F::copies(d) * F::copies(e) * tiles;
-    const std::int64_t pieces = (count + kTilePixels[block.vectors] - 1) / kTilePixels[block.vectors];
-    ProductTile<float> args{input + F::rows_before(d, e) * in_pitch,
-                            nullptr,
-                            1,
-                            0,
-                            g.in_c,
-                            weight + packed + (d * F::distinct + e) * w.pitch(width * g.in_c),
-                            nullptr,
-                            sum_row};
-    args.ahead = kAheadSteps * width;
-    Ahead rows(args.slab + F::copies(d) * F::copies(e) * in_pitch, next_input ? 4 * tiles * g.in_c : 0, pieces);
-    std::int64_t done = 0;
-    for (std::int64_t i = 0; i < pieces; ++i) {
-      const int m = int((count - done + pieces - i - 1) / (pieces - i));
-      args.offset = offsets + done;
-      args.result = to + done * sum_row;
-      rows.step();
-      product_fn<float>(m, block.vectors)(args);
-      done += m;
-    }
+  // One point of one block; with `next_input` the rows of the next point are fetched meanwhile.
+  const auto product = [&](int b, int point, float* to, std::int64_t sum_pitch, std::int64_t sum_row, bool next_input) {
+    const int d = point / F::distinct, e = point % F::distinct, copies = F::copies(d) * F::copies(e);
+    const std::int64_t before = F::rows_before(d, e);
+    const float* const from = input + before * in_pitch;
+    winograd_product(p, p.blocks[b], weight + packed_panel(p, b, point), from, copies * tiles, to + before * sum_pitch,
+                     sum_row, from + copies * in_pitch, next_input && point + 1 < kDistinct ? 4 * tiles * g.in_c : 0);
   };
-  const auto store = [&](const Block& block) {
-    with_activation(out.activation, [&]<Activation A>() {
-      if (out.repeat)
-        winograd_store<F, Down, A, true>(p, block, sums, slab.images, t0, t1, out, checked);
-      else
-        winograd_store<F, Down, A, false>(p, block, sums, slab.images, t0, t1, out, checked);
-    });
-  };
-  constexpr int kDistinct = F::distinct * F::distinct;
-  if (w.points_first) {
-    const std::int64_t sum_pitch = w.pitch(tiles * p.padded_out_c);
-    const int blocks = int(p.blocks.size());
+  if (w.by_point) {
+    const Block& first = p.blocks[block0];
+    const Block whole{first.channel, int(block1 < int(p.blocks.size()) ? p.blocks[block1].weight_column - first.weight_column : p.padded_out_c - first.weight_column) / L, first.weight_column};
+    const std::int64_t row = whole.vectors * L, sum_pitch = w.pitch(tiles * row);
     for (int point = 0; point < kDistinct; ++point)
-      for (int b = 0; b < blocks; ++b) {
-        const int d = point / F::distinct, e = point % F::distinct;
-        const bool last = b + 1 == blocks;
-        product(p.blocks[b], packed_block(p, b), d, e,
-                sums + F::rows_before(d, e) * sum_pitch + p.blocks[b].weight_column, p.padded_out_c,
-                last && point + 1 < kDistinct);
-      }
-    store({0, int(p.padded_out_c / L), 0});
+      for (int b = block0; b < block1; ++b)
+        product(b, point, sums + p.blocks[b].weight_column - first.weight_column, sum_pitch, row, b + 1 == block1);
+    winograd_store<F, Down>(p, whole, {sums, sum_pitch, row}, slab.images, t0, t1, out, checked);
   } else {
     for (int b = block0; b < block1; ++b) {
-      const std::int64_t width = std::int64_t(p.blocks[b].vectors) * L, sum_pitch = w.pitch(tiles * width);
-      for (int point = 0; point < kDistinct; ++point) {
-        const int d = point / F::distinct, e = point % F::distinct;
-        product(p.blocks[b], packed_block(p, b), d, e, sums + F::rows_before(d, e) * sum_pitch, width,
-                point + 1 < kDistinct);
-      }
-      store(p.blocks[b]);
+      const std::int64_t row = std::int64_t(p.blocks[b].vectors) * L, sum_pitch = w.pitch(tiles * row);
+      for (int point = 0; point < kDistinct; ++point) product(b, point, sums, sum_pitch, row, true);
+      winograd_store<F, Down>(p, p.blocks[b], {sums, sum_pitch, row}, slab.images, t0, t1, out, checked);
     }
   }
-  bool finite = true;
-  for (int i = 0; i < L; ++i) finite = finite && checked[i] == 0.0f;
-  return finite;
+  return all_finite(checked);
 }
 
 // Input channels [c0, c1) of one block of the weight.
@@ -222,9 +226,8 @@ void winograd_pack(const ConvPlan& p, const WeightLayout<float>& weight, int ind
   constexpr std::int64_t kChunk = 8;  // input channels whose taps are turned together
   const Geometry& g = p.geometry;
   const Block& block = p.blocks[index];
-  const std::int64_t width = std::int64_t(block.vectors) * L;
-  const std::int64_t pitch = p.winograd.pitch(g.in_c * width);
-  float* const base = packed + packed_block(p, index);
+  const std::int64_t width = std::int64_t(block.vectors) * L, pitch = packed_panel(p, index, 1) - packed_panel(p, index, 0);
+  float* const base = packed + packed_panel(p, index, 0);
   alignas(64) float taps[kChunk * R * R * L];
   // In the order they meet ascending input: reversed for the transposed direction.
   const auto order = [&](int i) { return g.transposed ? R - 1 - i : i; };
@@ -310,9 +313,7 @@ bool winograd_grad_finish(const WeightGradPlan& p, const float* sums, int count,
         }
       }
     }
-  bool finite = true;
-  for (int i = 0; i < L; ++i) finite = finite && spoiled[i] == 0.0f;
-  return finite;
+  return all_finite(spoiled);
 }
 
 }  // namespace lmser::LMSER_ISA

@@ -1,0 +1,249 @@
+// What a unit of a convolution covers, where its input is staged and where its output goes.
+#pragma once
+
+#include "epilogue.h"
+#include "kernels.h"
+#include "planar_unit.h"
+#include "rows.h"
+#include "winograd_unit.h"
+
+namespace lmser::LMSER_ISA {
+
+LMSER_HD std::int64_t div_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+template <class X>
+constexpr X lesser(X a, X b) {
+  return a < b ? a : b;
+}
+template <class X>
+constexpr X greater(X a, X b) {
+  return a > b ? a : b;
+}
+
+// The input is used where it lies: channels-last values of T without padding, transform or conversion.
+template <class T>
+bool direct_source(const ConvCall<T>& call) {
+  const ConvPlan& p = *call.plan;
+  const View& v = call.source.base;
+  if (p.winograd.m || p.planar || !call.source.plain() || v.dtype != kDType<T> || (v.sc != 1 && v.c != 1)) return false;
+  for (const Phase& ph : p.phases) {
+    if (ph.taps_w == 0) continue;
+    if (ph.taps_w > 1 && v.sw != v.c) return false;
+    if (ph.off_h < 0 || ph.off_w < 0) return false;
+    if (ph.off_h + (ph.rows - 1) * p.in_step_h + ph.taps_h > v.h) return false;
+    if (ph.off_w + (ph.cols - 1) * p.in_step_w + ph.taps_w > v.w) return false;
+  }
+  return true;
+}
+LMSER_HD bool same_layout(const View& a, const View& b) {
+  return a.dtype == b.dtype && a.sn == b.sn && a.sc == b.sc && a.sh == b.sh && a.sw == b.sw;
+}
+inline bool repeats(const Sink& s) { return s.upsample_h != 1 || s.upsample_w != 1 || s.scale != 1; }
+// The output is written where it lies, straight from the tile; repeated by minimal filtering alone.
+template <class T>
+bool direct_sink(const ConvCall<T>& call) {
+  const Sink& s = call.sink;
+  const Geometry& g = call.plan->geometry;
+  if (s.gate || (repeats(s) && !call.plan->winograd.m)) return false;
+  if (s.out.dtype != kDType<T> || (s.out.sc != 1 && s.out.c != 1)) return false;
+  if (s.out.h != g.out_h * s.upsample_h || s.out.w != g.out_w * s.upsample_w) return false;
+  return (!s.add || same_layout(s.add, s.out)) && (!s.drive || same_layout(s.drive, s.out));
+}
+
+// Of a block: kernel rows whose weights stay in the second-level cache together.
+template <class T>
+std::int64_t kernel_rows_together(std::int64_t length, std::int64_t width, int rows) {
+  constexpr std::int64_t kWeights = 128 << 10;
+  const std::int64_t row = length * width * std::int64_t(sizeof(T));
+  if (row * rows <= kWeights + kWeights / 4) return greater(rows, 1);
+  return div_up(rows, div_up(rows, greater<std::int64_t>(1, kWeights / row)));
+}
+
+// Scratch of a unit, in values of T: staged slab | rows for staging | pixel offsets | linear result | output rows.
+template <class T>
+struct ConvScratch {
+  std::int64_t slab = 0, line = 0, rows = 0, offsets = 0, linear = 0, out_row = 0, winograd = 0, sums = 0;
+  explicit ConvScratch(const ConvCall<T>& call) {
+    const ConvPlan& p = *call.plan;
+    const Geometry& g = p.geometry;
+    if (!direct_source(call)) {
+      slab = p.slab_values;
+      rows = RowScratch<T>::values(call.source.base.w * call.source.base.c);
+      if (p.planar) line = p.slab_cols * g.in_c;
+    }
+    const std::int64_t pixels =
+        p.unit_images * (div_up(p.unit_rows, p.out_step_h) + 1) * (div_up(g.out_w, p.out_step_w) + 1);
+    if (p.winograd.m)
+      winograd = p.round_units ? 0 : WinogradScratch(p).values();  // the points of a round have memory of their own
+    else
+      offsets = 2 * (pixels + 16) * std::int64_t(sizeof(std::int64_t)) / std::int64_t(sizeof(T));
+    for (const Phase& ph : p.phases) {
+      const std::int64_t width = std::int64_t(p.tile.max_vectors) * p.tile.lanes;
+      if (kernel_rows_together<T>(ph.taps_w * g.in_c, width, ph.taps_h) < ph.taps_h)
+        sums = greater(sums, p.unit_images * (div_up(p.unit_rows, p.out_step_h) + 1) * ph.cols * width);
+    }
+    if (!direct_sink(call)) {
+      linear = p.unit_images * p.unit_rows * g.out_w * g.out_c;
+      out_row = 3 * greater(call.sink.out.w, g.out_w * call.sink.upsample_w) * g.out_c;
+    }
+    for (std::int64_t* x : {&slab, &line, &rows, &offsets, &linear, &out_row, &winograd, &sums})
+      *x = div_up(*x, 64) * 64;
+  }
+  std::int64_t values() const { return slab + line + rows + offsets + linear + out_row + winograd + sums; }
+};
+
+// Images [n0, n1), rows [r0, r1) of the output, of which the unit's first would be `from_row`, and channels [c0, c1): those
+// of blocks [block0, block1).
+struct UnitRange {
+  std::int64_t n0, n1, from_row, r0, r1, c0, c1;
+  int block0, block1;
+  UnitRange(const ConvPlan& p, std::int64_t unit) {
+    const int split = int(unit % p.block_splits), blocks = int(p.blocks.size());
+    const std::int64_t pixel_unit = unit / p.block_splits;
+    block0 = blocks * split / p.block_splits, block1 = blocks * (split + 1) / p.block_splits;
+    c0 = p.blocks[block0].channel, c1 = block1 < blocks ? p.blocks[block1].channel : p.geometry.out_c;
+    n0 = pixel_unit / p.row_units * p.unit_images, n1 = lesser(n0 + p.unit_images, p.geometry.batch);
+    from_row = pixel_unit % p.row_units * p.unit_rows + p.winograd.out0_h;
+    r0 = greater<std::int64_t>(from_row, 0), r1 = lesser(from_row + p.unit_rows, p.geometry.out_h);
+  }
+  // Rows [t0, t1) of tiles of a minimal-filtering grid.
+  std::int64_t t0(const WinogradGrid& w) const { return (from_row - w.out0_h) / w.out_step; }
+  std::int64_t t1(const WinogradGrid& w) const { return div_up(r1 - w.out0_h, w.out_step); }
+};
+
+// The zero-padded input of a unit from row `first_row` and column slab_w0 on, in a slab of its own or where it lies.
+template <class T>
+struct UnitInput {
+  const T* data;
+  std::int64_t image, row, col, first_row;
+  UnitInput(const ConvCall<T>& call, const UnitRange& unit, const ConvScratch<T>& layout, T* memory) {
+    const ConvPlan& p = *call.plan;
+    const Geometry& g = p.geometry;
+    const Source& in = call.source;
+    const RowSpan span = input_rows(p, unit.r0, unit.r1);
+    first_row = span.first;
+    if (direct_source(call)) {
+      image = in.base.sn, row = in.base.sh, col = in.base.sw;
+      data = static_cast<const T*>(in.base.data) + unit.n0 * image + span.first * row + p.slab_w0 * col;
+      return;
+    }
+    T* const line = memory + layout.slab;
+    const std::int64_t rows = span.last - span.first + 1;
+    const auto row_scratch = RowScratch<T>::at(line + layout.line, in.base.w * in.base.c);
+    col = g.in_c, row = p.slab_cols * col, image = rows * row;
+    if (p.planar) col = 1, row = g.in_c * p.planar_pitch, image = rows * row;
+    for (std::int64_t n = unit.n0; n < unit.n1; ++n) {
+      T* const to = memory + (n - unit.n0) * image;
+      if (p.planar)
+        stage_planar<T>(in, n, span.first, rows, p.slab_w0, p.slab_cols, p.planar_pitch, to, line, row_scratch);
+      else
+        stage<T>(in, n, span.first, rows, p.slab_w0, p.slab_cols, g.in_c, to, row_scratch);
+    }
+    data = memory;
+  }
+};
+
+// Where the first pixel of a unit goes: where the sink has it, finished, or as a linear result to memory that
+// `finish_unit` takes it from.
+template <class T>
+struct UnitOutput {
+  T* out;
+  const T* add = nullptr;
+  T* drive = nullptr;
+  const T* bias = nullptr;
+  Activation activation = Activation::identity;
+  T slope = 0;
+  std::int64_t image, row, col;
+  bool direct;
+  UnitOutput(const ConvCall<T>& call, const UnitRange& unit, T* linear) : direct(direct_sink(call)) {
+    const Sink& s = call.sink;
+    if (!direct) {
+      col = unit.c1 - unit.c0, row = call.plan->geometry.out_w * col, image = (unit.r1 - unit.r0) * row;
+      out = linear - unit.c0;
+      return;
+    }
+    image = s.out.sn, row = s.out.sh, col = s.out.sw;
+    const std::int64_t first = unit.n0 * image + unit.r0 * s.upsample_h * row;
+    out = static_cast<T*>(s.out.data) + first;
+    if (s.add) add = static_cast<const T*>(s.add.data) + first;
+    if (s.drive) drive = static_cast<T*>(s.drive.data) + first;
+    bias = static_cast<const T*>(s.bias), activation = s.activation, slope = T(s.slope);
+  }
+};
+
+// The sink restricted to channels [c0, c1).
+template <class T>
+Sink channels_of(Sink s, std::int64_t c0, std::int64_t c1) {
+  for (View* v : {&s.out, &s.drive, &s.add, &s.gate}) {
+    if (!*v) continue;
+    const std::int64_t bytes = v->dtype == DType::f64 ? 8 : v->dtype == DType::f32 ? 4 : 2;
+    v->data = static_cast<char*>(v->data) + bytes * v->sc * c0;
+    v->c = c1 - c0;
+  }
+  if (s.bias) s.bias = static_cast<const T*>(s.bias) + c0;
+  return s;
+}
+
+// The linear rows of a unit through upsampling, add, bias, activation and gate into the output.
+template <class T>
+void flush_rows(const Sink& s, std::int64_t linear_h, std::int64_t linear_w, std::int64_t n, std::int64_t r0,
+                std::int64_t r1, const T* linear, T* scratch) {
+  const std::int64_t c = s.out.c, wide = linear_w * s.upsample_w, row_size = greater(s.out.w, wide) * c;
+  T *row = scratch, *other = scratch + row_size, *gate_row = scratch + 2 * row_size;
+  const std::int64_t tail = (s.out.w - wide) * c;
+  for (std::int64_t r = r0; r < r1; ++r) {
+    const T* src = linear + (r - r0) * linear_w * c;
+    for (int up = 0; up < s.upsample_h; ++up) {
+      const std::int64_t h = r * s.upsample_h + up;
+      for (std::int64_t x = 0; x < linear_w; ++x)
+        for (int e = 0; e < s.upsample_w; ++e)
+          for (std::int64_t k = 0; k < c; ++k) row[(x * s.upsample_w + e) * c + k] = src[x * c + k] * T(s.scale);
+      const T* add = s.add ? read_row<T>(s.add, n, h, other) : nullptr;
+      if (s.drive) {
+        if (add && add != other && s.add.data == s.drive.data) {  // one memory: read before it is overwritten
+          std::memcpy(other, add, sizeof(T) * wide * c);
+          add = other;
+        }
+        write_row<T>(s.drive, n, h, row);
+      }
+      if (s.bias) {
+        const T* bias = static_cast<const T*>(s.bias);
+        for (std::int64_t x = 0; x < wide; ++x)
+          for (std::int64_t k = 0; k < c; ++k) row[x * c + k] += bias[k];
+      }
+      const T* gate = s.gate ? read_row<T>(s.gate, n, h, gate_row) : nullptr;
+      with_activation(s.activation, [&]<Activation A>() {
+        for_lanes<T>(wide * c, [&](std::int64_t i, int k) {
+          Vec<T> v = load_n<T>(row + i, k);
+          if (add) v = v + load_n<T>(add + i, k);
+          v = act<A, T>(v, T(s.slope));
+          if (gate) v = v * (load_n<T>(gate + i, k) > T(0) ? splat<T>(T(1)) : splat<T>(T(s.gate_slope)));
+          store_n<T>(row + i, v, k);
+        });
+      });
+      if (tail > 0) std::memset(row + wide * c, 0, sizeof(T) * tail);
+      write_row<T>(s.out, n, h, row);
+    }
+  }
+  if (r1 == linear_h) {
+    std::memset(row, 0, sizeof(T) * s.out.w * c);
+    for (std::int64_t h = linear_h * s.upsample_h; h < s.out.h; ++h) write_row<T>(s.out, n, h, row);
+  }
+}
+
+// What follows a unit's results: from the linear ones to the sink, and the epilogue of `finite` ones.
+template <class T>
+void finish_unit(const ConvCall<T>& call, std::int64_t index, const UnitRange& unit, const UnitOutput<T>& to,
+                 const T* linear, T* out_row, bool finite) {
+  const Sink& s = call.sink;
+  const Geometry& g = call.plan->geometry;
+  if (!to.direct) {
+    const Sink part = channels_of<T>(s, unit.c0, unit.c1);
+    for (std::int64_t n = unit.n0; n < unit.n1; ++n)
+      flush_rows<T>(part, g.out_h, g.out_w, n, unit.r0, unit.r1, linear + (n - unit.n0) * to.image, out_row);
+  }
+  if (s.epilogue && finite)
+    run_epilogue<T>(*s.epilogue, s.out, unit.n0, unit.n1, unit.r0 * s.upsample_h, unit.r1 * s.upsample_h, unit.c0,
+                    unit.c1, index);
+}
+
+}  // namespace lmser::LMSER_ISA
