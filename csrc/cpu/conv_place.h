@@ -49,6 +49,32 @@ bool direct_sink(const ConvCall<T>& call) {
   return (!s.add || same_layout(s.add, s.out)) && (!s.drive || same_layout(s.drive, s.out));
 }
 
+// Whether a unit's outputs are whole windows of the pooled sink: then they stay in its scratch.
+template <class T>
+bool pools_by_unit(const ConvCall<T>& call) {
+  const ConvPlan& p = *call.plan;
+  const Sink& s = call.sink;
+  const View& v = s.out;
+  return s.pooled && direct_sink(call) && v.sc == 1 && v.sw == v.c && v.sh == v.w * v.c && v.sn == v.h * v.sh &&
+         p.block_splits == 1 && !p.round_units && p.winograd.out0_h == 0 &&
+         (p.row_units == 1 || p.unit_rows * s.upsample_h % s.pool_h == 0);
+}
+// Rows [h0, h1) of image n of the pooled sink, from `out`, whose image 0 is image n0 and row 0 is row r0 of the sink.
+template <class T>
+void pool_rows_of(const Sink& s, const View& out, std::int64_t n0, std::int64_t r0, std::int64_t n, std::int64_t h0,
+                  std::int64_t h1) {
+  Source from;
+  from.base = out;
+  from.pool_h = s.pool_h, from.pool_w = s.pool_w, from.scale = 1.0 / (double(s.pool_h) * s.pool_w);
+  for (std::int64_t h = h0; h < h1; ++h)
+    read_value_row<T>(from, n - n0, h - r0 / s.pool_h, s.pooled.w, s.pooled.sw,
+                      static_cast<T*>(s.pooled.data) + n * s.pooled.sn + h * s.pooled.sh, {});
+}
+template <class T>
+void pooled_rows(const Sink& s, std::int64_t image, std::int64_t row0, std::int64_t row1) {
+  pool_rows_of<T>(s, s.out, 0, 0, image, row0, row1);
+}
+
 // Of a block: kernel rows whose weights stay in the second-level cache together.
 template <class T>
 std::int64_t kernel_rows_together(std::int64_t length, std::int64_t width, int rows) {
@@ -61,7 +87,7 @@ std::int64_t kernel_rows_together(std::int64_t length, std::int64_t width, int r
 // Scratch of a unit, in values of T: staged slab | rows for staging | pixel offsets | linear result | output rows.
 template <class T>
 struct ConvScratch {
-  std::int64_t slab = 0, line = 0, rows = 0, offsets = 0, linear = 0, out_row = 0, winograd = 0, sums = 0;
+  std::int64_t slab = 0, line = 0, rows = 0, offsets = 0, linear = 0, out_row = 0, winograd = 0, sums = 0, pooled = 0;
   explicit ConvScratch(const ConvCall<T>& call) {
     const ConvPlan& p = *call.plan;
     const Geometry& g = p.geometry;
@@ -73,7 +99,7 @@ struct ConvScratch {
     const std::int64_t pixels =
         p.unit_images * (div_up(p.unit_rows, p.out_step_h) + 1) * (div_up(g.out_w, p.out_step_w) + 1);
     if (p.winograd.m)
-      winograd = p.round_units ? 0 : WinogradScratch(p).values();  // the points of a round have memory of their own
+      winograd = WinogradScratch(p).values();
     else
       offsets = 2 * (pixels + 16) * std::int64_t(sizeof(std::int64_t)) / std::int64_t(sizeof(T));
     for (const Phase& ph : p.phases) {
@@ -85,10 +111,17 @@ struct ConvScratch {
       linear = p.unit_images * p.unit_rows * g.out_w * g.out_c;
       out_row = 3 * greater(call.sink.out.w, g.out_w * call.sink.upsample_w) * g.out_c;
     }
-    for (std::int64_t* x : {&slab, &line, &rows, &offsets, &linear, &out_row, &winograd, &sums})
+    if (pools_by_unit(call)) {
+      const View& v = call.sink.out;
+      pooled = p.unit_images > 1 ? p.unit_images * v.sn : lesser(p.unit_rows * call.sink.upsample_h, v.h) * v.sh;
+    }
+    for (std::int64_t* x : {&slab, &line, &rows, &offsets, &linear, &out_row, &winograd, &sums, &pooled})
       *x = div_up(*x, 64) * 64;
   }
-  std::int64_t values() const { return slab + line + rows + offsets + linear + out_row + winograd + sums; }
+  std::int64_t values() const { return before_pooled() + pooled; }
+  std::int64_t before_pooled() const {
+    return slab + line + rows + offsets + linear + out_row + winograd + sums;
+  }
 };
 
 // Images [n0, n1), rows [r0, r1) of the output, of which the unit's first would be `from_row`, and channels [c0, c1): those
@@ -142,8 +175,8 @@ struct UnitInput {
   }
 };
 
-// Where the first pixel of a unit goes: where the sink has it, finished, or as a linear result to memory that
-// `finish_unit` takes it from.
+// Where the first pixel of a unit goes: where the sink has it, finished; as a linear result to memory that `finish_unit`
+// takes it from; or finished to memory that it is pooled from.
 template <class T>
 struct UnitOutput {
   T* out;
@@ -154,7 +187,7 @@ struct UnitOutput {
   T slope = 0;
   std::int64_t image, row, col;
   bool direct;
-  UnitOutput(const ConvCall<T>& call, const UnitRange& unit, T* linear) : direct(direct_sink(call)) {
+  UnitOutput(const ConvCall<T>& call, const UnitRange& unit, T* linear, T* pooled) : direct(direct_sink(call)) {
     const Sink& s = call.sink;
     if (!direct) {
       col = unit.c1 - unit.c0, row = call.plan->geometry.out_w * col, image = (unit.r1 - unit.r0) * row;
@@ -163,7 +196,7 @@ struct UnitOutput {
     }
     image = s.out.sn, row = s.out.sh, col = s.out.sw;
     const std::int64_t first = unit.n0 * image + unit.r0 * s.upsample_h * row;
-    out = static_cast<T*>(s.out.data) + first;
+    out = pools_by_unit(call) ? pooled : static_cast<T*>(s.out.data) + first;
     if (s.add) add = static_cast<const T*>(s.add.data) + first;
     if (s.drive) drive = static_cast<T*>(s.drive.data) + first;
     bias = static_cast<const T*>(s.bias), activation = s.activation, slope = T(s.slope);
@@ -240,6 +273,13 @@ void finish_unit(const ConvCall<T>& call, std::int64_t index, const UnitRange& u
     const Sink part = channels_of<T>(s, unit.c0, unit.c1);
     for (std::int64_t n = unit.n0; n < unit.n1; ++n)
       flush_rows<T>(part, g.out_h, g.out_w, n, unit.r0, unit.r1, linear + (n - unit.n0) * to.image, out_row);
+  }
+  if (pools_by_unit(call)) {
+    const std::int64_t from = unit.r0 * s.upsample_h, until = unit.r1 * s.upsample_h;
+    View v = s.out;
+    v.data = to.out, v.n = unit.n1 - unit.n0, v.h = until - from;
+    for (std::int64_t n = unit.n0; n < unit.n1; ++n)
+      pool_rows_of<T>(s, v, unit.n0, from, n, from / s.pool_h, until / s.pool_h);
   }
   if (s.epilogue && finite)
     run_epilogue<T>(*s.epilogue, s.out, unit.n0, unit.n1, unit.r0 * s.upsample_h, unit.r1 * s.upsample_h, unit.c0,

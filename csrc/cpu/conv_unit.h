@@ -110,7 +110,7 @@ bool conv_unit(const ConvCall<T>& call, std::int64_t index, T* scratch) {
   T* const sums = out_row + layout.out_row + layout.winograd;
   const UnitRange unit(p, index);
   const UnitInput<T> from(call, unit, layout, scratch);
-  const UnitOutput<T> to(call, unit, linear);
+  const UnitOutput<T> to(call, unit, linear, scratch + layout.before_pooled());
   if constexpr (sizeof(T) == 4) {
     if (p.winograd.m) {
       const bool finite = winograd_unit(call, unit, from, to, out_row + layout.out_row);

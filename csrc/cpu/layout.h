@@ -27,7 +27,7 @@ void for_views(Source& s, F&& f) {
 }
 template <class F>
 void for_views(Sink& s, F&& f) {
-  for (View* v : {&s.out, &s.drive, &s.add, &s.gate})
+  for (View* v : {&s.out, &s.drive, &s.add, &s.gate, &s.pooled})
     if (*v) f(*v);
 }
 inline void merge_pixels(View& v) {
@@ -63,7 +63,7 @@ void normalise(Geometry& g, Parts&... parts) {
       if constexpr (std::is_same_v<std::decay_t<decltype(part)>, Source>)
         std::swap(part.pool_h, part.pool_w);
       else
-        std::swap(part.upsample_h, part.upsample_w);
+        std::swap(part.upsample_h, part.upsample_w), std::swap(part.pool_h, part.pool_w);
     };
     (turn(parts), ...);
   }

@@ -187,9 +187,9 @@ RowSpan input_rows(const ConvPlan& p, std::int64_t r0, std::int64_t r1) {
 
 // Units of whole tile rows: transformed input and sums of one block of channels stay in the second-level cache.
 constexpr std::int64_t kStride1Bytes = 512 << 10, kWinogradBytes = 640 * 1024, kWinogradGradBytes = 1 << 20;
-// A weight that every unit would fetch from beyond the second-level cache; what a round's points may fill of the third;
-// tiles of a unit of a round.
-constexpr std::int64_t kSharedWeightBytes = 1 << 20, kRoundBytes = 6 << 20, kRoundUnitTiles = 16;
+// A weight that every unit would fetch from beyond the second-level cache; what a round may fill of the third; tiles of
+// a unit of a round, and fewest of all.
+constexpr std::int64_t kSharedWeightBytes = 1 << 20, kRoundBytes = 6 << 20, kRoundUnitTiles = 16, kLeastRoundTiles = 12;
 
 // Tiles in units of at most `wanted` of them, where one row of tiles is not more.
 void split_tiles(ConvPlan& p, std::int64_t wanted, int threads) {
@@ -217,8 +217,8 @@ void plan_winograd(ConvPlan& p, std::int64_t value_bytes, int threads) {
   const Geometry& g = p.geometry;
   WinogradGrid& w = p.winograd;
   const std::int64_t lanes = p.tile.lanes, block = std::min(p.tile.max_vectors * lanes, p.padded_out_c);
-  const bool large = w.weights() * g.in_c * p.padded_out_c * value_bytes >= kSharedWeightBytes;
-  w.by_point = w.stride1() && p.blocks.size() > 1 && (g.in_c >= p.padded_out_c || large);
+  const bool large = w.stride1() && w.weights() * g.in_c * p.padded_out_c * value_bytes >= kSharedWeightBytes;
+  w.by_point = w.stride1() && p.blocks.size() > 1 && g.in_c >= p.padded_out_c;
   if (w.by_point)
     p.packed_size = w.weights() * w.pitch(g.in_c * p.padded_out_c);
   else
@@ -226,12 +226,12 @@ void plan_winograd(ConvPlan& p, std::int64_t value_bytes, int threads) {
   p.slab_w0 = w.in0_w;
   p.slab_cols = (w.cols - 1) * w.in_step + w.window;
   const std::int64_t image = w.rows * w.cols, all = g.batch * image;
-  if (w.by_point && large && all > kRoundUnitTiles) {
-    split_tiles(p, kRoundUnitTiles, threads);
-    const std::int64_t most = std::max(2 * kRoundUnitTiles, kRoundBytes / (value_bytes * w.points() *
-                                                                          (g.in_c + p.padded_out_c)));
+  if (large && all >= kLeastRoundTiles) {
+    split_tiles(p, std::min(kRoundUnitTiles, ceil_div(all, threads)), threads);
+    const std::int64_t values = w.points() * (g.in_c + (w.by_point ? p.padded_out_c : block));
+    const std::int64_t most = std::max(2 * kRoundUnitTiles, kRoundBytes / (value_bytes * values));
     const std::int64_t rounds = std::min(p.units, ceil_div(all, most));
-    p.round_units = rounds ? ceil_div(p.units, rounds) : 1;
+    p.round_units = ceil_div(p.units, rounds);
   } else {
     const std::int64_t tile_bytes = value_bytes * w.points() * (g.in_c + block);
     std::int64_t wanted;

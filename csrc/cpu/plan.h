@@ -60,13 +60,16 @@ struct Epilogue {
 
 // What is written: out = f(scale * up(linear) + add + bias) [* (gate > 0 ? 1 : gate_slope)], drive = scale *
 // up(linear), where up repeats pixels upsample_h x upsample_w times. Rows and columns of `out` beyond that are zero.
+// With `pooled`, dense channels-last values of the compute type, its means over windows are all that is written of `out`,
+// which then tells its layout alone.
 struct Sink {
-  View out, drive, add, gate;
+  View out, drive, add, gate, pooled;
   const void* bias = nullptr;  // in the compute type, one value per channel
   Activation activation = Activation::identity;
   double slope = 0, gate_slope = 0;
   int upsample_h = 1, upsample_w = 1;
   double scale = 1;
+  int pool_h = 1, pool_w = 1;  // of `pooled`, which divide its size
   const Epilogue* epilogue = nullptr;
 };
 
@@ -145,9 +148,9 @@ struct ConvPlan {
   std::int64_t unit_images = 1, unit_rows = 1, row_units = 1, image_units = 1;
   int block_splits = 1;
   std::int64_t units = 0;
-  // Minimal filtering with a weight beyond the caches: so many units are transformed, all threads share the points of
-  // their products, so that each reads its part of the weight once, and units are transformed back; 0: a unit is one
-  // piece of work.
+  // Minimal filtering with a weight beyond the caches: so many units are transformed, then all threads share their
+  // products, so that each reads its part of the weight once: by points, and units are transformed back, or by blocks;
+  // 0: a unit is one piece of work.
   std::int64_t round_units = 0;
   // Staged input of a unit: columns [slab_w0, slab_w0 + slab_cols), rows as the unit needs them.
   std::int64_t slab_w0 = 0, slab_cols = 0, slab_rows = 0, slab_values = 0;

@@ -170,7 +170,8 @@ class Solve {
       }
       e.result = to, e.image = layer.image();
       if (u.last && u.changes) e.previous = ended_[u.layer], e.change = changes_.change.data();
-      Step<T>& step = sweeper_->add(u, sink(u.layer, to), stays);
+      const bool pooled = u.layer > 0 && !how_.keep && sweeper_->only_pooled(u);
+      Step<T>& step = sweeper_->add(u, sink(u.layer, to), stays, pooled);
       step.epilogue = e;
       if (u.layer > 0 && how_.keep && how_.half)
         step.rounded = layer.view(rounded_.get() + places_.at(sweeps_, i), DType::bf16);

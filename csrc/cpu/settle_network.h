@@ -95,13 +95,19 @@ class Directions {
       down_.emplace_back(isa, edge.down, dtype, down, kCalls, filtering);
     }
   }
-  // What `layer` gets from below, and from above.
-  DirectionCall up(int layer, const void* below, Sink sink) {
+  // What `layer` gets from below, and from above. `pooled`: `below` are the means over windows.
+  DirectionCall up(int layer, const void* below, Sink sink, bool pooled = false) {
     const Edge& edge = net_.edges[layer - 1];
     Source s;
-    s.base = net_.layers[layer - 1].view(below, dtype_);
-    s.pool_h = edge.pool.h, s.pool_w = edge.pool.w, s.scale = up_scale_[layer - 1];
+    s.base = (pooled ? pooled_layer(layer - 1) : net_.layers[layer - 1]).view(below, dtype_);
+    if (!pooled) s.pool_h = edge.pool.h, s.pool_w = edge.pool.w, s.scale = up_scale_[layer - 1];
     return {&up_[layer - 1], s, sink};
+  }
+  // A layer as the one above it sees it.
+  Layer pooled_layer(int layer) const {
+    const Layer& l = net_.layers[layer];
+    const Pair& pool = net_.edges[layer].pool;
+    return {l.n, l.c, l.h / pool.h, l.w / pool.w};
   }
   DirectionCall down(int layer, const void* above, Sink sink) {
     const Edge& edge = net_.edges[layer];

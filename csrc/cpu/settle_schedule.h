@@ -17,6 +17,7 @@ struct Update {
   bool keep_up = false, keep_down = false;  // and used again by a later update
   bool changes = true;                      // false: the visible layer, held, is only read out
   bool last = false;                        // of this layer in its sweep
+  bool only_above = false;                  // the layer above alone reads the state that this update makes
 };
 struct Schedule {
   std::vector<Update> first, later;
@@ -65,6 +66,12 @@ inline Schedule schedule(int layers, bool up_down, bool held, bool read) {
     for (std::size_t j = i + 1; j < made.size(); ++j)
       last = last && !(made[j].sweep == made[i].sweep && made[j].update.layer == made[i].update.layer);
     made[i].update.last = last;
+    bool replaced = false, below = false;
+    for (std::size_t j = i + 1; j < made.size() && !replaced; ++j) {
+      replaced = made[j].update.layer == made[i].update.layer && made[j].update.changes;
+      below = below || (made[j].update.layer == made[i].update.layer - 1 && made[j].update.new_down);
+    }
+    made[i].update.only_above = replaced && !below && !last;
   }
   Schedule s;
   for (const Made& m : made) {

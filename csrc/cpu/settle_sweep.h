@@ -21,6 +21,8 @@ class Sweeper {
         directions_(isa, net, kType, adjoint, filtering),
         states_(std::move(states)),
         zero_(net.layers.size(), false),
+        pooled_(net.layers.size()),
+        is_pooled_(net.layers.size(), false),
         up_drive_(net.layers.size()),
         down_drive_(net.layers.size()),
         has_down_(net.layers.size(), false),
@@ -35,19 +37,31 @@ class Sweeper {
   const std::vector<Update>& updates(std::int64_t t) const { return schedule_.sweep(t); }
   Directions& directions() { return directions_; }
 
+  // Whether means over windows are all that is needed of the state that `u` makes.
+  bool only_pooled(const Update& u) const {
+    return u.only_above && net_.edges[u.layer].pool.h * net_.edges[u.layer].pool.w > 1;
+  }
+
   // The next step of this sweep: writes what `u.layer` takes from its neighbours to sink.out, and `kept` (what its
-  // readers see, sink.out unless the epilogue makes another state of it) becomes its state.
-  Step<T>& add(const Update& u, Sink sink, const T* kept) {
+  // readers see, sink.out unless the epilogue makes another state of it) becomes its state. With `pooled`, which
+  // `only_pooled` allows, sink.out is not read again.
+  Step<T>& add(const Update& u, Sink sink, const T* kept, bool pooled = false) {
     const int l = u.layer;
     const Layer& layer = net_.layers[l];
     steps_.emplace_back();
     auto& calls = steps_.back().calls;
     sink.bias = biases_[l].get();
+    if (pooled) {
+      const Layer means = directions_.pooled_layer(l);
+      if (!pooled_[l]) pooled_[l] = Memory<T>(means.values());
+      sink.pooled = means.view(pooled_[l].get(), kType);
+      sink.pool_h = net_.edges[l].pool.h, sink.pool_w = net_.edges[l].pool.w;
+    }
     const bool up = u.new_up && !zero_[l - 1], down = u.new_down && !zero_[l + 1];  // drives that are not zero
     if (up && down) {
       Sink linear;
       linear.out = layer.view(up_drive(l), kType);
-      calls.push_back(directions_.up(l, states_[l - 1], linear));
+      calls.push_back(up_to(l, linear));
       sink.add = linear.out;
       if (u.keep_down) sink.drive = layer.view(down_drive(l), kType);
       calls.push_back(directions_.down(l, states_[l + 1], sink));
@@ -61,7 +75,7 @@ class Sweeper {
     } else if (up || u.new_up) {
       if (!u.new_down && has_down_[l]) sink.add = layer.view(down_drive(l), kType);
       if (u.keep_up) sink.drive = layer.view(up_drive(l), kType);
-      calls.push_back(directions_.up(l, states_[l - 1], sink));
+      calls.push_back(up_to(l, sink));
       has_up_[l] = u.keep_up;
       if (u.new_down || (shares_[l] && u.keep_up)) has_down_[l] = false;
     } else {  // a new drive of zeros from above: computed, so that it is there
@@ -69,7 +83,7 @@ class Sweeper {
       calls.push_back(directions_.down(l, states_[l + 1], sink));
       has_down_[l] = false;
     }
-    if (u.changes) states_[l] = kept, zero_[l] = false;
+    if (u.changes) states_[l] = kept, zero_[l] = false, is_pooled_[l] = pooled;
     return steps_.back();
   }
 
@@ -92,6 +106,10 @@ class Sweeper {
   }
 
  private:
+  DirectionCall up_to(int l, const Sink& sink) {
+    const bool pooled = is_pooled_[l - 1];
+    return directions_.up(l, pooled ? pooled_[l - 1].get() : states_[l - 1], sink, pooled);
+  }
   T* up_drive(int l) {
     if (!up_drive_[l]) up_drive_[l] = Memory<T>(net_.layers[l].values());
     return up_drive_[l].get();
@@ -110,6 +128,8 @@ class Sweeper {
   std::vector<Buffer<T>> biases_;
   std::vector<const T*> states_;
   std::vector<bool> zero_;
+  std::vector<Memory<T>> pooled_;  // means over windows of the states that are nothing else
+  std::vector<bool> is_pooled_;
   std::vector<bool> shares_;  // whether the drives take turns in one memory
   std::vector<Memory<T>> up_drive_, down_drive_;
   std::vector<bool> has_down_, has_up_;

@@ -31,8 +31,8 @@ bool winograd_unit(const ConvCall<T>& call, const UnitRange& unit, const UnitInp
 }
 
 // A unit's input to the points of its tiles, the first of which is number `tile` of the round's `tiles`.
-inline void winograd_points(const ConvCall<float>& call, std::int64_t index, std::int64_t tile, std::int64_t tiles,
-                            float* points, float* scratch) {
+inline void round_points(const ConvCall<float>& call, std::int64_t index, std::int64_t tile, std::int64_t tiles,
+                         float* points, float* scratch) {
   const ConvPlan& p = *call.plan;
   const WinogradGrid& w = p.winograd;
   const std::int64_t in_c = p.geometry.in_c;
@@ -44,41 +44,76 @@ inline void winograd_points(const ConvCall<float>& call, std::int64_t index, std
                                             w.pitch(tiles * in_c), points + tile * in_c);
 }
 
-// The products of one point and blocks [block0, block1).
-inline void winograd_products(const ConvCall<float>& call, int point, int block0, int block1, std::int64_t tiles,
-                              const float* points, float* sums) {
+// The products of one point and one block, to `sum_row` values a row; `next` is the rows' next point, if any.
+inline void round_product(const ConvCall<float>& call, int block, int point, std::int64_t tiles, const float* points,
+                          float* sums, std::int64_t sum_row, std::int64_t next) {
   const ConvPlan& p = *call.plan;
-  const WinogradGrid& w = p.winograd;
-  const std::int64_t in_pitch = w.pitch(tiles * p.geometry.in_c), sum_pitch = w.pitch(tiles * p.padded_out_c);
-  const float* const rows = points + point * in_pitch;
-  const std::int64_t next = point + call.tasks;  // of this thread, as a rule
-  for (int b = block0; b < block1; ++b) {
-    const bool ends = b + 1 == block1 && next < w.points();
-    winograd_product(p, p.blocks[b], call.weight + packed_panel(p, b, point), rows, tiles,
-                     sums + point * sum_pitch + p.blocks[b].weight_column, p.padded_out_c, points + next * in_pitch,
-                     ends ? 4 * tiles * p.geometry.in_c : 0);
-  }
+  const std::int64_t in_c = p.geometry.in_c, pitch = p.winograd.pitch(tiles * in_c);
+  const bool ahead = next >= 0 && next < p.winograd.points();
+  winograd_product(p, p.blocks[block], call.weight + packed_panel(p, block, point), points + point * pitch, tiles, sums,
+                   sum_row, points + (ahead ? next : 0) * pitch, ahead ? 4 * tiles * in_c : 0);
 }
 
-// A unit's sums to its outputs; false where one is not finite.
-inline bool winograd_outputs(const ConvCall<float>& call, std::int64_t index, std::int64_t tile, std::int64_t tiles,
-                             const float* sums, float* scratch) {
+// Sums of blocks [unit.block0, unit.block1) of a unit to its outputs; false where one is not finite.
+inline bool round_store(const ConvCall<float>& call, std::int64_t index, const UnitRange& unit, const WinogradSums& sums,
+                        float* scratch) {
   const ConvPlan& p = *call.plan;
   const WinogradGrid& w = p.winograd;
   const ConvScratch<float> layout(call);
   float* const linear = scratch + layout.slab + layout.line + layout.rows + layout.offsets;
-  const UnitRange unit(p, index);
-  const UnitOutput<float> to(call, unit, linear);
-  const WinogradSums from{sums + tile * p.padded_out_c, w.pitch(tiles * p.padded_out_c), p.padded_out_c};
-  const Block whole{0, int(p.padded_out_c / kLanes<float>), 0};
+  const UnitOutput<float> to(call, unit, linear, nullptr);
+  const bool last = unit.block1 == int(p.blocks.size());
+  const std::int64_t first = p.blocks[unit.block0].weight_column,
+                     until = last ? p.padded_out_c : p.blocks[unit.block1].weight_column;
+  const Block blocks{p.blocks[unit.block0].channel, int((until - first) / kLanes<float>), first};
   Vec<float> checked{};
   with_filter(w, [&]<class F>() {
     if constexpr (F::stride1)
-      winograd_store<F, false>(p, whole, from, unit.n1 - unit.n0, unit.t0(w), unit.t1(w), winograd_out(call, unit, to),
+      winograd_store<F, false>(p, blocks, sums, unit.n1 - unit.n0, unit.t0(w), unit.t1(w), winograd_out(call, unit, to),
                                checked);
   });
   const bool finite = all_finite(checked);
   finish_unit(call, index, unit, to, linear, linear + layout.linear, finite);
+  return finite;
+}
+
+// By points: the products of one of them, blocks [block0, block1), and then a unit's sums to its outputs.
+inline void round_products(const ConvCall<float>& call, int point, int block0, int block1, std::int64_t tiles,
+                           const float* points, float* sums) {
+  const ConvPlan& p = *call.plan;
+  float* const to = sums + point * p.winograd.pitch(tiles * p.padded_out_c);
+  for (int b = block0; b < block1; ++b)
+    round_product(call, b, point, tiles, points, to + p.blocks[b].weight_column, p.padded_out_c,
+                  b + 1 == block1 ? point + call.tasks : -1);
+}
+inline bool round_outputs(const ConvCall<float>& call, std::int64_t index, std::int64_t tile, std::int64_t tiles,
+                          const float* sums, float* scratch) {
+  const ConvPlan& p = *call.plan;
+  const std::int64_t row = p.padded_out_c;
+  return round_store(call, index, UnitRange(p, index), {sums + tile * row, p.winograd.pitch(tiles * row), row, true},
+                     scratch);
+}
+
+// By blocks: all points of one of them, and its outputs of all units [first, last).
+inline bool round_block(const ConvCall<float>& call, int block, std::int64_t first, std::int64_t last,
+                        std::int64_t tiles, const float* points, float* scratch) {
+  const ConvPlan& p = *call.plan;
+  const WinogradGrid& w = p.winograd;
+  const ConvScratch<float> layout(call);
+  float* const sums = scratch + layout.before_pooled() - layout.sums - layout.winograd;
+  const std::int64_t row = p.blocks[block].vectors * kLanes<float>, pitch = w.pitch(tiles * row);
+  for (int point = 0; point < w.points(); ++point)
+    round_product(call, block, point, tiles, points, sums + point * pitch, row, point + 1);
+  bool finite = true;
+  std::int64_t tile = 0;
+  for (std::int64_t u = first; u < last; ++u) {
+    UnitRange unit(p, u);
+    unit.block0 = block, unit.block1 = block + 1;
+    unit.c0 = p.blocks[block].channel;
+    unit.c1 = block + 1 < int(p.blocks.size()) ? p.blocks[block + 1].channel : p.geometry.out_c;
+    finite = round_store(call, u, unit, {sums + tile * row, pitch, row}, scratch) && finite;
+    tile += (unit.n1 - unit.n0) * (unit.t1(w) - unit.t0(w)) * w.cols;
+  }
   return finite;
 }
 

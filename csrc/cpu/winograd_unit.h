@@ -2,6 +2,8 @@
 // back. The slab is the zero-padded staged input of conv_unit.h.
 #pragma once
 
+#include <algorithm>
+
 #include "ahead.h"
 #include "columns.h"
 #include "kernels.h"
@@ -21,15 +23,18 @@ LMSER_HD std::int64_t packed_panel(const ConvPlan& p, int block, int point) {
   return at + point * w.pitch(in_c * p.blocks[block].vectors * kLanes<float>);
 }
 
-// Scratch in values: transformed input | sums of one block, or of all.
+// Scratch in values: transformed input | sums of one block, or of all. In rounds threads share the input, and by points
+// the sums.
 struct WinogradScratch {
   std::int64_t input = 0, sums = 0;
   WinogradScratch() = default;
   explicit WinogradScratch(const ConvPlan& p) {
     const WinogradGrid& w = p.winograd;
-    const std::int64_t tiles = p.unit_images * (p.unit_rows / w.out_step) * w.cols;
-    input = w.points() * w.pitch(tiles * p.geometry.in_c);
-    sums = w.points() * w.pitch(tiles * (w.by_point ? p.padded_out_c : kTileVectors * kLanes<float>));
+    const std::int64_t tiles =
+        std::max<std::int64_t>(p.round_units, 1) * p.unit_images * (p.unit_rows / w.out_step) * w.cols;
+    if (!p.round_units) input = w.points() * w.pitch(tiles * p.geometry.in_c);
+    if (!p.round_units || !w.by_point)
+      sums = w.points() * w.pitch(tiles * (w.by_point ? p.padded_out_c : kTileVectors * kLanes<float>));
     for (std::int64_t* x : {&input, &sums}) *x = (*x + 63) / 64 * 64;
   }
   std::int64_t values() const { return input + sums; }
@@ -59,6 +64,7 @@ struct WinogradOut {
 struct WinogradSums {
   const float* data;
   std::int64_t row, tile;
+  bool far = false;  // beyond the second-level cache: those of the next tile are fetched ahead
 };
 
 // One block of channels of all tiles, transformed back, finished and stored. `checked` gathers a zero of every output,
@@ -102,6 +108,9 @@ void winograd_store_as(const ConvPlan& p, const Block& block, const WinogradSums
       for (std::int64_t t = t0; t < t1; ++t)
         for (std::int64_t x = 0; x < w.cols; ++x, tile += sums.tile) {
           for (int v = 0; v < vectors; ++v) {
+            if (sums.far && v * L % 16 == 0)
+              for (int k = 0; k < F::points * F::points; ++k)
+                __builtin_prefetch(tile + sums.tile + v * L + k * pitch, 0, 3);
             Vec<float> y[O * O], sum[O];
             transform_out<F, Down>(tile + v * L, pitch, y);
 #pragma GCC unroll 8
