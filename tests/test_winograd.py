@@ -71,6 +71,37 @@ def test_error_is_below_one_in_a_hundred_thousand(instruction_set, taps, shape, 
         assert (got.double() - exact).abs().max() <= 1e-5 * exact.abs().max()
 
 
+# A weight beyond the second-level cache: units of several images, the last of them smaller; units of rows of tiles and
+# more than one round.
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("shape", [(17, 100, 96, 8, 8, 1), (3, 160, 200, 29, 23, 1)], ids=str)
+class TestRounds:
+    def test_error_and_bits_of_any_number_of_threads(self, instruction_set, shape, transposed):
+        operation = conv_transpose2d_add_act if transposed else conv2d_add_act
+        x, weight, add, bias = operands(shape, transposed, last=transposed)
+        drive = drives(transposed, x.double(), weight.double(), 1)
+        want = torch.tanh(drive + add.double() + bias.double().view(1, -1, 1, 1))
+        call = {"stride": 1, "padding": 1, "activation": "tanh"}
+        assert "units a round" in explain(operation, x, weight, add, bias, **call).reason
+        found = []
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            found.append(operation(x, weight, add, bias, return_drive=True, **call))
+        for got, exact in zip(found[0], (want, drive), strict=True):
+            assert (got.double() - exact).abs().max() <= 1e-5 * exact.abs().max()
+        for others in found[1:]:
+            assert all(torch.equal(a, b) for a, b in zip(found[0], others, strict=True))
+
+    def test_what_is_not_finite_stays_where_it_is(self, instruction_set, shape, transposed):
+        operation = conv_transpose2d_add_act if transposed else conv2d_add_act
+        x, weight, _, _ = operands(shape, transposed, last=True)
+        x[1, 3, 4, 5], x[-1, 0, 0, 0] = torch.inf, torch.nan
+        got = operation(x, weight, padding=1)
+        want = drives(transposed, x, weight, 1)
+        assert torch.equal(got.isfinite(), want.isfinite())
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4, equal_nan=True)
+
+
 # Sums of its own for every thread, and one sum whose bands they share.
 @pytest.mark.parametrize("threads", [1, 2, 5])
 @pytest.mark.parametrize(

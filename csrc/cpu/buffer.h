@@ -39,16 +39,16 @@ class ScratchStore {
       live_ += bytes;
       return piece.data;
     }
-    while (!pieces_.empty() && live_ + kept_ + bytes > room) std::free(taken(0).data);  // the oldest first
-    void* const data = pages(64, bytes);
+    while (!pieces_.empty() && live_ + kept_ + bytes > room) free_oldest();
+    void* const data = pages(bytes);
     live_ += bytes;
     return data;
   }
   void give(void* data, std::size_t bytes) noexcept {
     live_ -= std::min(live_, bytes);  // it may have been taken by another thread
-    if (bytes > kKept) return std::free(data);
-    while (!pieces_.empty() && kept_ + bytes > kKept) std::free(taken(0).data);
-    if (pieces_.size() == pieces_.capacity()) return std::free(data);  // room was reserved: no throw here
+    if (bytes > kKept) return free_pages(data, bytes);
+    while (!pieces_.empty() && kept_ + bytes > kKept) free_oldest();
+    if (pieces_.size() == pieces_.capacity()) return free_pages(data, bytes);  // room was reserved: no throw here
     pieces_.push_back({data, bytes});
     kept_ += bytes;
   }
@@ -73,12 +73,16 @@ class ScratchStore {
     kept_ -= piece.bytes;
     return piece;
   }
+  void free_oldest() {
+    const Piece piece = taken(0);
+    free_pages(piece.data, piece.bytes);
+  }
   static constexpr std::size_t kSlack = 16;
   std::vector<Piece> pieces_;
   std::size_t kept_ = 0, live_ = 0, most_ = 0;
   ScratchStore() { pieces_.reserve(64); }
   ~ScratchStore() {
-    for (const Piece& p : pieces_) std::free(p.data);
+    for (const Piece& p : pieces_) free_pages(p.data, p.bytes);
   }
   ScratchStore(const ScratchStore&) = delete;
   ScratchStore& operator=(const ScratchStore&) = delete;

@@ -209,7 +209,9 @@ class Prepared final : public PreparedConv::State {
       call.sink.epilogue = &epilogue;
     }
     const std::int64_t scratch = k.conv_scratch(call), unit_tasks = std::min<std::int64_t>(pool.threads, p.plan.units),
-                       tasks = p.plan.flops() / 2 < kSerialWork ? 1 : p.plan.round_units ? pool.threads : unit_tasks;
+                       tasks = p.plan.flops() / 2 < kSerialWork ? 1
+                               : p.plan.round_units             ? pool.threads
+                                                                : unit_tasks;
     const Buffer<T> memory = allocate<T>(scratch * tasks);
     call.tasks = tasks;
     std::atomic<bool> finite{true};
@@ -242,33 +244,25 @@ class Prepared final : public PreparedConv::State {
     for (std::int64_t u = 0; u < p.units; u += p.round_units)
       most = std::max(most, tiles_before(std::min(u + p.round_units, p.units)) - tiles_before(u));
     const Buffer<T> points = allocate<T>(w.points() * w.pitch(most * p.geometry.in_c)),
-                    sums = allocate<T>(w.by_point ? w.points() * w.pitch(most * p.padded_out_c) : 0);
-    const int blocks = int(p.blocks.size());
-    const auto all = [&](bool good) {
-      if (!good) finite.store(false, std::memory_order_relaxed);
-    };
+                    sums = allocate<T>(w.points() * w.pitch(most * p.padded_out_c));
+    // Where there are many threads they share the blocks of a point as well.
+    const int blocks = int(p.blocks.size()),
+              splits = int(std::min<std::int64_t>(blocks, (4 * tasks + w.points() - 1) / w.points()));
     for (std::int64_t first = 0; first < p.units; first += p.round_units) {
       const std::int64_t last = std::min(first + p.round_units, p.units), units = last - first,
                          before = tiles_before(first), tiles = tiles_before(last) - before;
       run_units(pool, std::min(tasks, units), units, [&](std::int64_t task, std::int64_t u) {
         k.round_points(call, first + u, tiles_before(first + u) - before, tiles, points.get(), memory + task * scratch);
       });
-      if (!w.by_point) {
-        run_units(pool, std::min<std::int64_t>(tasks, blocks), blocks, [&](std::int64_t task, std::int64_t b) {
-          all(k.round_block(call, int(b), first, last, tiles, points.get(), memory + task * scratch));
-        });
-        continue;
-      }
-      // Where there are many threads they share the blocks of a point as well.
-      const int splits = int(std::min<std::int64_t>(blocks, (4 * tasks + w.points() - 1) / w.points()));
       run_units(pool, tasks, w.points() * splits, [&](std::int64_t, std::int64_t i) {
         const int part = int(i % splits);
         k.round_products(call, int(i / splits), blocks * part / splits, blocks * (part + 1) / splits, tiles,
                          points.get(), sums.get());
       });
       run_units(pool, std::min(tasks, units), units, [&](std::int64_t task, std::int64_t u) {
-        all(k.round_outputs(call, first + u, tiles_before(first + u) - before, tiles, sums.get(),
-                            memory + task * scratch));
+        if (!k.round_outputs(call, first + u, tiles_before(first + u) - before, tiles, sums.get(),
+                             memory + task * scratch))
+          finite.store(false, std::memory_order_relaxed);
       });
     }
   }

@@ -119,13 +119,11 @@ struct ConvScratch {
       *x = div_up(*x, 64) * 64;
   }
   std::int64_t values() const { return before_pooled() + pooled; }
-  std::int64_t before_pooled() const {
-    return slab + line + rows + offsets + linear + out_row + winograd + sums;
-  }
+  std::int64_t before_pooled() const { return slab + line + rows + offsets + linear + out_row + winograd + sums; }
 };
 
-// Images [n0, n1), rows [r0, r1) of the output, of which the unit's first would be `from_row`, and channels [c0, c1): those
-// of blocks [block0, block1).
+// Images [n0, n1), rows [r0, r1) of the output, of which the unit's first would be `from_row`, and channels [c0, c1):
+// those of blocks [block0, block1).
 struct UnitRange {
   std::int64_t n0, n1, from_row, r0, r1, c0, c1;
   int block0, block1;
@@ -175,8 +173,8 @@ struct UnitInput {
   }
 };
 
-// Where the first pixel of a unit goes: where the sink has it, finished; as a linear result to memory that `finish_unit`
-// takes it from; or finished to memory that it is pooled from.
+// Where the first pixel of a unit goes: where the sink has it, finished; as a linear result to memory that
+// `finish_unit` takes it from; or finished to memory that it is pooled from.
 template <class T>
 struct UnitOutput {
   T* out;

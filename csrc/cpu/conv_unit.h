@@ -176,7 +176,8 @@ bool conv_unit(const ConvCall<T>& call, std::int64_t index, T* scratch) {
       const int most = kLanes<T> / channels;
       // The last tile repeats its last pixel: the tile is cheap, and always full.
       for (std::int64_t i = pixels; i < pixels + most; ++i) in_offset[i] = in_offset[pixels - 1];
-      ProductTile<T> args{from.data, nullptr, ph.taps_h, from.row, ph.taps_w * g.in_c, call.weight + ph.weight_offset, tile};
+      ProductTile<T> args{from.data, nullptr, ph.taps_h, from.row, ph.taps_w * g.in_c, call.weight + ph.weight_offset,
+                          tile};
       const auto run = dot_fn<T>(channels);
       for (std::int64_t done = 0; done < pixels; done += most) {
         args.offset = in_offset + done;
@@ -207,8 +208,8 @@ bool conv_unit(const ConvCall<T>& call, std::int64_t index, T* scratch) {
         const std::int64_t length = ph.taps_w * g.in_c, step = kernel_rows_together<T>(length, width, ph.taps_h);
         const bool pieces = step < ph.taps_h;
         ProductTile<T> args{from.data, nullptr, 0,
-                            from.row, length,  call.weight + ph.weight_offset + block.weight_column * depth,
-                            tile,     width};
+                            from.row,  length,  call.weight + ph.weight_offset + block.weight_column * depth,
+                            tile,      width};
         for (std::int64_t row = 0; row == 0 || row < ph.taps_h; row += step) {
           const bool ends = row + step >= ph.taps_h;
           args.kernel_rows = int(lesser<std::int64_t>(step, ph.taps_h - row));
@@ -227,7 +228,8 @@ bool conv_unit(const ConvCall<T>& call, std::int64_t index, T* scratch) {
             if (p.unpacked) {
               const WeightLayout<T>& w = call.unpacked;
               few_rows<T>(
-                  {from.data, args.offset, length, w.data + block.channel * w.out, w.in, w.out, channels, tile, width}, m);
+                  {from.data, args.offset, length, w.data + block.channel * w.out, w.in, w.out, channels, tile, width},
+                  m);
             } else {
               product_fn<T>(m, block.vectors)(args);
             }

@@ -30,10 +30,8 @@ constexpr Kernels<T> kernels() {
   k.tile = {kLanes<T>, kTilePixels[kTileVectors], kTileVectors, {0, kTilePixels[1], kTilePixels[2], kTilePixels[3]}};
   k.conv_scratch = conv_scratch<T>;
   k.conv_unit = conv_unit<T>;
-  if constexpr (sizeof(T) == 4) {
-    k.round_points = round_points, k.round_products = round_products;
-    k.round_outputs = round_outputs, k.round_block = round_block;
-  }
+  if constexpr (sizeof(T) == 4)
+    k.round_points = round_points, k.round_products = round_products, k.round_outputs = round_outputs;
   k.pooled_rows = pooled_rows<T>;
   k.pools_by_unit = pools_by_unit<T>;
   k.pack = pack_any<T>;

@@ -66,17 +66,14 @@ struct Kernels {
   std::int64_t (*conv_scratch)(const ConvCall<T>&);  // values of T
   // False: an output of a minimal-filtering unit is not finite, and the direct plan must be run instead.
   bool (*conv_unit)(const ConvCall<T>&, std::int64_t unit, T* scratch);
-  // The parts of a round of minimal filtering (ConvPlan::round_units), float alone: a unit's input to points, and then
-  // by points: the products of one and some blocks, a unit's sums to outputs; or by blocks: the products of one, and its
-  // outputs of units [first, last). `tile`: number of the unit's first in the round.
+  // The parts of a round of minimal filtering (ConvPlan::round_units), float alone: a unit's input to points, the
+  // products of a point and some blocks, a unit's sums to outputs. `tile`: number of the unit's first in the round.
   void (*round_points)(const ConvCall<T>&, std::int64_t unit, std::int64_t tile, std::int64_t tiles, T* points,
                        T* scratch);
   void (*round_products)(const ConvCall<T>&, int point, int block0, int block1, std::int64_t tiles, const T* points,
                          T* sums);
-  bool (*round_outputs)(const ConvCall<T>&, std::int64_t unit, std::int64_t tile, std::int64_t tiles, const T* sums,
+  bool (*round_outputs)(const ConvCall<T>&, std::int64_t unit, std::int64_t tile, std::int64_t tiles, T* sums,
                         T* scratch);
-  bool (*round_block)(const ConvCall<T>&, int block, std::int64_t first, std::int64_t last, std::int64_t tiles,
-                      const T* points, T* scratch);
   // Rows of the pooled sink from its output.
   void (*pooled_rows)(const Sink&, std::int64_t image, std::int64_t row0, std::int64_t row1);
   bool (*pools_by_unit)(const ConvCall<T>&);

@@ -26,7 +26,10 @@ struct Store {
     idle -= found.bytes;
     return found;
   }
-  void free_oldest() { std::free(taken(0).data); }
+  void free_oldest() {
+    const Piece piece = taken(0);
+    free_pages(piece.data, piece.bytes);
+  }
   // The smallest idle piece of [least, largest] bytes; pieces.size() where there is none.
   std::size_t best(std::size_t least, std::size_t largest) const {
     std::size_t found = pieces.size();
@@ -74,7 +77,7 @@ Piece take(std::size_t bytes) {
     }
   }
   if (kReuse) bytes = (bytes + 4095) / 4096 * 4096;
-  void* const data = pages(4096, bytes);
+  void* const data = pages(bytes);
   in_use(bytes);
   return {data, bytes};
 }
@@ -83,7 +86,7 @@ void give(Piece piece) noexcept {
   Store& s = store();
   s.live.fetch_sub(piece.bytes, std::memory_order_relaxed);
   const std::unique_lock<std::mutex> lock(s.mutex, std::try_to_lock);
-  if (!lock.owns_lock() || piece.bytes > kMostIdle) return std::free(piece.data);
+  if (!lock.owns_lock() || piece.bytes > kMostIdle) return free_pages(piece.data, piece.bytes);
   while (!s.pieces.empty() && (s.idle + piece.bytes > kMostIdle || s.pieces.size() == s.pieces.capacity()))
     s.free_oldest();
   s.pieces.push_back(piece);  // within the reserved room: cannot throw
@@ -100,7 +103,7 @@ void empty() noexcept {
   Store& s = store();
   const std::unique_lock<std::mutex> lock(s.mutex, std::try_to_lock);
   if (!lock.owns_lock()) return;
-  for (const Piece& p : s.pieces) std::free(p.data);
+  for (const Piece& p : s.pieces) free_pages(p.data, p.bytes);
   s.pieces.clear();
   s.idle = 0;
   s.most.store(s.live.load(std::memory_order_relaxed), std::memory_order_relaxed);

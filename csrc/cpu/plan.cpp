@@ -218,7 +218,7 @@ void plan_winograd(ConvPlan& p, std::int64_t value_bytes, int threads) {
   WinogradGrid& w = p.winograd;
   const std::int64_t lanes = p.tile.lanes, block = std::min(p.tile.max_vectors * lanes, p.padded_out_c);
   const bool large = w.stride1() && w.weights() * g.in_c * p.padded_out_c * value_bytes >= kSharedWeightBytes;
-  w.by_point = w.stride1() && p.blocks.size() > 1 && g.in_c >= p.padded_out_c;
+  w.by_point = w.stride1() && p.blocks.size() > 1 && (large || g.in_c >= p.padded_out_c);
   if (w.by_point)
     p.packed_size = w.weights() * w.pitch(g.in_c * p.padded_out_c);
   else
@@ -226,10 +226,10 @@ void plan_winograd(ConvPlan& p, std::int64_t value_bytes, int threads) {
   p.slab_w0 = w.in0_w;
   p.slab_cols = (w.cols - 1) * w.in_step + w.window;
   const std::int64_t image = w.rows * w.cols, all = g.batch * image;
-  if (large && all >= kLeastRoundTiles) {
+  if (w.by_point && large && all >= kLeastRoundTiles) {
     split_tiles(p, std::min(kRoundUnitTiles, ceil_div(all, threads)), threads);
-    const std::int64_t values = w.points() * (g.in_c + (w.by_point ? p.padded_out_c : block));
-    const std::int64_t most = std::max(2 * kRoundUnitTiles, kRoundBytes / (value_bytes * values));
+    const std::int64_t tile_bytes = value_bytes * w.points() * (g.in_c + p.padded_out_c),
+                       most = std::max(2 * kRoundUnitTiles, kRoundBytes / tile_bytes);
     const std::int64_t rounds = std::min(p.units, ceil_div(all, most));
     p.round_units = ceil_div(p.units, rounds);
   } else {

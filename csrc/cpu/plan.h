@@ -60,8 +60,8 @@ struct Epilogue {
 
 // What is written: out = f(scale * up(linear) + add + bias) [* (gate > 0 ? 1 : gate_slope)], drive = scale *
 // up(linear), where up repeats pixels upsample_h x upsample_w times. Rows and columns of `out` beyond that are zero.
-// With `pooled`, dense channels-last values of the compute type, its means over windows are all that is written of `out`,
-// which then tells its layout alone.
+// With `pooled`, dense channels-last values of the compute type, its means over windows are all that is written of
+// `out`, which then tells its layout alone.
 struct Sink {
   View out, drive, add, gate, pooled;
   const void* bias = nullptr;  // in the compute type, one value per channel
@@ -114,8 +114,8 @@ struct WinogradGrid {
   std::int64_t out0_h = 0, out0_w = 0;  // output under the first output of tile (0, 0): 0, or -1 to fall outside
   std::int64_t in0_h = 0, in0_w = 0;    // input under the first of its window
   int out_step = 0, in_step = 0, window = 0;
-  // All blocks of channels of one point, then the next point, and the weight packed in that order; else all points of one
-  // block. The transformed input is read once, the sums of all blocks wait for their transform.
+  // All blocks of channels of one point, then the next point, and the weight packed in that order; else all points of
+  // one block. The transformed input is read once, the sums of all blocks wait for their transform.
   bool by_point = false;
   int weights() const { return stride1() ? 36 : (m + 2) * (m + 2); }
   // Values between one point and the next, of `values` each. A tile's points are written and read together, so at
@@ -148,9 +148,9 @@ struct ConvPlan {
   std::int64_t unit_images = 1, unit_rows = 1, row_units = 1, image_units = 1;
   int block_splits = 1;
   std::int64_t units = 0;
-  // Minimal filtering with a weight beyond the caches: so many units are transformed, then all threads share their
-  // products, so that each reads its part of the weight once: by points, and units are transformed back, or by blocks;
-  // 0: a unit is one piece of work.
+  // Minimal filtering by points with a weight beyond the caches: so many units are transformed, all threads share the
+  // points of their products, so that each reads its part of the weight once, and units are transformed back; 0: a unit
+  // is one piece of work.
   std::int64_t round_units = 0;
   // Staged input of a unit: columns [slab_w0, slab_w0 + slab_cols), rows as the unit needs them.
   std::int64_t slab_w0 = 0, slab_cols = 0, slab_rows = 0, slab_values = 0;

@@ -102,8 +102,8 @@ struct Stages {
 };
 
 template <class T>
-Stages stages_of(const std::vector<Step<T>>& steps, std::int64_t samples, const ThreadPool& pool,
-                 std::int64_t threads, std::int64_t stage_bytes) {
+Stages stages_of(const std::vector<Step<T>>& steps, std::int64_t samples, const ThreadPool& pool, std::int64_t threads,
+                 std::int64_t stage_bytes) {
   const std::int64_t share = (samples + threads - 1) / threads;
   const bool even = 8 * share * threads <= 9 * samples;
   Stages stages;
@@ -123,7 +123,7 @@ Stages stages_of(const std::vector<Step<T>>& steps, std::int64_t samples, const 
       const bool merged = plan.geometry.batch != share;  // pixels of all images are rows of one
       images = std::max(
           images, merged ? plan.unit_rows * share / std::max<std::int64_t>(plan.geometry.out_h, 1) : plan.unit_images);
-      const View &in = call.source.base, &out = call.sink.out;
+      const View &in = call.source.base, &out = call.sink.pooled ? call.sink.pooled : call.sink.out;
       touched += std::int64_t(sizeof(T)) *
                  (in.c * in.h * in.w + out.c * out.h * out.w * (1 + bool(call.sink.add) + bool(call.sink.drive)));
     }

@@ -1,5 +1,5 @@
-// Minimal filtering as units of work: a unit as one piece, or units in rounds (ConvPlan::round_units), whose three parts
-// meet in memory that all threads share: [point][tile][channel], the transformed input and the sums.
+// Minimal filtering as units of work: a unit as one piece, or units in rounds (ConvPlan::round_units), whose three
+// parts meet in memory that all threads share: [point][tile][channel], the transformed input and the sums.
 #pragma once
 
 #include "conv_place.h"
@@ -9,8 +9,9 @@ namespace lmser::LMSER_ISA {
 template <class T>
 WinogradOut winograd_out(const ConvCall<T>& call, const UnitRange& unit, const UnitOutput<T>& to) {
   const Sink& s = call.sink;
-  return {to.out,  to.add,  to.drive,      to.bias,  to.image,                 to.row,       to.col,       unit.r0,
-          unit.r1, to.activation, to.slope, to.direct && repeats(s), s.upsample_h, s.upsample_w, float(s.scale)};
+  return {to.out,       to.add,       to.drive,      to.bias,       to.image, to.row,
+          to.col,       unit.r0,      unit.r1,       to.activation, to.slope, to.direct && repeats(s),
+          s.upsample_h, s.upsample_w, float(s.scale)};
 }
 
 template <class T>
@@ -44,76 +45,39 @@ inline void round_points(const ConvCall<float>& call, std::int64_t index, std::i
                                             w.pitch(tiles * in_c), points + tile * in_c);
 }
 
-// The products of one point and one block, to `sum_row` values a row; `next` is the rows' next point, if any.
-inline void round_product(const ConvCall<float>& call, int block, int point, std::int64_t tiles, const float* points,
-                          float* sums, std::int64_t sum_row, std::int64_t next) {
+// The products of one point and blocks [block0, block1).
+inline void round_products(const ConvCall<float>& call, int point, int block0, int block1, std::int64_t tiles,
+                           const float* points, float* sums) {
   const ConvPlan& p = *call.plan;
   const std::int64_t in_c = p.geometry.in_c, pitch = p.winograd.pitch(tiles * in_c);
-  const bool ahead = next >= 0 && next < p.winograd.points();
-  winograd_product(p, p.blocks[block], call.weight + packed_panel(p, block, point), points + point * pitch, tiles, sums,
-                   sum_row, points + (ahead ? next : 0) * pitch, ahead ? 4 * tiles * in_c : 0);
+  const WinogradSums to(p, sums, 0, int(p.blocks.size()), tiles);
+  const std::int64_t next = point + call.tasks;  // of this thread, as a rule
+  for (int b = block0; b < block1; ++b) {
+    const bool ahead = b + 1 == block1 && next < p.winograd.points();
+    winograd_product(p, p.blocks[b], call.weight + packed_panel(p, b, point), points + point * pitch, tiles,
+                     to.of_block(p, b) + point * to.row, points + (ahead ? next : 0) * pitch,
+                     ahead ? 4 * tiles * in_c : 0);
+  }
 }
 
-// Sums of blocks [unit.block0, unit.block1) of a unit to its outputs; false where one is not finite.
-inline bool round_store(const ConvCall<float>& call, std::int64_t index, const UnitRange& unit, const WinogradSums& sums,
-                        float* scratch) {
+// A unit's sums to its outputs; false where one is not finite.
+inline bool round_outputs(const ConvCall<float>& call, std::int64_t index, std::int64_t tile, std::int64_t tiles,
+                          float* sums, float* scratch) {
   const ConvPlan& p = *call.plan;
   const WinogradGrid& w = p.winograd;
   const ConvScratch<float> layout(call);
   float* const linear = scratch + layout.slab + layout.line + layout.rows + layout.offsets;
+  const UnitRange unit(p, index);
   const UnitOutput<float> to(call, unit, linear, nullptr);
-  const bool last = unit.block1 == int(p.blocks.size());
-  const std::int64_t first = p.blocks[unit.block0].weight_column,
-                     until = last ? p.padded_out_c : p.blocks[unit.block1].weight_column;
-  const Block blocks{p.blocks[unit.block0].channel, int((until - first) / kLanes<float>), first};
+  const WinogradSums from(p, sums, 0, int(p.blocks.size()), tiles, true);
   Vec<float> checked{};
   with_filter(w, [&]<class F>() {
     if constexpr (F::stride1)
-      winograd_store<F, false>(p, blocks, sums, unit.n1 - unit.n0, unit.t0(w), unit.t1(w), winograd_out(call, unit, to),
+      winograd_store<F, false>(p, from, tile, unit.n1 - unit.n0, unit.t0(w), unit.t1(w), winograd_out(call, unit, to),
                                checked);
   });
   const bool finite = all_finite(checked);
   finish_unit(call, index, unit, to, linear, linear + layout.linear, finite);
-  return finite;
-}
-
-// By points: the products of one of them, blocks [block0, block1), and then a unit's sums to its outputs.
-inline void round_products(const ConvCall<float>& call, int point, int block0, int block1, std::int64_t tiles,
-                           const float* points, float* sums) {
-  const ConvPlan& p = *call.plan;
-  float* const to = sums + point * p.winograd.pitch(tiles * p.padded_out_c);
-  for (int b = block0; b < block1; ++b)
-    round_product(call, b, point, tiles, points, to + p.blocks[b].weight_column, p.padded_out_c,
-                  b + 1 == block1 ? point + call.tasks : -1);
-}
-inline bool round_outputs(const ConvCall<float>& call, std::int64_t index, std::int64_t tile, std::int64_t tiles,
-                          const float* sums, float* scratch) {
-  const ConvPlan& p = *call.plan;
-  const std::int64_t row = p.padded_out_c;
-  return round_store(call, index, UnitRange(p, index), {sums + tile * row, p.winograd.pitch(tiles * row), row, true},
-                     scratch);
-}
-
-// By blocks: all points of one of them, and its outputs of all units [first, last).
-inline bool round_block(const ConvCall<float>& call, int block, std::int64_t first, std::int64_t last,
-                        std::int64_t tiles, const float* points, float* scratch) {
-  const ConvPlan& p = *call.plan;
-  const WinogradGrid& w = p.winograd;
-  const ConvScratch<float> layout(call);
-  float* const sums = scratch + layout.before_pooled() - layout.sums - layout.winograd;
-  const std::int64_t row = p.blocks[block].vectors * kLanes<float>, pitch = w.pitch(tiles * row);
-  for (int point = 0; point < w.points(); ++point)
-    round_product(call, block, point, tiles, points, sums + point * pitch, row, point + 1);
-  bool finite = true;
-  std::int64_t tile = 0;
-  for (std::int64_t u = first; u < last; ++u) {
-    UnitRange unit(p, u);
-    unit.block0 = block, unit.block1 = block + 1;
-    unit.c0 = p.blocks[block].channel;
-    unit.c1 = block + 1 < int(p.blocks.size()) ? p.blocks[block + 1].channel : p.geometry.out_c;
-    finite = round_store(call, u, unit, {sums + tile * row, pitch, row}, scratch) && finite;
-    tile += (unit.n1 - unit.n0) * (unit.t1(w) - unit.t0(w)) * w.cols;
-  }
   return finite;
 }
 

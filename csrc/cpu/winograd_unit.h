@@ -23,18 +23,16 @@ LMSER_HD std::int64_t packed_panel(const ConvPlan& p, int block, int point) {
   return at + point * w.pitch(in_c * p.blocks[block].vectors * kLanes<float>);
 }
 
-// Scratch in values: transformed input | sums of one block, or of all. In rounds threads share the input, and by points
-// the sums.
+// Scratch in values: transformed input | sums of one block, or of all. In rounds threads share both.
 struct WinogradScratch {
   std::int64_t input = 0, sums = 0;
   WinogradScratch() = default;
   explicit WinogradScratch(const ConvPlan& p) {
     const WinogradGrid& w = p.winograd;
-    const std::int64_t tiles =
-        std::max<std::int64_t>(p.round_units, 1) * p.unit_images * (p.unit_rows / w.out_step) * w.cols;
-    if (!p.round_units) input = w.points() * w.pitch(tiles * p.geometry.in_c);
-    if (!p.round_units || !w.by_point)
-      sums = w.points() * w.pitch(tiles * (w.by_point ? p.padded_out_c : kTileVectors * kLanes<float>));
+    const std::int64_t tiles = p.unit_images * (p.unit_rows / w.out_step) * w.cols;
+    if (p.round_units) return;
+    input = w.points() * w.pitch(tiles * p.geometry.in_c);
+    sums = w.points() * w.pitch(tiles * (w.by_point ? p.padded_out_c : kTileVectors * kLanes<float>));
     for (std::int64_t* x : {&input, &sums}) *x = (*x + 63) / 64 * 64;
   }
   std::int64_t values() const { return input + sums; }
@@ -60,17 +58,29 @@ struct WinogradOut {
   float scale = 1;
 };
 
-// Sums of tiles: [row][tile][channel], `row` values from one row to the next, `tile` from one tile to the next.
+// Sums of blocks [block0, block1): [point][block][tile][channel of the block], `row` values from one point to the next.
+// The products of a tile of registers leave as one piece of memory.
 struct WinogradSums {
-  const float* data;
-  std::int64_t row, tile;
-  bool far = false;  // beyond the second-level cache: those of the next tile are fetched ahead
+  float* data;
+  int block0, block1;
+  std::int64_t tiles, row;
+  bool far;  // beyond the second-level cache: those of the next tile are fetched ahead
+  WinogradSums(const ConvPlan& p, float* data, int block0, int block1, std::int64_t tiles, bool far = false)
+      : data(data), block0(block0), block1(block1), tiles(tiles), row(p.winograd.pitch(tiles * width(p))), far(far) {}
+  std::int64_t first_column(const ConvPlan& p) const { return p.blocks[block0].weight_column; }
+  std::int64_t width(const ConvPlan& p) const {
+    const std::int64_t until = block1 < int(p.blocks.size()) ? p.blocks[block1].weight_column : p.padded_out_c;
+    return until - first_column(p);
+  }
+  float* of_block(const ConvPlan& p, int block) const {
+    return data + tiles * (p.blocks[block].weight_column - first_column(p));
+  }
 };
 
-// One block of channels of all tiles, transformed back, finished and stored. `checked` gathers a zero of every output,
-// which is none where an output is not finite.
+// Tiles from number `first` of the sums on, transformed back, finished and stored. `checked` gathers a zero of every
+// output, which is none where an output is not finite.
 template <class F, bool Down, Activation A, bool Repeat>
-void winograd_store_as(const ConvPlan& p, const Block& block, const WinogradSums& sums, std::int64_t images,
+void winograd_store_as(const ConvPlan& p, const WinogradSums& sums, std::int64_t first, std::int64_t images,
                        std::int64_t t0, std::int64_t t1, const WinogradOut& out, Vec<float>& checked) {
   constexpr int L = kLanes<float>, O = F::outputs(Down);
   constexpr int kRun = 8;  // registers of channels that are finished together
@@ -95,24 +105,34 @@ void winograd_store_as(const ConvPlan& p, const Block& block, const WinogradSums
     if (drive) store_n<float>(drive + at, z, lanes);  // may lie where `add` does
     store_n<float>(dst + at, act<A, float>(sum, slope), lanes);
   };
-  for (int v0 = 0; v0 < block.vectors; v0 += kRun) {
-    const int vectors = block.vectors - v0 < kRun ? block.vectors - v0 : kRun;
-    const std::int64_t c0 = block.channel + v0 * L, left = g.out_c - c0;
+  const std::int64_t channel0 = p.blocks[sums.block0].channel;
+  const int all = int(sums.width(p) / L);
+  int block = sums.block0;
+  for (int v0 = 0; v0 < all; v0 += kRun) {
+    const int vectors = all - v0 < kRun ? all - v0 : kRun;
+    const std::int64_t c0 = channel0 + v0 * L, left = g.out_c - c0;
+    const float* from[kRun];
+    std::int64_t step[kRun];  // to the next tile
+    for (int v = 0; v < vectors; ++v) {
+      const std::int64_t column = sums.first_column(p) + (v0 + v) * L;
+      while (column >= p.blocks[block].weight_column + p.blocks[block].vectors * L) ++block;
+      step[v] = p.blocks[block].vectors * L;
+      from[v] = sums.of_block(p, block) + column - p.blocks[block].weight_column + first * step[v];
+    }
     const int whole = int(left < vectors * L ? left / L : vectors), rest = int(left < vectors * L ? left % L : 0);
     for (int v = 0; v < kRun; ++v) {
       const int lanes = v < whole ? L : v == whole ? rest : 0;
       store<float>(bias + v * L, out.bias && lanes ? load_n<float>(out.bias + c0 + v * L, lanes) : Vec<float>{});
     }
-    const float* tile = sums.data + v0 * L;
     for (std::int64_t n = 0; n < images; ++n)
       for (std::int64_t t = t0; t < t1; ++t)
-        for (std::int64_t x = 0; x < w.cols; ++x, tile += sums.tile) {
+        for (std::int64_t x = 0; x < w.cols; ++x) {
           for (int v = 0; v < vectors; ++v) {
-            if (sums.far && v * L % 16 == 0)
-              for (int k = 0; k < F::points * F::points; ++k)
-                __builtin_prefetch(tile + sums.tile + v * L + k * pitch, 0, 3);
+            if (sums.far)
+              for (int k = 0; k < F::points * F::points; ++k) __builtin_prefetch(from[v] + step[v] + k * pitch, 0, 3);
             Vec<float> y[O * O], sum[O];
-            transform_out<F, Down>(tile + v * L, pitch, y);
+            transform_out<F, Down>(from[v], pitch, y);
+            from[v] += step[v];
 #pragma GCC unroll 8
             for (int i = 0; i < O; ++i) {
               sum[i] = y[i * O];
@@ -148,13 +168,13 @@ void winograd_store_as(const ConvPlan& p, const Block& block, const WinogradSums
 }
 
 template <class F, bool Down>
-void winograd_store(const ConvPlan& p, const Block& block, const WinogradSums& sums, std::int64_t images,
+void winograd_store(const ConvPlan& p, const WinogradSums& sums, std::int64_t first, std::int64_t images,
                     std::int64_t t0, std::int64_t t1, const WinogradOut& out, Vec<float>& checked) {
   with_activation(out.activation, [&]<Activation A>() {
     if (out.repeat)
-      winograd_store_as<F, Down, A, true>(p, block, sums, images, t0, t1, out, checked);
+      winograd_store_as<F, Down, A, true>(p, sums, first, images, t0, t1, out, checked);
     else
-      winograd_store_as<F, Down, A, false>(p, block, sums, images, t0, t1, out, checked);
+      winograd_store_as<F, Down, A, false>(p, sums, first, images, t0, t1, out, checked);
   });
 }
 inline bool all_finite(Vec<float> checked) {
@@ -163,24 +183,23 @@ inline bool all_finite(Vec<float> checked) {
   return finite;
 }
 
-// `count` rows of one distinct weight times one block of it, to `sum_row` values a row. The `next` bytes behind the rows
-// are fetched meanwhile.
+// `count` rows of one distinct weight times one block of it. The `next` bytes behind the rows are fetched meanwhile.
 inline void winograd_product(const ConvPlan& p, const Block& block, const float* panel, const float* rows,
-                             std::int64_t count, float* to, std::int64_t sum_row, const float* next,
-                             std::int64_t next_bytes) {
+                             std::int64_t count, float* to, const float* next, std::int64_t next_bytes) {
   constexpr std::int64_t kAheadSteps = 64;  // 4 KiB of a panel with AVX2
-  constexpr int kMost = kTilePixels[1];  // of the narrowest tile
-  const std::int64_t in_c = p.geometry.in_c, pieces = (count + kTilePixels[block.vectors] - 1) / kTilePixels[block.vectors];
+  constexpr int kMost = kTilePixels[1];     // of the narrowest tile
+  const std::int64_t in_c = p.geometry.in_c, width = block.vectors * kLanes<float>,
+                     pieces = (count + kTilePixels[block.vectors] - 1) / kTilePixels[block.vectors];
   std::int64_t offsets[kMost];
   for (int i = 0; i < kMost; ++i) offsets[i] = i * in_c;
-  ProductTile<float> args{rows, offsets, 1, 0, in_c, panel, to, sum_row};
-  args.ahead = kAheadSteps * block.vectors * kLanes<float>;
+  ProductTile<float> args{rows, offsets, 1, 0, in_c, panel, to, width};
+  args.ahead = kAheadSteps * width;
   Ahead ahead(next, next_bytes, pieces);
   for (std::int64_t i = 0, done = 0; i < pieces; ++i) {
     const int m = int((count - done + pieces - i - 1) / (pieces - i));
     ahead.step();
     product_fn<float>(m, block.vectors)(args);
-    args.slab += m * in_c, args.result += m * sum_row, done += m;
+    args.slab += m * in_c, args.result += m * width, done += m;
   }
 }
 
@@ -189,7 +208,7 @@ inline void winograd_product(const ConvPlan& p, const Block& block, const float*
 template <class F, bool Down>
 bool winograd_tiles(const ConvPlan& p, const float* weight, const WinogradSlab& slab, std::int64_t t0, std::int64_t t1,
                     int block0, int block1, const WinogradOut& out, float* scratch) {
-  constexpr int L = kLanes<float>, kDistinct = F::distinct * F::distinct;
+  constexpr int kDistinct = F::distinct * F::distinct;
   const Geometry& g = p.geometry;
   const WinogradGrid& w = p.winograd;
   const WinogradScratch layout(p);
@@ -201,29 +220,23 @@ bool winograd_tiles(const ConvPlan& p, const float* weight, const WinogradSlab& 
                                                              w.in_step * slab.row, w.in_step * slab.col, slab.row,
                                                              slab.col, g.in_c, g.in_c, in_pitch, input);
   Vec<float> checked{};
-  // One point of one block; with `next_input` the rows of the next point are fetched meanwhile.
-  const auto product = [&](int b, int point, float* to, std::int64_t sum_pitch, std::int64_t sum_row, bool next_input) {
-    const int d = point / F::distinct, e = point % F::distinct, copies = F::copies(d) * F::copies(e);
-    const std::int64_t before = F::rows_before(d, e);
-    const float* const from = input + before * in_pitch;
-    winograd_product(p, p.blocks[b], weight + packed_panel(p, b, point), from, copies * tiles, to + before * sum_pitch,
-                     sum_row, from + copies * in_pitch, next_input && point + 1 < kDistinct ? 4 * tiles * g.in_c : 0);
-  };
-  if (w.by_point) {
-    const Block& first = p.blocks[block0];
-    const Block whole{first.channel, int(block1 < int(p.blocks.size()) ? p.blocks[block1].weight_column - first.weight_column : p.padded_out_c - first.weight_column) / L, first.weight_column};
-    const std::int64_t row = whole.vectors * L, sum_pitch = w.pitch(tiles * row);
+  const auto some_blocks = [&](int first, int last) {
+    const WinogradSums to(p, sums, first, last, tiles);
     for (int point = 0; point < kDistinct; ++point)
-      for (int b = block0; b < block1; ++b)
-        product(b, point, sums + p.blocks[b].weight_column - first.weight_column, sum_pitch, row, b + 1 == block1);
-    winograd_store<F, Down>(p, whole, {sums, sum_pitch, row}, slab.images, t0, t1, out, checked);
-  } else {
-    for (int b = block0; b < block1; ++b) {
-      const std::int64_t row = std::int64_t(p.blocks[b].vectors) * L, sum_pitch = w.pitch(tiles * row);
-      for (int point = 0; point < kDistinct; ++point) product(b, point, sums, sum_pitch, row, true);
-      winograd_store<F, Down>(p, p.blocks[b], {sums, sum_pitch, row}, slab.images, t0, t1, out, checked);
-    }
-  }
+      for (int b = first; b < last; ++b) {
+        const int d = point / F::distinct, e = point % F::distinct, copies = F::copies(d) * F::copies(e);
+        const float* const from = input + F::rows_before(d, e) * in_pitch;
+        const bool next = b + 1 == last && point + 1 < kDistinct;  // whose rows are fetched meanwhile
+        winograd_product(p, p.blocks[b], weight + packed_panel(p, b, point), from, copies * tiles,
+                         to.of_block(p, b) + F::rows_before(d, e) * to.row, from + copies * in_pitch,
+                         next ? 4 * tiles * g.in_c : 0);
+      }
+    winograd_store<F, Down>(p, to, 0, slab.images, t0, t1, out, checked);
+  };
+  if (w.by_point)
+    some_blocks(block0, block1);
+  else
+    for (int b = block0; b < block1; ++b) some_blocks(b, b + 1);
   return all_finite(checked);
 }
 
@@ -235,7 +248,8 @@ void winograd_pack(const ConvPlan& p, const WeightLayout<float>& weight, int ind
   constexpr std::int64_t kChunk = 8;  // input channels whose taps are turned together
   const Geometry& g = p.geometry;
   const Block& block = p.blocks[index];
-  const std::int64_t width = std::int64_t(block.vectors) * L, pitch = packed_panel(p, index, 1) - packed_panel(p, index, 0);
+  const std::int64_t width = std::int64_t(block.vectors) * L,
+                     pitch = packed_panel(p, index, 1) - packed_panel(p, index, 0);
   float* const base = packed + packed_panel(p, index, 0);
   alignas(64) float taps[kChunk * R * R * L];
   // In the order they meet ascending input: reversed for the transposed direction.
