@@ -84,7 +84,8 @@ std::int64_t kernel_rows_together(std::int64_t length, std::int64_t width, int r
   return div_up(rows, div_up(rows, greater<std::int64_t>(1, kWeights / row)));
 }
 
-// Scratch of a unit, in values of T: staged slab | rows for staging | pixel offsets | linear result | output rows.
+// Scratch of a unit, in values of T: staged slab | rows for staging | pixel offsets | linear result | output rows |
+// points and sums | sums of the direct form | outputs to be pooled.
 template <class T>
 struct ConvScratch {
   std::int64_t slab = 0, line = 0, rows = 0, offsets = 0, linear = 0, out_row = 0, winograd = 0, sums = 0, pooled = 0;

@@ -197,6 +197,34 @@ void shared_drive(const InstructionSet& isa) {
   }
 }
 
+// Means over windows are all that is asked for: where a unit holds whole windows, and where it does not.
+void pooled(const InstructionSet& isa) {
+  for (int seed = 0; seed < cases(300); ++seed) {
+    Random random(seed);
+    Case c(random, any_geometry(random), random.one_in(2) ? DType::f32 : DType::f64, random.one_in(2));
+    c.out = Array(c.dtype, c.g.batch, c.g.out_c, c.sink.out.h, c.sink.out.w, Layout::nhwc);
+    c.sink.out = c.out.view;
+    const auto window = [&](std::int64_t size) {
+      for (std::int64_t n : {random.between(2, 4), std::int64_t(2), std::int64_t(3)})
+        if (size % n == 0) return n;
+      return std::int64_t(1);
+    };
+    const std::int64_t h = window(c.out.view.h), w = window(c.out.view.w);
+    c.sink.pool_h = int(h), c.sink.pool_w = int(w);
+    const Array means(c.dtype, c.g.batch, c.g.out_c, c.out.view.h / h, c.out.view.w / w, Layout::nhwc);
+    c.sink.pooled = means.view;
+    const Written e = c.expected();
+    Numbers expected(means.view.n, means.view.c, means.view.h, means.view.w);
+    for (std::int64_t n = 0; n < e.out.n; ++n)
+      for (std::int64_t k = 0; k < e.out.c; ++k)
+        for (std::int64_t y = 0; y < e.out.h; ++y)
+          for (std::int64_t x = 0; x < e.out.w; ++x) expected(n, k, y / h, x / w) += e.out(n, k, y, x) / double(h * w);
+    run(isa, int(random.between(1, 3)), c);
+    expect(means.view, expected, c.what + " windows " + std::to_string(h) + "," + std::to_string(w));
+    if (c.sink.drive) expect(c.drive.view, e.drive, c.what + ": drive");
+  }
+}
+
 // Images without pixels, seen through padding; strides beyond every image.
 void edges(const InstructionSet& isa) {
   Random random(3);
@@ -224,6 +252,7 @@ void threaded(const InstructionSet& isa) {
       geometry(2, 16, 24, 24, 24, 3, 3, 1, 1, 1, 1), geometry(3, 24, 20, 21, 32, 3, 3, 2, 2, 1, 1),
       geometry(2, 3, 40, 40, 32, 5, 5, 1, 1, 2, 2),  geometry(40, 200, 1, 1, 300, 1, 1, 1, 1, 0, 0),
       geometry(2, 64, 4, 4, 160, 3, 3, 1, 1, 1, 1),  geometry(3, 33, 17, 17, 2, 4, 4, 1, 1, 1, 1),
+      geometry(4, 100, 9, 10, 96, 3, 3, 1, 1, 1, 1),  // in rounds
   };
   Random random(5);
   for (const Geometry& g : cases)
@@ -240,7 +269,7 @@ void threaded(const InstructionSet& isa) {
 std::vector<Test> conv_tests() {
   return {{"conv any", any},           {"conv every width", every_width},   {"conv filtered", filtered},
           {"conv prepared", prepared}, {"conv shared drive", shared_drive}, {"conv edges", edges},
-          {"threaded conv", threaded}};
+          {"conv pooled", pooled},     {"threaded conv", threaded}};
 }
 
 }  // namespace native
