@@ -19,10 +19,10 @@ inline constexpr bool kReuse = true;
 #endif
 
 // Larger blocks come from the system and go back to it: in the C library's heap, aligned blocks of ever other sizes
-// leave gaps that add up (while a network that settles learns, by a megabyte a step; by half of that since, from
-// smaller blocks and torch's own). Those of a large page or more begin at one and ask for such pages: states and packed
-// weights of some megabytes, read in pieces far apart, would else miss the processor's table of addresses again and
-// again. What is never written takes no memory either way.
+// leave gaps that add up while a network that settles learns (smaller ones, and torch's own, still do). Those of a
+// large page or more begin at one and ask for such pages: states and packed weights of some megabytes, read in pieces
+// far apart, would else miss the processor's table of addresses again and again. What is never written takes no memory
+// either way.
 inline constexpr std::size_t kMapped = std::size_t(256) << 10, kLargePage = std::size_t(2) << 20,
                              kPage = std::size_t(64) << 10;
 
