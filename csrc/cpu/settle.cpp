@@ -1,8 +1,8 @@
 // The settling loop as one operator.
 //
-// Everything inside is dense channels-last memory of the compute type. With `keep` the hidden states of every update
-// are written to one trajectory, sweep after sweep in the order of the updates, and the visible layer's unclamped
-// values to `readouts`: all that the backward through the sweeps reads.
+// Everything inside is dense channels-last memory of the compute type. With `keep` what the backward needs of the
+// hidden layers (`Trajectory`) is written to one trajectory, sweep after sweep in the order of the updates, and the
+// visible layer's unclamped values to `readouts`: all that it reads.
 #include "settle_state.h"
 
 namespace lmser {
@@ -60,7 +60,9 @@ class Solve {
         // a held unit's state is not what the sweep computed: it has a place of its own
         apart_(held_.any && !held_.all),
         plan_(schedule(net.top() + 1, how.up_down, held_.all, every_)),
-        places_(net, plan_),
+        given_(dense_states(states)),
+        places_(net, plan_, zero_layers(net, given_)),
+        biases_(biases),
         in_trajectory_(how.keep && !how.half),
         trajectory_(std::max<std::int64_t>(places_.values(stop.max_steps), 1)),
         rounded_(std::max<std::int64_t>(places_.values(stop.max_steps), 1)),
@@ -78,7 +80,7 @@ class Solve {
     hold_ = movable(own_hold_, held_.hold.get());
     input_ = movable(own_external_, external_.get());
     std::iota(who_.begin(), who_.end(), 0);
-    start(states);
+    start();
     sweeper_.emplace(isa_, pool_, net_, biases, false, plan_, ended_, filtering);
   }
 
@@ -104,6 +106,13 @@ class Solve {
  private:
   static constexpr DType kType = kDTypeOf<T>;
 
+  std::vector<Dense<T>> dense_states(const Tensors& states) const {
+    std::vector<Dense<T>> dense;
+    for (const Tensor& state : states) dense.emplace_back(isa_, pool_, view_of(state, "states"));
+    return dense;
+  }
+  bool computed_in_trajectory(int layer) const { return in_trajectory_ && layer > 0 && !places_.is_replayed(layer); }
+
   // Stopping by sample moves samples about: it works on copies.
   const T* movable(Memory<T>& own, const T* data) {
     if (!data || !stop_.per_sample) return data;
@@ -112,16 +121,13 @@ class Solve {
     return own.get();
   }
 
-  void start(const Tensors& states) {
+  void start() {
     const int top = net_.top();
     for (auto& e : ends_)
       for (int l = 0; l <= top; ++l)
-        e.emplace_back(in_trajectory_ && l > 0 ? Memory<T>() : Memory<T>(net_.layers[l].values()));
+        e.emplace_back(computed_in_trajectory(l) ? Memory<T>() : Memory<T>(net_.layers[l].values()));
     shown_ = Memory<T>(visible_.values());
-    for (int l = 0; l <= top; ++l) {
-      given_.emplace_back(isa_, pool_, view_of(states[l], "states"));
-      ended_.push_back(given_[l].get());
-    }
+    for (const Dense<T>& state : given_) ended_.push_back(state.get());
     for (int l = 0; l <= top; ++l) {
       if (l > 0 && !stop_.per_sample) continue;  // nothing of the caller's may be moved
       T* const to = ends_[1][l].get();
@@ -159,7 +165,7 @@ class Solve {
       Epilogue e;
       T *to, *stays;  // what is computed, and what its readers see
       if (u.layer > 0) {
-        to = stays = in_trajectory_ ? trajectory_.get() + places_.at(sweeps_, i) : end;
+        to = stays = computed_in_trajectory(u.layer) ? trajectory_.get() + places_.at(sweeps_, i) : end;
       } else if (apart_) {
         e = put_in(readout, end);
         to = readout, stays = end;
@@ -170,10 +176,15 @@ class Solve {
       }
       e.result = to, e.image = layer.image();
       if (u.last && u.changes) e.previous = ended_[u.layer], e.change = changes_.change.data();
-      const bool pooled = u.layer > 0 && !how_.keep && sweeper_->only_pooled(u);
+      const bool replayed = how_.keep && places_.is_replayed(u.layer),
+                 pooled = u.layer > 0 && (!how_.keep || replayed) && sweeper_->only_pooled(u),
+                 zero_above = u.layer < net_.top() && sweeper_->is_zero(u.layer + 1);
       Step<T>& step = sweeper_->add(u, sink(u.layer, to), stays, pooled);
       step.epilogue = e;
-      if (u.layer > 0 && how_.keep && how_.half)
+      if (replayed && u.new_down)
+        step.after =
+            keep_drive(u.layer, zero_above ? nullptr : sweeper_->drive_from_above(u.layer), places_.at(sweeps_, i));
+      else if (!replayed && u.layer > 0 && how_.keep && how_.half)
         step.rounded = layer.view(rounded_.get() + places_.at(sweeps_, i), DType::bf16);
       if (u.last && u.changes) ended_[u.layer] = stays;
     }
@@ -181,6 +192,27 @@ class Solve {
     trajectory_.forget(), rounded_.forget(), seen_.forget();
     ++sweeps_;
     return true;
+  }
+
+  // A step's last part: the drive from above of a replayed layer, one value a window, with its bias into the trajectory
+  // from value `at` on. `drive` null: zero.
+  std::function<void(std::int64_t, std::int64_t, std::int64_t)> keep_drive(int l, const T* drive, std::int64_t at) {
+    const Pair& pool = net_.edges[l].pool;
+    const Layer& layer = net_.layers[l];
+    const Layer windows = windows_of(net_, l);
+    static constexpr T kZero = 0;
+    View from = windows.view(&kZero, kType);
+    from.sn = from.sc = from.sh = from.sw = 0;
+    if (drive) {
+      from = layer.view(drive, kType);
+      from.h = windows.h, from.w = windows.w, from.sh *= pool.h, from.sw *= pool.w;
+    }
+    const View to =
+        how_.half ? windows.view(rounded_.get() + at, DType::bf16) : windows.view(trajectory_.get() + at, kType);
+    return [this, l, from, to](std::int64_t n0, std::int64_t n1, std::int64_t task) {
+      run_add_act(isa_, task == std::max(1, pool_.threads) ? pool_ : alone(), images_of(from, n0, n1), {}, biases_[l],
+                  images_of(to, n0, n1), Activation::identity, 0);
+    };
   }
 
   Sink sink(int layer, T* to) const {
@@ -288,7 +320,9 @@ class Solve {
   Held<T> held_;
   bool apart_;
   Schedule plan_;
+  std::vector<Dense<T>> given_;
   Trajectory places_;
+  const std::vector<View>& biases_;
   bool in_trajectory_;  // states are computed where they are kept
   Growing<T> trajectory_;
   Growing<std::uint16_t> rounded_;
@@ -299,7 +333,6 @@ class Solve {
   Dense<T> external_;
   Memory<T> own_evidence_, own_hold_, own_external_, shown_;
   const T *evidence_ = nullptr, *hold_ = nullptr, *input_ = nullptr;
-  std::vector<Dense<T>> given_;
   std::vector<Memory<T>> ends_[2];  // taken in turns; what comes before it in its sweep is there as well
   std::vector<const T*> ended_;     // the states at the end of the last sweep
   std::optional<Sweeper<T>> sweeper_;

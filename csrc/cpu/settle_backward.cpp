@@ -4,6 +4,7 @@
 // y_{l+1} and that of u_{l-1}, each of which may have served several updates. Their transposed convolutions give the
 // gradient of h_l, the epilogue makes d = f'(h_l) * (that) of it, and d goes to the gradients of y_l and of u_l.
 #include "settle_gradients.h"
+#include "settle_replay.h"
 
 namespace lmser {
 namespace {
@@ -95,7 +96,10 @@ class Backward {
         want_(want),
         held_(isa_, pool_, visible_, forward.evidence, forward.hold, forward.states[0]),
         plan_(schedule(net.top() + 1, forward.up_down, held_.all, true)),
-        places_(net, plan_),
+        given_(dense_states()),
+        places_(net, plan_, zero_layers(net, given_)),
+        replay_(isa_, pool_, net, places_, {forward.trajectory.data_ptr(), dtype_of(forward.trajectory, "trajectory")},
+                forward.activation, forward.slope),
         out_(net, forward.states[0], want, !forward.tied, held_.any, forward.external),
         weights_(isa_, pool_, net, out_.weights, out_.reverse, winograd),
         carrier_(isa_, pool_, net),
@@ -106,11 +110,8 @@ class Backward {
                     "readouts must be (T, N, C, H, W)");
     STD_TORCH_CHECK(forward.trajectory.numel() == places_.values(seen.size(0)), "trajectory has ",
                     forward.trajectory.numel(), " values; expected ", places_.values(seen.size(0)));
-    for (std::size_t l = 0; l < net.layers.size(); ++l) {
-      given_.emplace_back(isa_, pool_, view_of(forward.states[l], "states"));
-      final_grads_.emplace_back(grad_states[l].numel() ? Dense<T>(isa_, pool_, view_of(grad_states[l], "grad_states"))
-                                                       : Dense<T>());
-    }
+    for (const Tensor& grad : grad_states)
+      final_grads_.emplace_back(grad.numel() ? Dense<T>(isa_, pool_, view_of(grad, "grad_states")) : Dense<T>());
   }
 
   // False where a minimal-filtering weight gradient is not finite.
@@ -140,11 +141,10 @@ class Backward {
             t.stride(4)};
   }
 
-  // The state of a layer in the trajectory, from value `at` on.
-  View kept(const Layer& layer, std::int64_t at) const {
-    const DType dtype = dtype_of(forward_.trajectory, "trajectory");
-    const std::int64_t bytes = dtype == DType::f64 ? 8 : dtype == DType::f32 ? 4 : 2;
-    return layer.view(static_cast<const char*>(forward_.trajectory.data_ptr()) + bytes * at, dtype);
+  std::vector<Dense<T>> dense_states() const {
+    std::vector<Dense<T>> dense;
+    for (const Tensor& state : forward_.states) dense.emplace_back(isa_, pool_, view_of(state, "states"));
+    return dense;
   }
 
   // Back through update i of sweep t.
@@ -168,8 +168,9 @@ class Backward {
       e.output = seen.get(), e.inject = read_grad.get(), e.hold = held_.hold.get();
       state = visible_state(seen.get());
     } else {
-      seen = Dense<T>(isa_, pool_, kept(layer, places_.at(t, i)));
-      e.output = state = seen.get();
+      if (!replay_.is_of(l)) seen = Dense<T>(isa_, pool_, replay_.kept(layer, t, i));
+      state = replay_.is_of(l) ? replay_.state(t, l, i, [&] { return visible_before(t); }) : seen.get();
+      e.output = state;
     }
     T** const open = open_drive(l);
     if (open) e.extra = *open, e.total = drives.free_place(d);
@@ -205,6 +206,14 @@ class Backward {
     if (!held_.any) return seen;
     if (!held_.all || !visible_done_) put_in(held_.all ? given_[0].get() : seen);
     visible_done_ = true;
+    return held_state_.get();
+  }
+  // The visible state that sweep t began with, where it is not wholly held.
+  const T* visible_before(std::int64_t t) {
+    read_before_ = t == 0 ? Dense<T>() : Dense<T>(isa_, pool_, sweep_of(forward_.readouts, t - 1));
+    const T* const value = t == 0 ? given_[0].get() : read_before_.get();
+    if (!held_.any) return value;
+    put_in(value);
     return held_state_.get();
   }
   void put_in(const T* value) {
@@ -249,14 +258,17 @@ class Backward {
   Wanted want_;
   Held<T> held_;
   Schedule plan_;
+  std::vector<Dense<T>> given_;
   Trajectory places_;
+  Replay<T> replay_;
   Outputs<T> out_;
   WeightGradients<T> weights_;
   Carrier<T> carrier_;
   std::vector<bool> ended_;  // whether the gradient of the final state was taken in
   Memory<T> held_state_;
   bool visible_done_ = false;
-  std::vector<Dense<T>> given_, final_grads_;
+  Dense<T> read_before_;
+  std::vector<Dense<T>> final_grads_;
 };
 
 template <class T>

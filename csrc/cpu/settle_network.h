@@ -76,6 +76,13 @@ inline Network network_of(const std::vector<Tensor>& states, const std::vector<T
   return net;
 }
 
+// A layer as the one above it sees it: means over windows, or a drive from above before it is repeated over them.
+inline Layer windows_of(const Network& net, int layer) {
+  const Layer& l = net.layers[layer];
+  const Pair& pool = net.edges[layer].pool;
+  return {l.n, l.c, l.h / pool.h, l.w / pool.w};
+}
+
 // The directions of all edges with their packed weights. Going up takes means (or sums) over windows, going down
 // repeats values (or shares them out): `adjoint` exchanges the two, and the weights with them.
 class Directions {
@@ -99,15 +106,9 @@ class Directions {
   DirectionCall up(int layer, const void* below, Sink sink, bool pooled = false) {
     const Edge& edge = net_.edges[layer - 1];
     Source s;
-    s.base = (pooled ? pooled_layer(layer - 1) : net_.layers[layer - 1]).view(below, dtype_);
+    s.base = (pooled ? windows_of(net_, layer - 1) : net_.layers[layer - 1]).view(below, dtype_);
     if (!pooled) s.pool_h = edge.pool.h, s.pool_w = edge.pool.w, s.scale = up_scale_[layer - 1];
     return {&up_[layer - 1], s, sink};
-  }
-  // A layer as the one above it sees it.
-  Layer pooled_layer(int layer) const {
-    const Layer& l = net_.layers[layer];
-    const Pair& pool = net_.edges[layer].pool;
-    return {l.n, l.c, l.h / pool.h, l.w / pool.w};
   }
   DirectionCall down(int layer, const void* above, Sink sink) {
     const Edge& edge = net_.edges[layer];

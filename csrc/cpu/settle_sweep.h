@@ -35,6 +35,9 @@ class Sweeper {
   }
 
   const std::vector<Update>& updates(std::int64_t t) const { return schedule_.sweep(t); }
+  bool is_zero(int layer) const { return zero_[layer]; }
+  // Where the step of an update that keeps it writes the drive from above.
+  T* drive_from_above(int layer) { return down_drive(layer); }
   Directions& directions() { return directions_; }
 
   // Whether means over windows are all that is needed of the state that `u` makes.
@@ -52,7 +55,7 @@ class Sweeper {
     auto& calls = steps_.back().calls;
     sink.bias = biases_[l].get();
     if (pooled) {
-      const Layer means = directions_.pooled_layer(l);
+      const Layer means = windows_of(net_, l);
       if (!pooled_[l]) pooled_[l] = Memory<T>(means.values());
       sink.pooled = means.view(pooled_[l].get(), kType);
       sink.pool_h = net_.edges[l].pool.h, sink.pool_w = net_.edges[l].pool.w;
