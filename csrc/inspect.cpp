@@ -205,9 +205,8 @@ py::dict plan(const std::string& op, const std::string& dtype, Four shape, Four 
   d["compute_dtype"] = wide ? "float64" : "float32";
   d["phases"] = winograd ? std::size_t(1) : p.phases.size();
   const double direct = p.flops();
-  d["products_of_direct"] = winograd ? 2.0 * double(g.batch * p.winograd.rows * p.winograd.cols * p.winograd.points()) *
-                                           double(g.in_c) * double(g.out_c) / direct
-                                     : 1.0;
+  d["products_of_direct"] =
+      winograd ? 2.0 * double(g.batch) * p.winograd.products() * double(g.in_c) * double(g.out_c) / direct : 1.0;
   d["units"] = p.units;
   d["unit_images"] = p.unit_images;
   d["unit_rows"] = p.unit_rows;

@@ -74,7 +74,9 @@ def test_error_is_below_one_in_a_hundred_thousand(instruction_set, taps, shape, 
 # A weight beyond the second-level cache: units of several images, the last of them smaller; units of rows of tiles and
 # more than one round.
 @pytest.mark.parametrize("transposed", [False, True])
-@pytest.mark.parametrize("shape", [(17, 100, 96, 8, 8, 1), (3, 160, 200, 29, 23, 1)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(17, 100, 96, 8, 8, 1), (3, 160, 200, 29, 23, 1), (17, 100, 96, 7, 6, 1)], ids=str
+)
 class TestRounds:
     def test_error_and_bits_of_any_number_of_threads(self, instruction_set, shape, transposed):
         operation = conv_transpose2d_add_act if transposed else conv2d_add_act
@@ -100,6 +102,64 @@ class TestRounds:
         want = drives(transposed, x, weight, 1)
         assert torch.equal(got.isfinite(), want.isfinite())
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4, equal_nan=True)
+
+
+@pytest.fixture
+def filtered_wherever_possible() -> Iterator[None]:
+    assert _library.module is not None
+    _library.module.choose_filtering("where possible")
+    yield
+    _library.module.choose_filtering("where faster")
+
+
+@pytest.mark.usefixtures("filtered_wherever_possible")
+class TestLastTiles:
+    """Tiles of which 1 to 3 outputs a side are needed have products at fewer points."""
+
+    @pytest.mark.parametrize("transposed", [False, True])
+    @pytest.mark.parametrize("height", range(1, 10))
+    def test_every_size(self, instruction_set, height, transposed):
+        operation = conv_transpose2d_add_act if transposed else conv2d_add_act
+        for width in (*range(1, 9), 14):
+            for padding in (1, 2) if not transposed else (0, 1):
+                x, weight, add, bias = operands(
+                    (3, 24, 27, height, width, padding), transposed, width % 2 == 0
+                )
+                drive = drives(transposed, x.double(), weight.double(), padding)
+                want = drive + add.double() + bias.double().view(1, -1, 1, 1)
+                got = operation(x, weight, add, bias, stride=1, padding=padding)
+                assert (got.double() - want).abs().max() <= 1e-5 * want.abs().max()
+
+    # 4 images a unit and rows of one image a unit; blocks of channels of one point, and all points of one block.
+    @pytest.mark.parametrize(
+        "shape", [(9, 64, 40, 7, 14, 1), (1, 64, 40, 46, 45, 1), (6, 40, 130, 6, 9, 1)], ids=str
+    )
+    def test_bits_of_any_threads_and_of_parts(self, instruction_set, shape):
+        x, weight, add, bias = operands(shape, False, True)
+        whole = conv2d_add_act(x, weight, add, bias, padding=1)
+        exact = F.conv2d(x.double(), weight.double(), None, 1, 1) + add + bias.view(1, -1, 1, 1)
+        assert (whole.double() - exact).abs().max() <= 1e-5 * exact.abs().max()
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            for n in range(1, shape[0] + 1):
+                part = conv2d_add_act(x[:n], weight, add[:n], bias, padding=1)
+                assert torch.equal(part, whole[:n])
+
+    # Products of an image: 6 points for a tile, 5 for 3 outputs, 4 for fewer; of 9 a pixel.
+    @pytest.mark.parametrize(
+        ("size", "points"), {8: 12, 7: 11, 6: 10, 5: 10, 14: 22, 15: 23, 28: 42, 3: 5}.items(), ids=str
+    )
+    def test_products(self, size, points):
+        x, weight = torch.zeros(2, 32, size, size), torch.zeros(32, 32, 3, 3)
+        (plan,) = explain(conv2d_add_act, x, weight, padding=1).plans.values()
+        assert plan["products_of_direct"] == pytest.approx(points**2 / (9 * size**2))
+
+    def test_what_is_not_finite_stays_where_it_is(self, instruction_set):
+        for at in ((0, 0), (6, 6), (6, 2), (4, 13), (3, 12)):
+            x, weight, _, _ = operands((2, 40, 33, 7, 14, 1), False, last=True)
+            x[1, 3, at[0], at[1]] = torch.inf
+            got, want = conv2d_add_act(x, weight, padding=1), drives(False, x, weight, 1)
+            assert torch.equal(got.isfinite(), want.isfinite())
 
 
 # Sums of its own for every thread, and one sum whose bands they share.

@@ -236,32 +236,31 @@ class Prepared final : public PreparedConv::State {
     const Kernels<T>& k = kernels_of<T>(isa_);
     const ConvPlan& p = *call.plan;
     const WinogradGrid& w = p.winograd;
-    const auto tiles_before = [&](std::int64_t unit) {
+    const auto rows_before = [&](std::int64_t unit) {
       const std::int64_t image = std::min(unit / p.row_units * p.unit_images, p.geometry.batch);
-      return (image * w.rows + unit % p.row_units * (p.unit_rows / w.out_step)) * w.cols;
+      return image * w.rows + unit % p.row_units * (p.unit_rows / w.out_step);
     };
     std::int64_t most = 0;
     for (std::int64_t u = 0; u < p.units; u += p.round_units)
-      most = std::max(most, tiles_before(std::min(u + p.round_units, p.units)) - tiles_before(u));
+      most = std::max(most, (rows_before(std::min(u + p.round_units, p.units)) - rows_before(u)) * w.cols);
     const Buffer<T> points = allocate<T>(w.points() * w.pitch(most * p.geometry.in_c)),
                     sums = allocate<T>(w.points() * w.pitch(most * p.padded_out_c));
     // Where there are many threads they share the blocks of a point as well.
     const int blocks = int(p.blocks.size()),
               splits = int(std::min<std::int64_t>(blocks, (4 * tasks + w.points() - 1) / w.points()));
     for (std::int64_t first = 0; first < p.units; first += p.round_units) {
-      const std::int64_t last = std::min(first + p.round_units, p.units), units = last - first,
-                         before = tiles_before(first), tiles = tiles_before(last) - before;
+      const std::int64_t last = std::min(first + p.round_units, p.units), units = last - first;
+      const TileOrder order(w, rows_before(first), rows_before(last));
       run_units(pool, std::min(tasks, units), units, [&](std::int64_t task, std::int64_t u) {
-        k.round_points(call, first + u, tiles_before(first + u) - before, tiles, points.get(), memory + task * scratch);
+        k.round_points(call, first + u, order, points.get(), memory + task * scratch);
       });
       run_units(pool, tasks, w.points() * splits, [&](std::int64_t, std::int64_t i) {
         const int part = int(i % splits);
-        k.round_products(call, int(i / splits), blocks * part / splits, blocks * (part + 1) / splits, tiles,
+        k.round_products(call, int(i / splits), blocks * part / splits, blocks * (part + 1) / splits, order,
                          points.get(), sums.get());
       });
       run_units(pool, std::min(tasks, units), units, [&](std::int64_t task, std::int64_t u) {
-        if (!k.round_outputs(call, first + u, tiles_before(first + u) - before, tiles, sums.get(),
-                             memory + task * scratch))
+        if (!k.round_outputs(call, first + u, order, sums.get(), memory + task * scratch))
           finite.store(false, std::memory_order_relaxed);
       });
     }

@@ -130,18 +130,19 @@ void run_transform(const InstructionSet& isa, const ThreadPool& pool, Source sou
 }
 
 void run_add_act(const InstructionSet& isa, const ThreadPool& pool, View y, View u, const View& bias, View out,
-                 Activation activation, double slope) {
-  const bool by_row = y.h * y.w > 1 && dense_nchw(y) && dense_nchw(out) && (!u || dense_nchw(u));
+                 Activation activation, double slope, int repeat_h, int repeat_w) {
+  const bool repeats = repeat_h > 1 || repeat_w > 1,
+             by_row = !repeats && y.h * y.w > 1 && dense_nchw(y) && dense_nchw(out) && (!u || dense_nchw(u));
   if (by_row) {
     planes(y), planes(out);
     if (u) planes(u);
-  } else {
+  } else if (!repeats) {
     recut({&y, &u, &out});
   }
   if (y.dtype == DType::f64)
-    add_act<double>(isa, pool, {y, u, out, nullptr, by_row, activation, slope}, bias);
+    add_act<double>(isa, pool, {y, u, out, nullptr, by_row, activation, slope, repeat_h, repeat_w}, bias);
   else
-    add_act<float>(isa, pool, {y, u, out, nullptr, by_row, activation, slope}, bias);
+    add_act<float>(isa, pool, {y, u, out, nullptr, by_row, activation, slope, repeat_h, repeat_w}, bias);
 }
 
 namespace {

@@ -82,8 +82,9 @@ class WeightGradSum {
 void run_transform(const InstructionSet& isa, const ThreadPool& pool, Source source, View pre, View total,
                    const View& bias_grad, bool accumulate = false);
 
+// Every value of `u` counts for repeat_h x repeat_w of the others.
 void run_add_act(const InstructionSet& isa, const ThreadPool& pool, View y, View u, const View& bias, View out,
-                 Activation activation, double slope);
+                 Activation activation, double slope, int repeat_h = 1, int repeat_w = 1);
 
 // small and places from big; big from small and places; small from big and places.
 void run_max_pool(const InstructionSet& isa, const ThreadPool& pool, const PoolCall& call);

@@ -2,7 +2,7 @@
 // is made once, from the processor, when the library is loaded.
 #pragma once
 
-#include "plan.h"
+#include "winograd_order.h"
 
 namespace lmser {
 
@@ -48,6 +48,7 @@ struct AddActCall {
   bool bias_by_row = false;
   Activation activation = Activation::identity;
   double slope = 0;
+  int repeat_h = 1, repeat_w = 1;  // of every value of u
 };
 
 // Max pooling: `big` before it, `small` after it; of each value of `small` the place of its winner in its window, row
@@ -67,13 +68,11 @@ struct Kernels {
   // False: an output of a minimal-filtering unit is not finite, and the direct plan must be run instead.
   bool (*conv_unit)(const ConvCall<T>&, std::int64_t unit, T* scratch);
   // The parts of a round of minimal filtering (ConvPlan::round_units), float alone: a unit's input to points, the
-  // products of a point and some blocks, a unit's sums to outputs. `tile`: number of the unit's first in the round.
-  void (*round_points)(const ConvCall<T>&, std::int64_t unit, std::int64_t tile, std::int64_t tiles, T* points,
-                       T* scratch);
-  void (*round_products)(const ConvCall<T>&, int point, int block0, int block1, std::int64_t tiles, const T* points,
+  // products of a point and some blocks, a unit's sums to outputs.
+  void (*round_points)(const ConvCall<T>&, std::int64_t unit, const TileOrder&, T* points, T* scratch);
+  void (*round_products)(const ConvCall<T>&, int point, int block0, int block1, const TileOrder&, const T* points,
                          T* sums);
-  bool (*round_outputs)(const ConvCall<T>&, std::int64_t unit, std::int64_t tile, std::int64_t tiles, T* sums,
-                        T* scratch);
+  bool (*round_outputs)(const ConvCall<T>&, std::int64_t unit, const TileOrder&, T* sums, T* scratch);
   // Rows of the pooled sink from its output.
   void (*pooled_rows)(const Sink&, std::int64_t image, std::int64_t row0, std::int64_t row1);
   bool (*pools_by_unit)(const ConvCall<T>&);

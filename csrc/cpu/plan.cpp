@@ -107,6 +107,17 @@ WinogradGrid stride1_tiles(const Geometry& g, std::int64_t value_bytes) {
   return w;
 }
 
+// The same, with the last tiles cut to what is needed of them.
+WinogradGrid trimmed(WinogradGrid w, const Geometry& g) {
+  if (w.m != 4) return w;
+  const auto last = [](std::int64_t out, std::int64_t tiles) {
+    const std::int64_t needed = out - 4 * (tiles - 1);
+    return needed == 4 ? 0 : int(std::max<std::int64_t>(needed, 2));
+  };
+  w.last_h = last(g.out_h, w.rows), w.last_w = last(g.out_w, w.cols);
+  return w;
+}
+
 // Minimal filtering at stride 1, or none where the direct sum is faster. Both are counted in multiply-adds of the
 // register tiles. In these the transforms of a tile cost kTransform for each of its padded channels and each lane of a
 // register (products become cheaper with wider ones, memory does not), packing a weight 36 points wide instead of 9
@@ -114,18 +125,21 @@ WinogradGrid stride1_tiles(const Geometry& g, std::int64_t value_bytes) {
 // the measured times of both on 3 to 512 channels, sizes 2 to 56 and batches 1 to 16 (AVX-512, AVX2 and SSE2, one and
 // two threads), where below 8 channels the products are too short for any of this.
 
-constexpr double kTransform = 0.875, kStart = 3000;
+// A grid whose last tiles are smaller has fewer products, and dearer transforms: one tile at a time, of several kinds.
+constexpr double kTransform = 0.875, kTrimmedTransform = 1.3, kStart = 3000;
 WinogradGrid winograd_grid_stride1(const ConvPlan& p, std::int64_t value_bytes, int calls) {
   const Geometry& g = p.geometry;
-  const WinogradGrid w = stride1_tiles(g, value_bytes);
+  const WinogradGrid w = trimmed(stride1_tiles(g, value_bytes), g);
   if (!w.m) return w;
   const double in = double(g.in_c), padded_in = double(round_up(g.in_c, p.tile.lanes)), out = double(p.padded_out_c);
-  const double tiles = double(g.batch * w.rows * w.cols * w.points()), lanes = p.tile.lanes;
+  const double products = double(g.batch) * w.products(), lanes = p.tile.lanes;
+  const double transforms =
+      double(g.batch * w.rows * w.cols * w.points()) * (w.last_h || w.last_w ? kTrimmedTransform : kTransform);
   const bool large = double(w.weights() * value_bytes) * in * out > kLargePackBytes;
   const double pack = in * out * (large ? kLargePack * lanes : kPack) / calls;
   const double direct =
       double(w.taps * w.taps) * double(g.batch * g.out_h * g.out_w) * in * (p.dot ? double(g.out_c) : out);
-  const double filtered = tiles * in * out + lanes * (kTransform * tiles * (padded_in + out) + kStart) + pack;
+  const double filtered = products * in * out + lanes * (transforms * (padded_in + out) + kStart) + pack;
   return filtered < direct ? w : WinogradGrid{};
 }
 
@@ -271,7 +285,7 @@ ConvPlan plan_conv(const Geometry& g, const TileShape& tile, std::int64_t value_
   const double packing = filtering == Filtering::where_faster ? kPack / calls : 0;
   if (filtering != Filtering::never) p.winograd = winograd_grid(g, value_bytes, tile.lanes, packing);
   if (filtering == Filtering::where_faster && !p.winograd.m) p.winograd = winograd_grid_stride1(p, value_bytes, calls);
-  if (filtering == Filtering::where_possible && !p.winograd.m) p.winograd = stride1_tiles(g, value_bytes);
+  if (filtering == Filtering::where_possible && !p.winograd.m) p.winograd = trimmed(stride1_tiles(g, value_bytes), g);
   if (p.winograd.m) {
     p.dot = false;
     plan_winograd(p, value_bytes, threads);

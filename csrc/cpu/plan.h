@@ -114,6 +114,8 @@ struct WinogradGrid {
   std::int64_t out0_h = 0, out0_w = 0;  // output under the first output of tile (0, 0): 0, or -1 to fall outside
   std::int64_t in0_h = 0, in0_w = 0;    // input under the first of its window
   int out_step = 0, in_step = 0, window = 0;
+  // Outputs that the last tile of a column or a row is computed for, fewer than m (winograd_order.h); 0: m, as others.
+  int last_h = 0, last_w = 0;
   // All blocks of channels of one point, then the next point, and the weight packed in that order; else all points of
   // one block. The transformed input is read once, the sums of all blocks wait for their transform.
   bool by_point = false;
@@ -123,6 +125,15 @@ struct WinogradGrid {
   // would put them all into a few sets of the cache.
   std::int64_t pitch(std::int64_t values) const { return stride1() ? ((values + 15) / 16 | 1) * 16 : values; }
   int points() const { return stride1() ? weights() : (2 * m + 1) * (2 * m + 1); }
+  // Whether a tile of so many outputs has no product at this one of the six points of an axis.
+  static constexpr bool leaves_out(int outputs, int point) {
+    return outputs == 3 ? point == 4 : outputs == 2 && (point == 3 || point == 4);
+  }
+  // Products of an image for each pair of channels.
+  double products() const {
+    const auto axis = [](std::int64_t tiles, int last) { return double(6 * tiles - (last ? 4 - last : 0)); };
+    return stride1() ? axis(rows, last_h) * axis(cols, last_w) : double(rows * cols * points());
+  }
 };
 
 // Below this many multiply-adds (some ten microseconds) a second thread costs more than it brings.

@@ -62,13 +62,15 @@ void transform_rows(const TransformCall& call, std::int64_t n, std::int64_t r0, 
 
 template <class T>
 std::int64_t add_act_scratch(const AddActCall<T>& call) {
-  return 4 * call.y.w * call.y.c;
+  return 5 * call.y.w * call.y.c;
 }
 
 template <class T>
 void add_act_rows(const AddActCall<T>& call, std::int64_t n, std::int64_t r0, std::int64_t r1, T* scratch) {
   const std::int64_t c = call.y.c, count = call.y.w * c;
-  T *y_row = scratch, *u_row = scratch + count, *bias_row = scratch + 2 * count, *out_row = scratch + 3 * count;
+  T *y_row = scratch, *u_row = scratch + count, *bias_row = scratch + 2 * count, *out_row = scratch + 3 * count,
+    *few_row = scratch + 4 * count;
+  const bool repeats = call.repeat_h > 1 || call.repeat_w > 1;
   const bool by_channel = call.bias && !call.bias_by_row;
   if (by_channel)
     for (std::int64_t x = 0; x < call.y.w; ++x) std::memcpy(bias_row + x * c, call.bias, sizeof(T) * c);
@@ -76,7 +78,16 @@ void add_act_rows(const AddActCall<T>& call, std::int64_t n, std::int64_t r0, st
       call.out.dtype == kDType<T> && (call.out.sc == 1 || c == 1) && (call.out.sw == c || call.out.w == 1);
   for (std::int64_t r = r0; r < r1; ++r) {
     const T* y = read_row<T>(call.y, n, r, y_row);
-    const T* u = call.u ? read_row<T>(call.u, n, r, u_row) : nullptr;
+    const T* u = nullptr;
+    if (call.u && repeats) {
+      const T* const few = read_row<T>(call.u, n, r / call.repeat_h, few_row);
+      if (r == r0 || r % call.repeat_h == 0)
+        for (std::int64_t x = 0; x < call.y.w; ++x)
+          std::memcpy(u_row + x * c, few + x / call.repeat_w * c, sizeof(T) * c);
+      u = u_row;
+    } else if (call.u) {
+      u = read_row<T>(call.u, n, r, u_row);
+    }
     const Vec<T> row_bias = splat<T>(call.bias && call.bias_by_row ? call.bias[r] : T(0));
     T* out = in_place ? static_cast<T*>(call.out.data) + n * call.out.sn + r * call.out.sh : out_row;
     with_activation(call.activation, [&]<Activation A>() {

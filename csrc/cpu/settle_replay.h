@@ -70,19 +70,12 @@ class Replay {
     }
   }
 
-  // to = f(y + u), u repeated over windows: one place of all windows at a time.
+  // to = f(y + u), u repeated over windows.
   void add_drive(int l, const T* y, const View& u, T* to) const {
+    const Layer& layer = net_.layers[l];
     const Pair& pool = net_.edges[l].pool;
-    for (int a = 0; a < pool.h; ++a)
-      for (int b = 0; b < pool.w; ++b) {
-        const auto of_windows = [&](const T* data) {
-          View v = net_.layers[l].view(data, kType);
-          v.data = static_cast<T*>(v.data) + a * v.sh + b * v.sw;
-          v.h /= pool.h, v.w /= pool.w, v.sh *= pool.h, v.sw *= pool.w;
-          return v;
-        };
-        run_add_act(isa_, pool_, of_windows(y), u, {}, of_windows(to), activation_, slope_);
-      }
+    run_add_act(isa_, pool_, layer.view(y, kType), u, {}, layer.view(to, kType), activation_, slope_, int(pool.h),
+                int(pool.w));
   }
 
   const InstructionSet& isa_;

@@ -14,6 +14,13 @@ WinogradOut winograd_out(const ConvCall<T>& call, const UnitRange& unit, const U
           s.upsample_h, s.upsample_w, float(s.scale)};
 }
 
+// The number of a unit's first row of tiles, from the first of image 0 on.
+inline std::int64_t unit_row(const ConvPlan& p, std::int64_t unit) {
+  const std::int64_t pixel_unit = unit / p.block_splits;
+  return pixel_unit / p.row_units * p.unit_images * p.winograd.rows +
+         pixel_unit % p.row_units * (p.unit_rows / p.winograd.out_step);
+}
+
 template <class T>
 bool winograd_unit(const ConvCall<T>& call, const UnitRange& unit, const UnitInput<T>& from, const UnitOutput<T>& to,
                    T* scratch) {
@@ -31,50 +38,55 @@ bool winograd_unit(const ConvCall<T>& call, const UnitRange& unit, const UnitInp
   });
 }
 
-// A unit's input to the points of its tiles, the first of which is number `tile` of the round's `tiles`.
-inline void round_points(const ConvCall<float>& call, std::int64_t index, std::int64_t tile, std::int64_t tiles,
-                         float* points, float* scratch) {
+// A unit's input to the points of its tiles.
+inline void round_points(const ConvCall<float>& call, std::int64_t index, const TileOrder& order, float* points,
+                         float* scratch) {
   const ConvPlan& p = *call.plan;
   const WinogradGrid& w = p.winograd;
-  const std::int64_t in_c = p.geometry.in_c;
+  const std::int64_t in_c = p.geometry.in_c, pitch = w.pitch(order.count() * in_c), row0 = unit_row(p, index);
   const ConvScratch<float> layout(call);
   const UnitRange unit(p, index);
   const UnitInput<float> from(call, unit, layout, scratch);
-  transform_tiles<SixPoints, Transform::up>(from.data, unit.n1 - unit.n0, unit.t1(w) - unit.t0(w), w.cols, from.image,
-                                            w.in_step * from.row, w.in_step * from.col, from.row, from.col, in_c, in_c,
-                                            w.pitch(tiles * in_c), points + tile * in_c);
+  const WinogradSlab slab{from.data, unit.n1 - unit.n0, from.image, from.row, from.col};
+  if (order.trimmed())
+    trimmed_points(w, order, row0, slab, unit.t1(w) - unit.t0(w), in_c, pitch, points);
+  else
+    transform_tiles<SixPoints, Transform::up>(from.data, slab.images, unit.t1(w) - unit.t0(w), w.cols, from.image,
+                                              w.in_step * from.row, w.in_step * from.col, from.row, from.col, in_c,
+                                              in_c, pitch, points + order.index(row0, 0) * in_c);
 }
 
 // The products of one point and blocks [block0, block1).
-inline void round_products(const ConvCall<float>& call, int point, int block0, int block1, std::int64_t tiles,
+inline void round_products(const ConvCall<float>& call, int point, int block0, int block1, const TileOrder& order,
                            const float* points, float* sums) {
   const ConvPlan& p = *call.plan;
-  const std::int64_t in_c = p.geometry.in_c, pitch = p.winograd.pitch(tiles * in_c);
-  const WinogradSums to(p, sums, 0, int(p.blocks.size()), tiles);
-  const std::int64_t next = point + call.tasks;  // of this thread, as a rule
+  const std::int64_t in_c = p.geometry.in_c, pitch = p.winograd.pitch(order.count() * in_c);
+  const WinogradSums to(p, sums, 0, int(p.blocks.size()), order.count());
+  const int next = int(point + call.tasks);  // of this thread, as a rule
+  const TileRange tiles = order.at_point(point / 6, point % 6), then = order.at_point(next / 6, next % 6);
   for (int b = block0; b < block1; ++b) {
     const bool ahead = b + 1 == block1 && next < p.winograd.points();
     winograd_product(p, p.blocks[b], call.weight + packed_panel(p, b, point), points + point * pitch, tiles,
-                     to.of_block(p, b) + point * to.row, points + (ahead ? next : 0) * pitch,
-                     ahead ? 4 * tiles * in_c : 0);
+                     to.of_block(p, b) + point * to.row, points + (ahead ? next * pitch + then.begin * in_c : 0),
+                     ahead ? 4 * then.count() * in_c : 0);
   }
 }
 
 // A unit's sums to its outputs; false where one is not finite.
-inline bool round_outputs(const ConvCall<float>& call, std::int64_t index, std::int64_t tile, std::int64_t tiles,
-                          float* sums, float* scratch) {
+inline bool round_outputs(const ConvCall<float>& call, std::int64_t index, const TileOrder& order, float* sums,
+                          float* scratch) {
   const ConvPlan& p = *call.plan;
   const WinogradGrid& w = p.winograd;
   const ConvScratch<float> layout(call);
   float* const linear = scratch + layout.slab + layout.line + layout.rows + layout.offsets;
   const UnitRange unit(p, index);
   const UnitOutput<float> to(call, unit, linear, nullptr);
-  const WinogradSums from(p, sums, 0, int(p.blocks.size()), tiles, true);
+  const WinogradSums from(p, sums, 0, int(p.blocks.size()), order.count(), true);
   Vec<float> checked{};
   with_filter(w, [&]<class F>() {
     if constexpr (F::stride1)
-      winograd_store<F, false>(p, from, tile, unit.n1 - unit.n0, unit.t0(w), unit.t1(w), winograd_out(call, unit, to),
-                               checked);
+      winograd_store<F, false>(p, from, order, unit_row(p, index), unit.n1 - unit.n0, unit.t0(w), unit.t1(w),
+                               winograd_out(call, unit, to), checked);
   });
   const bool finite = all_finite(checked);
   finish_unit(call, index, unit, to, linear, linear + layout.linear, finite);

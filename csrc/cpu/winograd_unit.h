@@ -77,11 +77,27 @@ struct WinogradSums {
   }
 };
 
-// Tiles from number `first` of the sums on, transformed back, finished and stored. `checked` gathers a zero of every
+// Rows of tiles from `row0` on (TileOrder's) of a slab to points, where the last tiles are smaller.
+inline void trimmed_points(const WinogradGrid& w, const TileOrder& order, std::int64_t row0, const WinogradSlab& slab,
+                           std::int64_t rows, std::int64_t channels, std::int64_t point_stride, float* points) {
+  for (std::int64_t n = 0; n < slab.images; ++n)
+    for (std::int64_t t = 0; t < rows; ++t) {
+      const std::int64_t row = row0 + n * rows + t;
+      const float* const from = slab.data + n * slab.image + t * w.in_step * slab.row;
+      for (std::int64_t x = 0; x < w.cols; ++x)
+        with_last_tile(order.last_h(row), order.last_w(x), [&](auto tile) {
+          tile.in(from + x * w.in_step * slab.col, slab.row, slab.col, channels,
+                  points + order.index(row, x) * channels, point_stride);
+        });
+    }
+}
+
+// Tiles from row `row0` of the order on, transformed back, finished and stored. `checked` gathers a zero of every
 // output, which is none where an output is not finite.
 template <class F, bool Down, Activation A, bool Repeat>
-void winograd_store_as(const ConvPlan& p, const WinogradSums& sums, std::int64_t first, std::int64_t images,
-                       std::int64_t t0, std::int64_t t1, const WinogradOut& out, Vec<float>& checked) {
+void winograd_store_as(const ConvPlan& p, const WinogradSums& sums, const TileOrder& order, std::int64_t row0,
+                       std::int64_t images, std::int64_t t0, std::int64_t t1, const WinogradOut& out,
+                       Vec<float>& checked) {
   constexpr int L = kLanes<float>, O = F::outputs(Down);
   constexpr int kRun = 8;  // registers of channels that are finished together
   const Geometry& g = p.geometry;
@@ -117,7 +133,7 @@ void winograd_store_as(const ConvPlan& p, const WinogradSums& sums, std::int64_t
       const std::int64_t column = sums.first_column(p) + (v0 + v) * L;
       while (column >= p.blocks[block].weight_column + p.blocks[block].vectors * L) ++block;
       step[v] = p.blocks[block].vectors * L;
-      from[v] = sums.of_block(p, block) + column - p.blocks[block].weight_column + first * step[v];
+      from[v] = sums.of_block(p, block) + column - p.blocks[block].weight_column;
     }
     const int whole = int(left < vectors * L ? left / L : vectors), rest = int(left < vectors * L ? left % L : 0);
     for (int v = 0; v < kRun; ++v) {
@@ -127,12 +143,19 @@ void winograd_store_as(const ConvPlan& p, const WinogradSums& sums, std::int64_t
     for (std::int64_t n = 0; n < images; ++n)
       for (std::int64_t t = t0; t < t1; ++t)
         for (std::int64_t x = 0; x < w.cols; ++x) {
+          const std::int64_t row = row0 + n * (t1 - t0) + t - t0, tile = order.index(row, x);
           for (int v = 0; v < vectors; ++v) {
+            const float* const points = from[v] + tile * step[v];
             if (sums.far)
-              for (int k = 0; k < F::points * F::points; ++k) __builtin_prefetch(from[v] + step[v] + k * pitch, 0, 3);
+              for (int k = 0; k < F::points * F::points; ++k) __builtin_prefetch(points + step[v] + k * pitch, 0, 3);
             Vec<float> y[O * O], sum[O];
-            transform_out<F, Down>(from[v], pitch, y);
-            from[v] += step[v];
+            bool whole_tile = true;
+            if constexpr (std::is_same_v<F, ThreeTaps>) {
+              whole_tile = !order.last_h(row) && !order.last_w(x);
+              if (!whole_tile)
+                with_last_tile(order.last_h(row), order.last_w(x), [&](auto kind) { kind.out(points, pitch, y); });
+            }
+            if (whole_tile) transform_out<F, Down>(points, pitch, y);
 #pragma GCC unroll 8
             for (int i = 0; i < O; ++i) {
               sum[i] = y[i * O];
@@ -168,13 +191,14 @@ void winograd_store_as(const ConvPlan& p, const WinogradSums& sums, std::int64_t
 }
 
 template <class F, bool Down>
-void winograd_store(const ConvPlan& p, const WinogradSums& sums, std::int64_t first, std::int64_t images,
-                    std::int64_t t0, std::int64_t t1, const WinogradOut& out, Vec<float>& checked) {
+void winograd_store(const ConvPlan& p, const WinogradSums& sums, const TileOrder& order, std::int64_t row0,
+                    std::int64_t images, std::int64_t t0, std::int64_t t1, const WinogradOut& out,
+                    Vec<float>& checked) {
   with_activation(out.activation, [&]<Activation A>() {
     if (out.repeat)
-      winograd_store_as<F, Down, A, true>(p, sums, first, images, t0, t1, out, checked);
+      winograd_store_as<F, Down, A, true>(p, sums, order, row0, images, t0, t1, out, checked);
     else
-      winograd_store_as<F, Down, A, false>(p, sums, first, images, t0, t1, out, checked);
+      winograd_store_as<F, Down, A, false>(p, sums, order, row0, images, t0, t1, out, checked);
   });
 }
 inline bool all_finite(Vec<float> checked) {
@@ -183,16 +207,17 @@ inline bool all_finite(Vec<float> checked) {
   return finite;
 }
 
-// `count` rows of one distinct weight times one block of it. The `next` bytes behind the rows are fetched meanwhile.
+// Rows of one distinct weight, out of `rows`, times one block of it. `next_bytes` from `next` on are fetched meanwhile.
 inline void winograd_product(const ConvPlan& p, const Block& block, const float* panel, const float* rows,
-                             std::int64_t count, float* to, const float* next, std::int64_t next_bytes) {
+                             TileRange range, float* to, const float* next, std::int64_t next_bytes) {
   constexpr std::int64_t kAheadSteps = 64;  // 4 KiB of a panel with AVX2
   constexpr int kMost = kTilePixels[1];     // of the narrowest tile
-  const std::int64_t in_c = p.geometry.in_c, width = block.vectors * kLanes<float>,
+  const std::int64_t in_c = p.geometry.in_c, width = block.vectors * kLanes<float>, count = range.count(),
                      pieces = (count + kTilePixels[block.vectors] - 1) / kTilePixels[block.vectors];
+  if (count == 0) return;
   std::int64_t offsets[kMost];
   for (int i = 0; i < kMost; ++i) offsets[i] = i * in_c;
-  ProductTile<float> args{rows, offsets, 1, 0, in_c, panel, to, width};
+  ProductTile<float> args{rows + range.begin * in_c, offsets, 1, 0, in_c, panel, to + range.begin * width, width};
   args.ahead = kAheadSteps * width;
   Ahead ahead(next, next_bytes, pieces);
   for (std::int64_t i = 0, done = 0; i < pieces; ++i) {
@@ -216,9 +241,13 @@ bool winograd_tiles(const ConvPlan& p, const float* weight, const WinogradSlab& 
   float* const sums = input + layout.input;
   const std::int64_t rows = t1 - t0, tiles = slab.images * rows * w.cols;
   const std::int64_t in_pitch = w.pitch(tiles * g.in_c);
-  transform_tiles<F, Down ? Transform::down : Transform::up>(slab.data, slab.images, rows, w.cols, slab.image,
-                                                             w.in_step * slab.row, w.in_step * slab.col, slab.row,
-                                                             slab.col, g.in_c, g.in_c, in_pitch, input);
+  const TileOrder order(w, t0, t0 + slab.images * rows);
+  if (order.trimmed())
+    trimmed_points(w, order, t0, slab, rows, g.in_c, in_pitch, input);
+  else
+    transform_tiles<F, Down ? Transform::down : Transform::up>(slab.data, slab.images, rows, w.cols, slab.image,
+                                                               w.in_step * slab.row, w.in_step * slab.col, slab.row,
+                                                               slab.col, g.in_c, g.in_c, in_pitch, input);
   Vec<float> checked{};
   const auto some_blocks = [&](int first, int last) {
     const WinogradSums to(p, sums, first, last, tiles);
@@ -226,12 +255,13 @@ bool winograd_tiles(const ConvPlan& p, const float* weight, const WinogradSlab& 
       for (int b = first; b < last; ++b) {
         const int d = point / F::distinct, e = point % F::distinct, copies = F::copies(d) * F::copies(e);
         const float* const from = input + F::rows_before(d, e) * in_pitch;
+        const TileRange range = F::stride1 ? order.at_point(d, e) : TileRange{0, copies * tiles};
         const bool next = b + 1 == last && point + 1 < kDistinct;  // whose rows are fetched meanwhile
-        winograd_product(p, p.blocks[b], weight + packed_panel(p, b, point), from, copies * tiles,
+        winograd_product(p, p.blocks[b], weight + packed_panel(p, b, point), from, range,
                          to.of_block(p, b) + F::rows_before(d, e) * to.row, from + copies * in_pitch,
                          next ? 4 * tiles * g.in_c : 0);
       }
-    winograd_store<F, Down>(p, to, 0, slab.images, t0, t1, out, checked);
+    winograd_store<F, Down>(p, to, order, t0, slab.images, t0, t1, out, checked);
   };
   if (w.by_point)
     some_blocks(block0, block1);
