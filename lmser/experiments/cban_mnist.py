@@ -110,6 +110,7 @@ def _job(task: DigitTask, row: RowConfig) -> Job:
         evaluate=evaluate,
         metrics=_columns(row),
         pictures=functools.partial(task.completions, count=_SHOWN, masked=masked),
+        build=functools.partial(task.build, row.model),
         further={"transform": task.transform(row.data["missing"], row.data.get("shift", 0))},
     )
 

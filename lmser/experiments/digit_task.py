@@ -11,6 +11,7 @@ iterations, however far its network was settled in training.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +27,8 @@ from lmser.experiments.labelled_digits import (
     visible_pictures,
     visible_targets,
 )
-from lmser.models import AttractorNetwork
+from lmser.experiments.networks import build_network
+from lmser.models import FBAN, AttractorNetwork
 from lmser_kernels import Settled
 
 __all__ = ["ERROR", "FULL", "MASKED", "METRICS", "MISSING", "OFF", "SWEEPS", "DigitTask"]
@@ -65,6 +67,17 @@ class DigitTask:
         self.whole = torch.zeros_like(self.masked)
         self.whole[:, :PIXELS] = True
         self.mean_error = self._error_of_mean()
+
+    def build(self, model: Mapping[str, Any]) -> nn.Module:
+        """The network of a row's ``[model]``, on the CPU; one with ``centred = true`` is centred on the mean of the
+        training pixels, and of label units, which nobody sees, on 0."""
+        network = build_network(model)
+        if model.get("centred"):
+            assert isinstance(network, FBAN)
+            centre = self.train.mean(0)
+            centre[PIXELS:] = 0
+            network.centre_on(centre)
+        return network
 
     def _error_of_mean(self) -> float:
         """MSE of the mean training image in the missing pixels of the test."""

@@ -93,7 +93,7 @@ class AttractorNetwork(Settle):
     def reset_parameters(self) -> None:
         """Draw all parameters anew by the scheme `init` (004 Appendix D), from torch's global generator."""
         check_scheme(self.init, self._fully_connected)
-        initialise(self.init, list(self.weights), list(self.reverse_weights or ()), list(self._biases))
+        initialise(self.init, list(self.weights), list(self.reverse_weights or ()), list(self.biases or ()))
 
     def complete(
         self,
@@ -336,8 +336,9 @@ class AttractorNetwork(Settle):
 
     @property
     def _biases(self) -> Sequence[Tensor]:
-        assert self.biases is not None
-        return list(self.biases)
+        used = self._biases_used()
+        assert used is not None
+        return used
 
     def _states(self, states: Sequence[Tensor]) -> list[Tensor]:
         """States of all layers as the kernels take them."""

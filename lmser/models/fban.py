@@ -20,6 +20,7 @@ class FBAN(AttractorNetwork):
                 `lmser.models.evidence`
     theta, max_steps, order, backward, unconverged, impl: handed to `lmser_kernels.settle`
     init:       ``"bars"``, ``"mnist"``, or a standard deviation: see `lmser.models.attractor_initialisation`
+    centred:    the drive from the visible units into the first hidden layer is counted from `centre`, see `centre_on`
 
     Evidence is ``(N, ...)`` with ``sizes[0]`` values each, in any form that flattens to them; the visible state,
     readouts, and what is read come back in it (with ``evidence="replicate"`` the visible state is ``(N, 2,
@@ -44,6 +45,7 @@ class FBAN(AttractorNetwork):
         backward: str = "bptt",
         unconverged: str = "warn",
         init: str | float = "bars",
+        centred: bool = False,
         impl: str = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -55,6 +57,34 @@ class FBAN(AttractorNetwork):
             theta=theta, max_steps=max_steps, order=order, backward=backward, unconverged=unconverged,
             init=init, impl=impl, device=device, dtype=dtype,
         )  # fmt: skip
+        self.centre: Tensor | None
+        self.register_buffer("centre", self.weights[0].new_zeros(self.channels[0]) if centred else None)
+
+    @torch.no_grad()
+    def centre_on(self, values: Tensor) -> None:
+        """Count the drive into the first hidden layer from `values`, one for each visible unit: usually their means.
+
+            h_1 = f(W_1 (h_0 - centre) + W_2ᵀ h_2 + b_1) = f(W_1 h_0 + W_2ᵀ h_2 + (b_1 - W_1 centre))
+
+        Another form of the same network, with the same weights and other gradients. Where visible values are far from
+        zero on average (digits on [-1, 1] are -0.74), a change of one weight in their uncentred form moves a hidden unit
+        for all samples alike, and a step must be the smaller for it. It changes what the network computes: centre it
+        before it is trained. The centre is kept in the ``state_dict``. ValueError for a network that is not ``centred``
+        and for another number of values.
+
+        Source: Montavon & Müller, "Deep Boltzmann Machines and the Centering Trick" (2012).
+        """
+        if self.centre is None:
+            raise ValueError("centre_on: expected a network made with centred=True")
+        if values.numel() != self.visible_channels:
+            raise ValueError(f"values: expected {self.visible_channels}, got {tuple(values.shape)}")
+        self.centre.copy_(values.reshape(-1).repeat(len(self.centre) // self.visible_channels))
+
+    def _biases_used(self) -> list[Tensor] | None:
+        found = super()._biases_used()
+        if self.centre is not None and found is not None:
+            found[1] = found[1] - self.weights[0].flatten(1) @ self.centre
+        return found
 
     def _inner(
         self, name: str, tensor: Tensor, like: Tensor | None = None, channels: int | None = None

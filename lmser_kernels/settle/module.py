@@ -138,7 +138,7 @@ class Settle(Activated):
         return settle(
             states,
             list(self.weights),
-            None if self.biases is None else list(self.biases),
+            self._biases_used(),
             evidence=evidence,
             mask=mask,
             external=external,
@@ -149,6 +149,10 @@ class Settle(Activated):
             reverse_weights=None if self.reverse_weights is None else list(self.reverse_weights),
             **{**own, **settings},
         )
+
+    def _biases_used(self) -> list[Tensor] | None:
+        """What is added to the drives of layers 0 ... L."""
+        return None if self.biases is None else list(self.biases)
 
     def extra_repr(self) -> str:
         text = f"{'-'.join(map(str, self.channels))}, kernel_size={self.kernel_size}"
