@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from lmser_kernels import empty_cache
+
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
 
@@ -19,7 +21,8 @@ class PeakMemory:
     """Measures from its construction on, above what was in use then.
 
     CUDA: bytes allocated by torch on the device. Elsewhere on Linux: resident bytes of the process; freed
-    memory is handed back to the system first, so that one measurement in a process does not hide the next.
+    memory is handed back to the system first, what the kernels keep for their next results too, so that neither one
+    measurement in a process nor a step before it hides what is needed.
     None where the system does not let the high-water mark be reset. One measurement at a time: a second one
     moves the mark.
     """
@@ -57,6 +60,7 @@ class PeakMemory:
             return torch.cuda.memory_allocated(self._device)
         if sys.platform != "linux":
             return None
+        empty_cache()
         # Without glibc there is no such function, and nothing held back that it could return.
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).malloc_trim(0)
