@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-import lmser_kernels
 from lmser._atomic import atomic_write
 from lmser.benchmarks.workloads import Workload
 from lmser.contest import Contender, Timing, contest
@@ -150,7 +149,6 @@ def _ratio_spread(other: Timing, fused: Timing) -> float:
 
 def _peak_mb(contender: Contender) -> float | None:
     """Most memory in use during one call, above what was in use before it; None where the system does not tell."""
-    lmser_kernels.empty_cache()
     peak = PeakMemory(torch.device("cpu"))
     kept = (contender.step or contender.run)()
     found = peak.bytes()
