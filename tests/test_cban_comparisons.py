@@ -17,9 +17,10 @@ from lmser.experiments.attractor_objective import attractor_loss_of
 from lmser.experiments.bar_task import BarTask
 from lmser.experiments.digit_task import ERROR, FULL, MASKED, METRICS, OFF, DigitTask
 from lmser.experiments.labelled_digits import HIGHEST, PIXELS, UNITS
+from lmser.experiments.networks import build_network
 from lmser.experiments.rows import RowConfig, load_rows
 from lmser.experiments.tables import Cell, Row, Table
-from lmser.models import FBAN
+from lmser.models import FBAN, attractor_loss
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("safetensors")
@@ -271,3 +272,25 @@ def test_the_digits_are_the_ones_of_the_folder(data: Path) -> None:
     assert tasks.differs(rows[-1]) == ("not the original files",)
     with pytest.raises(ValueError, match=r"data\.name: expected 'bars' or 'mnist', got 'svhn'"):
         attractor_comparison.Tasks(request(data, data), [dataclasses.replace(rows[0], data={"name": "svhn"})])
+
+
+@pytest.mark.parametrize("weight", [1, 3])
+def test_loss_of_missing_units_is_that_of_all_where_observed_ones_are_right(weight):
+    (row,) = [row for row in load_rows("cban-mnist", "quick") if row.path == "calibrated/whole"]
+    row = dataclasses.replace(row, objective={**row.objective, "label_weight": weight, "units": "missing"})
+    torch.manual_seed(0)
+    model = build_network(row.model).double()
+    target = torch.rand(5, 812, dtype=torch.float64) * 1.8 - 0.9
+    whole = torch.zeros(5, 812, dtype=torch.bool)
+    whole[:, :784] = True
+    some = torch.rand(5, 812) < 0.7
+    for observed in (whole, some):
+        found = attractor_loss_of(row)(model, target, observed)
+        readouts = model.trajectory(model.complete(target, observed, readouts=True))
+        given = torch.where(observed, target, readouts)
+        copies = [*(weight - 1) * [slice(784, 812)]]
+        given, wanted = (torch.cat([t, *(t[..., c] for c in copies)], -1) for t in (given, target))
+        want = attractor_loss(given, wanted, kind="delta_e_plus")
+        torch.testing.assert_close(found, want, rtol=1e-12, atol=1e-12)
+        mine, other = (torch.autograd.grad(x, model.weights[0], retain_graph=True)[0] for x in (found, want))
+        torch.testing.assert_close(mine, other, rtol=1e-10, atol=1e-14)

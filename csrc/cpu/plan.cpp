@@ -153,17 +153,19 @@ bool own_sums(const WinogradGrid& w, double in, double out, std::int64_t value_b
 }
 WinogradGrid winograd_grid_stride1(const WeightGradPlan& p, std::int64_t value_bytes, int threads) {
   const Geometry& g = p.geometry;
-  const WinogradGrid w = stride1_tiles(g, value_bytes);
+  const WinogradGrid w = trimmed(stride1_tiles(g, value_bytes), g);
   const double in = double(g.in_c), padded_in = double(round_up(g.in_c, p.tile.lanes)), out = double(p.padded_out_c);
   const double tiles = double(g.batch * w.rows * w.cols * w.points()), lanes = p.tile.lanes;
+  const double products = double(g.batch) * w.products();
   const double sum_bytes = double(w.weights() * value_bytes) * in * out;
   const bool own = own_sums(w, in, out, value_bytes, threads), large = sum_bytes > kLargeGradSumBytes;
   const double direct = double(w.taps * w.taps) * double(g.batch * g.out_h * g.out_w) * in * out;
-  const double transforms = lanes * kGradTransform * tiles * (padded_in + out) * (own ? 1 : threads);
+  const double transforms = lanes * (w.last_h || w.last_w ? kTrimmedTransform / kTransform : 1) * kGradTransform *
+                            tiles * (padded_in + out) * (own ? 1 : threads);
   // Beyond the caches threads wait for the same memory.
   const double sums =
       (large ? kLargeGradSum * lanes : kGradSum) * in * out * (own || sum_bytes > kHugeGradSumBytes ? threads : 1);
-  return w.m && tiles * in * out + transforms + sums < direct ? w : WinogradGrid{};
+  return w.m && products * in * out + transforms + sums < direct ? w : WinogradGrid{};
 }
 
 std::atomic<Filtering> chosen_filtering{Filtering::where_faster};
@@ -385,7 +387,7 @@ WeightGradPlan plan_weight_grad(const Geometry& g, const TileShape& tile, std::i
   const bool faster = filtering == Filtering::where_faster;
   if (filtering != Filtering::never) p.winograd = winograd_grid(g, value_bytes, tile.lanes, faster ? kGradSum : 0);
   if (faster && !p.winograd.m) p.winograd = winograd_grid_stride1(p, value_bytes, threads);
-  if (filtering == Filtering::where_possible && !p.winograd.m) p.winograd = stride1_tiles(g, value_bytes);
+  if (filtering == Filtering::where_possible && !p.winograd.m) p.winograd = trimmed(stride1_tiles(g, value_bytes), g);
   if (p.winograd.m) {
     const WinogradGrid& w = p.winograd;
     p.sum_rows = w.weights(), p.sum_length = g.in_c;

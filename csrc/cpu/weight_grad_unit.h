@@ -55,20 +55,23 @@ LMSER_HD void gradient_band(const WeightGradPlan& p, GradientTile<T>& t, std::in
 }
 
 template <class F>
-void winograd_products(const WeightGradPlan& p, const float* big, const float* small, std::int64_t tiles,
+void winograd_products(const WeightGradPlan& p, const float* big, const float* small, const TileOrder& order,
                        std::int64_t band0, std::int64_t band1, float* sum, bool fresh) {
+  const std::int64_t tiles = order.count();
   GradientTile<float> t{};
   t.fresh = fresh;
-  t.images = 1, t.cols = tiles;
+  t.images = 1;
   t.big_col = p.geometry.in_c, t.sum_stride = p.padded_out_c;
   t.big_row = p.winograd.pitch(tiles * t.big_col), t.small_row = p.winograd.pitch(tiles * p.padded_out_c);
   for (std::int64_t band = band0; band < band1; ++band) {
     const int d = int(band / p.bands_per_row) / F::distinct, e = int(band / p.bands_per_row) % F::distinct;
     const std::int64_t before = F::rows_before(d, e);
-    t.rows = F::copies(d) * F::copies(e);
+    const TileRange range = F::stride1 ? order.at_point(d, e) : TileRange{0, tiles};
+    t.rows = F::copies(d) * F::copies(e), t.cols = range.count();
     for_columns<float>(p, [&](int v, int width) {
-      t.small = small + before * t.small_row + v * kLanes<float> * tiles, t.small_col = width * kLanes<float>;
-      gradient_band<float>(p, t, band, big + before * t.big_row, v, width, sum);
+      t.small_col = width * kLanes<float>;
+      t.small = small + before * t.small_row + v * kLanes<float> * tiles + range.begin * t.small_col;
+      gradient_band<float>(p, t, band, big + before * t.big_row + range.begin * t.big_col, v, width, sum);
     });
   }
 }
@@ -93,10 +96,10 @@ inline void winograd_weight_grad(const WeightGradCall<float>& call, const Weight
                  small + (n - n0) * small_image, small_rows);
   }
   const WinogradGradScratch sides(p);
-  const std::int64_t tiles = (n1 - n0) * (t1 - t0) * w.cols;
+  const TileOrder order(w, t0, t0 + (n1 - n0) * (t1 - t0));
   with_filter(w, [&]<class F>() {
-    winograd_grad_transform<F>(p, big, small, n1 - n0, t1 - t0, points);
-    winograd_products<F>(p, points, points + sides.big, tiles, band0, band1, call.sum, call.fresh);
+    winograd_grad_transform<F>(p, order, t0, big, small, n1 - n0, t1 - t0, points);
+    winograd_products<F>(p, points, points + sides.big, order, band0, band1, call.sum, call.fresh);
   });
 }
 

@@ -17,6 +17,7 @@
 
 #include "rows.h"
 #include "tile.h"
+#include "winograd_order.h"
 
 namespace lmser::LMSER_ISA {
 
@@ -186,6 +187,8 @@ struct ThreeTaps : SixPoints {
   }
 };
 
+enum class Transform { up, down, small };
+
 // F(2, 3) and F(3, 3) with the weights of F(4, 3): `Last` outputs of Last + 2 inputs, at the points that
 // WinogradGrid::leaves_out leaves. Weights are divided by the product of the distances between all six points; the
 // input is transformed with what that is too much.
@@ -224,6 +227,20 @@ struct LastOfThreeTaps {
     } else {
       y[0] = m[0] + m[1] + m[2];
       y[1] = a * (m[1] - m[2]) + m[5];
+    }
+  }
+  // The adjoint of `out`, for the weight gradient; of g the first Last.
+  template <class V>
+  static LMSER_HD void small_in(const V (&g)[6], V (&t)[6]) {
+    if constexpr (Last == 4) {
+      const V four[4] = {g[0], g[1], g[2], g[3]};
+      ThreeTaps::small_in(four, t);
+    } else {
+      const V even = Last == 3 ? g[0] + 0.5f * g[2] : g[0], odd = a * g[1];
+      t[0] = g[0];
+      t[1] = even + odd, t[2] = even - odd;
+      if constexpr (Last == 3) t[3] = g[0] + b * g[1] + 2.0f * g[2];
+      t[5] = g[Last - 1];
     }
   }
 };
@@ -270,29 +287,33 @@ struct FiveTaps : SixPoints {
 
 // One tile of `last_h` x `last_w` outputs (0: 4): all channels of its window to points, and one register of sums to
 // outputs, 4 x 4 of which those that are not needed are zero.
-template <int H, int W>
+template <int H, int W, Transform Kind>
 void last_tile_in(const float* src, std::int64_t row_stride, std::int64_t col_stride, std::int64_t channels, float* out,
                   std::int64_t point_stride) {
   using V = Vec<float>;
   using Rows = LastOfThreeTaps<H>;
   using Cols = LastOfThreeTaps<W>;
+  constexpr bool small = Kind == Transform::small;
+  constexpr int rows = small ? H : Rows::window, cols = small ? W : Cols::window;
+  constexpr auto row_points = small ? &Rows::template small_in<V> : &Rows::template in<V>;
+  constexpr auto col_points = small ? &Cols::template small_in<V> : &Cols::template in<V>;
   for_lanes<float>(
       channels, [&](std::int64_t c, int n) __attribute__((always_inline)) {
         V half[6][6];
 #pragma GCC unroll 8
-        for (int r = 0; r < Rows::window; ++r) {
+        for (int r = 0; r < rows; ++r) {
           V x[6];
 #pragma GCC unroll 8
-          for (int k = 0; k < Cols::window; ++k) x[k] = load_n<float>(src + r * row_stride + k * col_stride + c, n);
-          Cols::in(x, half[r]);
+          for (int k = 0; k < cols; ++k) x[k] = load_n<float>(src + r * row_stride + k * col_stride + c, n);
+          col_points(x, half[r]);
         }
 #pragma GCC unroll 8
         for (int q = 0; q < 6; ++q) {
           if (!Cols::has(q)) continue;
           V x[6], t[6];
 #pragma GCC unroll 8
-          for (int r = 0; r < Rows::window; ++r) x[r] = half[r][q];
-          Rows::in(x, t);
+          for (int r = 0; r < rows; ++r) x[r] = half[r][q];
+          row_points(x, t);
 #pragma GCC unroll 8
           for (int p = 0; p < 6; ++p)
             if (Rows::has(p)) store_n<float>(out + (p * 6 + q) * point_stride + c, t[p], n);
@@ -326,7 +347,8 @@ void last_tile_out(const float* in, std::int64_t point_stride, Vec<float>* out) 
 }
 template <int H, int W>
 struct LastTile {
-  static constexpr auto in = last_tile_in<H, W>;
+  template <Transform Kind>
+  static constexpr auto in = last_tile_in<H, W, Kind>;
   static constexpr auto out = last_tile_out<H, W>;
 };
 // Calls f with the kind of a tile as a type.
@@ -358,8 +380,6 @@ constexpr RowTable row_table() {
     for (int q = 0; q < P; ++q) t.row[p * P + q] = F::row_of(p, q);
   return t;
 }
-
-enum class Transform { up, down, small };
 
 // One tile, `n` channels from `c` on: window -> points^2, each to its row of `out`, [row][tiles][channels].
 template <class F, Transform Kind>
@@ -423,6 +443,25 @@ void transform_tiles(const float* origin, std::int64_t images, std::int64_t rows
           transform_in<F, Kind>(src + c, row_stride, col_stride, L, out + c, point_stride);
         if (c < channels)
           transform_in<F, Kind>(src + c, row_stride, col_stride, int(channels - c), out + c, point_stride);
+      }
+}
+
+// The same for tiles of which the last are smaller, each to its place in `order`, where the first of them are of row
+// `row0`.
+template <Transform Kind>
+void transform_trimmed(const TileOrder& order, std::int64_t row0, const float* origin, std::int64_t images,
+                       std::int64_t rows, std::int64_t cols, std::int64_t image_stride, std::int64_t row_step,
+                       std::int64_t col_step, std::int64_t row_stride, std::int64_t col_stride, std::int64_t channels,
+                       std::int64_t out_channels, std::int64_t point_stride, float* out) {
+  for (std::int64_t n = 0; n < images; ++n)
+    for (std::int64_t r = 0; r < rows; ++r)
+      for (std::int64_t x = 0; x < cols; ++x) {
+        const std::int64_t row = row0 + n * rows + r;
+        const float* const src = origin + n * image_stride + r * row_step + x * col_step;
+        with_last_tile(order.last_h(row), order.last_w(x), [&](auto tile) {
+          tile.template in<Kind>(src, row_stride, col_stride, channels, out + order.index(row, x) * out_channels,
+                                 point_stride);
+        });
       }
 }
 

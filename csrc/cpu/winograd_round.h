@@ -47,11 +47,13 @@ inline void round_points(const ConvCall<float>& call, std::int64_t index, const 
   const ConvScratch<float> layout(call);
   const UnitRange unit(p, index);
   const UnitInput<float> from(call, unit, layout, scratch);
-  const WinogradSlab slab{from.data, unit.n1 - unit.n0, from.image, from.row, from.col};
+  const std::int64_t images = unit.n1 - unit.n0;
   if (order.trimmed())
-    trimmed_points(w, order, row0, slab, unit.t1(w) - unit.t0(w), in_c, pitch, points);
+    transform_trimmed<Transform::up>(order, row0, from.data, images, unit.t1(w) - unit.t0(w), w.cols, from.image,
+                                     w.in_step * from.row, w.in_step * from.col, from.row, from.col, in_c, in_c, pitch,
+                                     points);
   else
-    transform_tiles<SixPoints, Transform::up>(from.data, slab.images, unit.t1(w) - unit.t0(w), w.cols, from.image,
+    transform_tiles<SixPoints, Transform::up>(from.data, images, unit.t1(w) - unit.t0(w), w.cols, from.image,
                                               w.in_step * from.row, w.in_step * from.col, from.row, from.col, in_c,
                                               in_c, pitch, points + order.index(row0, 0) * in_c);
 }

@@ -77,21 +77,6 @@ struct WinogradSums {
   }
 };
 
-// Rows of tiles from `row0` on (TileOrder's) of a slab to points, where the last tiles are smaller.
-inline void trimmed_points(const WinogradGrid& w, const TileOrder& order, std::int64_t row0, const WinogradSlab& slab,
-                           std::int64_t rows, std::int64_t channels, std::int64_t point_stride, float* points) {
-  for (std::int64_t n = 0; n < slab.images; ++n)
-    for (std::int64_t t = 0; t < rows; ++t) {
-      const std::int64_t row = row0 + n * rows + t;
-      const float* const from = slab.data + n * slab.image + t * w.in_step * slab.row;
-      for (std::int64_t x = 0; x < w.cols; ++x)
-        with_last_tile(order.last_h(row), order.last_w(x), [&](auto tile) {
-          tile.in(from + x * w.in_step * slab.col, slab.row, slab.col, channels,
-                  points + order.index(row, x) * channels, point_stride);
-        });
-    }
-}
-
 // Tiles from row `row0` of the order on, transformed back, finished and stored. `checked` gathers a zero of every
 // output, which is none where an output is not finite.
 template <class F, bool Down, Activation A, bool Repeat>
@@ -243,7 +228,8 @@ bool winograd_tiles(const ConvPlan& p, const float* weight, const WinogradSlab& 
   const std::int64_t in_pitch = w.pitch(tiles * g.in_c);
   const TileOrder order(w, t0, t0 + slab.images * rows);
   if (order.trimmed())
-    trimmed_points(w, order, t0, slab, rows, g.in_c, in_pitch, input);
+    transform_trimmed<Transform::up>(order, t0, slab.data, slab.images, rows, w.cols, slab.image, w.in_step * slab.row,
+                                     w.in_step * slab.col, slab.row, slab.col, g.in_c, g.in_c, in_pitch, input);
   else
     transform_tiles<F, Down ? Transform::down : Transform::up>(slab.data, slab.images, rows, w.cols, slab.image,
                                                                w.in_step * slab.row, w.in_step * slab.col, slab.row,
@@ -317,8 +303,8 @@ struct WinogradGradScratch {
 
 // Both sides transformed to points; the products themselves are gradient tiles over rows of equal weight.
 template <class F>
-void winograd_grad_transform(const WeightGradPlan& p, const float* big, const float* small, std::int64_t images,
-                             std::int64_t tile_rows, float* scratch) {
+void winograd_grad_transform(const WeightGradPlan& p, const TileOrder& order, std::int64_t row0, const float* big,
+                             const float* small, std::int64_t images, std::int64_t tile_rows, float* scratch) {
   const Geometry& g = p.geometry;
   const WinogradGrid& w = p.winograd;
   const WinogradGradScratch layout(p);
@@ -327,13 +313,25 @@ void winograd_grad_transform(const WeightGradPlan& p, const float* big, const fl
                      big_image = ((tile_rows - 1) * w.in_step + w.window) * big_row;
   const std::int64_t small_col = p.padded_out_c, small_row = w.cols * w.m * small_col,
                      small_image = tile_rows * w.m * small_row;
-  transform_tiles<F, Transform::up>(big, images, tile_rows, w.cols, big_image, w.in_step * big_row, w.in_step * big_col,
-                                    big_row, big_col, g.in_c, g.in_c, w.pitch(tiles * g.in_c), scratch);
+  if (order.trimmed())
+    transform_trimmed<Transform::up>(order, row0, big, images, tile_rows, w.cols, big_image, w.in_step * big_row,
+                                     w.in_step * big_col, big_row, big_col, g.in_c, g.in_c, w.pitch(tiles * g.in_c),
+                                     scratch);
+  else
+    transform_tiles<F, Transform::up>(big, images, tile_rows, w.cols, big_image, w.in_step * big_row,
+                                      w.in_step * big_col, big_row, big_col, g.in_c, g.in_c, w.pitch(tiles * g.in_c),
+                                      scratch);
   for_columns<float>(p, [&](int v, int width) {
     const std::int64_t from = v * kLanes<float>, values = width * kLanes<float>;
-    transform_tiles<F, Transform::small>(small + from, images, tile_rows, w.cols, small_image, w.m * small_row,
-                                         w.m * small_col, small_row, small_col, values, values,
-                                         w.pitch(tiles * p.padded_out_c), scratch + layout.big + from * tiles);
+    float* const to = scratch + layout.big + from * tiles;
+    if (order.trimmed())
+      transform_trimmed<Transform::small>(order, row0, small + from, images, tile_rows, w.cols, small_image,
+                                          w.m * small_row, w.m * small_col, small_row, small_col, values, values,
+                                          w.pitch(tiles * p.padded_out_c), to);
+    else
+      transform_tiles<F, Transform::small>(small + from, images, tile_rows, w.cols, small_image, w.m * small_row,
+                                           w.m * small_col, small_row, small_col, values, values,
+                                           w.pitch(tiles * p.padded_out_c), to);
   });
 }
 

@@ -58,9 +58,16 @@ def attractor_loss_of(row: RowConfig) -> Callable[[nn.Module, Tensor, Tensor], T
         if plain:
             return model.loss(target, observed, kind=kind, td=td, stationary=share)
         found = model.trajectory(model.complete(target, observed, readouts=True))
-        # A unit that is where it should be has no loss and passes on no gradient.
-        given = found if units == "all" else torch.where(observed, target, found)
-        given, wanted = (_weighted(tensor, weight) for tensor in (given, target))
+        given, wanted = (
+            _weighted(tensor.flatten(leading), weight) for tensor, leading in ((found, 2), (target, 1))
+        )
+        if units == "missing":
+            # A unit that is where it should be has no loss and passes on no gradient; one that every sample observes
+            # need not be looked at.
+            seen = _weighted(observed.flatten(1), weight)
+            missed = ~seen.all(0)
+            given, wanted = given[..., missed], wanted[:, missed]
+            given = torch.where(seen[:, missed], wanted, given)
         return attractor_loss(
             given, wanted, kind=kind, td=td, power=power, activation=model.activation, slope=model.slope
         )
