@@ -130,6 +130,20 @@ class TestLastTiles:
                 got = operation(x, weight, add, bias, stride=1, padding=padding)
                 assert (got.double() - want).abs().max() <= 1e-5 * want.abs().max()
 
+    @pytest.mark.parametrize("threads", [1, 3])
+    @pytest.mark.parametrize("height", range(1, 10))
+    def test_weight_gradient_of_every_size(self, instruction_set, height, threads):
+        torch.set_num_threads(threads)
+        for width in (*range(1, 9), 14):
+            x, weight, _, _ = operands((5, 24, 27, height, width, 1), False, True)
+            weight.requires_grad_()
+            y = conv2d_add_act(x, weight, stride=1, padding=1)
+            grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(3))
+            (got,) = torch.autograd.grad(y, weight, grad)
+            wide = weight.detach().double().requires_grad_()
+            (want,) = torch.autograd.grad(F.conv2d(x.double(), wide, None, 1, 1), wide, grad.double())
+            assert (got.double() - want).abs().max() <= 1e-5 * want.abs().max()
+
     # 4 images a unit and rows of one image a unit; blocks of channels of one point, and all points of one block.
     @pytest.mark.parametrize(
         "shape", [(9, 64, 40, 7, 14, 1), (1, 64, 40, 46, 45, 1), (6, 40, 130, 6, 9, 1)], ids=str
