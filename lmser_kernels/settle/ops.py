@@ -3,7 +3,8 @@
 Importing this module needs the compiled library.
 
 `lmser::settle` runs all sweeps. With `keep` it returns, beside the states, the readouts of every sweep and the
-trajectory, the states of every update in the order of the updates: `lmser::settle_backward` walks back through them.
+trajectory, in the order of the updates the states they made, or what states are made again from:
+`lmser::settle_backward` walks back through them.
 Without it `lmser::settle_adjoint` solves the adjoint equation at the states found, where that is asked for.
 """
 
