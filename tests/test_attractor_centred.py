@@ -65,5 +65,7 @@ def test_centre_is_kept_with_the_weights():
 def test_what_does_not_fit():
     with pytest.raises(ValueError, match="made with centred=True"):
         FBAN((9, 7)).centre_on(torch.zeros(9))
+    with pytest.raises(TypeError, match="values: expected a tensor, got list"):
+        FBAN((9, 7), centred=True).centre_on([0.0] * 9)
     with pytest.raises(ValueError, match="values: expected 9, got"):
         FBAN((9, 7), centred=True).centre_on(torch.zeros(8))

@@ -60,7 +60,7 @@ class Solve {
         // a held unit's state is not what the sweep computed: it has a place of its own
         apart_(held_.any && !held_.all),
         plan_(schedule(net.top() + 1, how.up_down, held_.all, every_)),
-        given_(dense_states(states)),
+        given_(dense_states<T>(isa_, pool_, states)),
         places_(net, plan_, zero_layers(net, given_)),
         biases_(biases),
         in_trajectory_(how.keep && !how.half),
@@ -106,11 +106,6 @@ class Solve {
  private:
   static constexpr DType kType = kDTypeOf<T>;
 
-  std::vector<Dense<T>> dense_states(const Tensors& states) const {
-    std::vector<Dense<T>> dense;
-    for (const Tensor& state : states) dense.emplace_back(isa_, pool_, view_of(state, "states"));
-    return dense;
-  }
   bool computed_in_trajectory(int layer) const { return in_trajectory_ && layer > 0 && !places_.is_replayed(layer); }
 
   // Stopping by sample moves samples about: it works on copies.

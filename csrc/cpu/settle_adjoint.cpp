@@ -22,9 +22,9 @@ std::tuple<Tensors, Tensor, Tensor> settle_adjoint_as(const Network& net, const 
   const std::int64_t samples = visible.n;
   const Held<T> held(isa, pool, visible, evidence, hold, like);
 
-  std::vector<Dense<T>> fixed, grads;
+  const std::vector<Dense<T>> fixed = dense_states<T>(isa, pool, states);
+  std::vector<Dense<T>> grads;
   for (int l = 0; l <= top; ++l) {
-    fixed.emplace_back(isa, pool, view_of(states[l], "states"));
     grads.emplace_back(grad_states[l].numel() ? Dense<T>(isa, pool, view_of(grad_states[l], "grad_states"))
                                               : Dense<T>());
   }

@@ -96,7 +96,7 @@ class Backward {
         want_(want),
         held_(isa_, pool_, visible_, forward.evidence, forward.hold, forward.states[0]),
         plan_(schedule(net.top() + 1, forward.up_down, held_.all, true)),
-        given_(dense_states()),
+        given_(dense_states<T>(isa_, pool_, forward.states)),
         places_(net, plan_, zero_layers(net, given_)),
         replay_(isa_, pool_, net, places_, {forward.trajectory.data_ptr(), dtype_of(forward.trajectory, "trajectory")},
                 forward.activation, forward.slope),
@@ -139,12 +139,6 @@ class Backward {
             t.stride(2),
             t.stride(3),
             t.stride(4)};
-  }
-
-  std::vector<Dense<T>> dense_states() const {
-    std::vector<Dense<T>> dense;
-    for (const Tensor& state : forward_.states) dense.emplace_back(isa_, pool_, view_of(state, "states"));
-    return dense;
   }
 
   // Back through update i of sweep t.

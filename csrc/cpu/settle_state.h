@@ -49,8 +49,7 @@ struct Held {
   }
 };
 
-// Multiply-adds for a value of y up to which a layer is replayed: a third of the trajectory for a twentieth of the time
-// of a training step, in the networks of 004.
+// Multiply-adds for a value of y up to which a layer is replayed: memory of the trajectory for time of the way back.
 inline constexpr std::int64_t kReplayedTaps = 512;
 
 // The two updates of a replayed layer in a sweep, by their numbers in it, and the one of the layer below before them,
@@ -114,6 +113,13 @@ struct Trajectory {
   }
   std::int64_t values(std::int64_t sweeps) const { return sweeps ? first.values + (sweeps - 1) * later.values : 0; }
 };
+
+template <class T>
+std::vector<Dense<T>> dense_states(const InstructionSet& isa, const ThreadPool& pool, const Tensors& states) {
+  std::vector<Dense<T>> dense;
+  for (const Tensor& state : states) dense.emplace_back(isa, pool, view_of(state, "states"));
+  return dense;
+}
 
 // Layers that are zero all over; the visible one is not asked for.
 template <class T>

@@ -69,13 +69,15 @@ class FBAN(AttractorNetwork):
         Another form of the same network, with the same weights and other gradients. Where visible values are far from
         zero on average (digits on [-1, 1] are -0.74), a change of one weight in their uncentred form moves a hidden unit
         for all samples alike, and a step must be the smaller for it. It changes what the network computes: centre it
-        before it is trained. The centre is kept in the ``state_dict``. ValueError for a network that is not ``centred``
-        and for another number of values.
+        before it is trained. The centre is kept in the ``state_dict``. TypeError for what is no tensor, ValueError for a
+        network that is not ``centred`` and for another number of values.
 
         Source: Montavon & Müller, "Deep Boltzmann Machines and the Centering Trick" (2012).
         """
         if self.centre is None:
             raise ValueError("centre_on: expected a network made with centred=True")
+        if not isinstance(values, Tensor):
+            raise TypeError(f"values: expected a tensor, got {type(values).__name__}")
         if values.numel() != self.visible_channels:
             raise ValueError(f"values: expected {self.visible_channels}, got {tuple(values.shape)}")
         self.centre.copy_(values.reshape(-1).repeat(len(self.centre) // self.visible_channels))
