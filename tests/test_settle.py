@@ -385,6 +385,29 @@ def test_minimal_filtering_inside(order):
 
 
 @native
+@pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.parametrize("order", ["up_down", "odd_even"])
+@pytest.mark.parametrize("evidence", ["none", "some", "all"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", ["three edges, pooled", "wide", "many samples", "five by five"])
+def test_change_is_how_far_the_last_sweep_moved_the_states(shape, dtype, evidence, order, per_sample):
+    """To the bit, by whichever kernel, and whether a state is written beside its last or over it."""
+    given = case(shape, dtype=dtype, zero=False, evidence=evidence, grad=False)
+    before = given.states
+    if evidence != "none":
+        held = given.options.get("mask", torch.ones_like(before[0], dtype=torch.bool))
+        before = [torch.where(held, given.options["evidence"], before[0]), *before[1:]]
+    for sweeps in range(1, 5):
+        found = given.settle(
+            FUSED, theta=0.0, max_steps=sweeps, order=order, per_sample=per_sample, unconverged="ignore"
+        )
+        moved = [(a - b).abs().flatten(1).amax(1) for a, b in zip(found.states, before, strict=True)]
+        by_sample = torch.stack(moved).amax(0)
+        assert torch.equal(found.change, by_sample if per_sample else by_sample.max())
+        before = found.states
+
+
+@native
 def test_what_is_not_finite_takes_the_direct_sum():
     """A sample with NaN makes its convolutions run again; the others, their change and gradients are as before."""
     given = case(

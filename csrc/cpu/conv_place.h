@@ -46,7 +46,12 @@ bool direct_sink(const ConvCall<T>& call) {
   if (s.gate || (repeats(s) && !call.plan->winograd.m)) return false;
   if (s.out.dtype != kDType<T> || (s.out.sc != 1 && s.out.c != 1)) return false;
   if (s.out.h != g.out_h * s.upsample_h || s.out.w != g.out_w * s.upsample_w) return false;
-  return (!s.add || same_layout(s.add, s.out)) && (!s.drive || same_layout(s.drive, s.out));
+  // What is smaller than the output lies as it likes, in values of T with dense channels.
+  const auto dense = [](const View& v) { return v.dtype == kDType<T> && (v.sc == 1 || v.c == 1); };
+  const bool adds_once = s.add_h * s.add_w > 1;
+  if (adds_once && repeats(s)) return false;
+  return (!s.add || (adds_once ? dense(s.add) : same_layout(s.add, s.out))) &&
+         (!s.drive || (s.drive_once ? dense(s.drive) : same_layout(s.drive, s.out)));
 }
 
 // Whether a unit's outputs are whole windows of the pooled sink: then they stay in its scratch.
@@ -102,7 +107,7 @@ struct ConvScratch {
     if (p.winograd.m)
       winograd = WinogradScratch(p).values();
     else
-      offsets = 2 * (pixels + 16) * std::int64_t(sizeof(std::int64_t)) / std::int64_t(sizeof(T));
+      offsets = 3 * (pixels + 16) * std::int64_t(sizeof(std::int64_t)) / std::int64_t(sizeof(T));
     for (const Phase& ph : p.phases) {
       const std::int64_t width = std::int64_t(p.tile.max_vectors) * p.tile.lanes;
       if (kernel_rows_together<T>(ph.taps_w * g.in_c, width, ph.taps_h) < ph.taps_h)
@@ -185,6 +190,7 @@ struct UnitOutput {
   Activation activation = Activation::identity;
   T slope = 0;
   std::int64_t image, row, col;
+  std::int64_t add_image = 0, add_row = 0, add_col = 0, drive_image = 0, drive_row = 0, drive_col = 0;
   bool direct;
   UnitOutput(const ConvCall<T>& call, const UnitRange& unit, T* linear, T* pooled) : direct(direct_sink(call)) {
     const Sink& s = call.sink;
@@ -196,8 +202,15 @@ struct UnitOutput {
     image = s.out.sn, row = s.out.sh, col = s.out.sw;
     const std::int64_t first = unit.n0 * image + unit.r0 * s.upsample_h * row;
     out = pools_by_unit(call) ? pooled : static_cast<T*>(s.out.data) + first;
-    if (s.add) add = static_cast<const T*>(s.add.data) + first;
-    if (s.drive) drive = static_cast<T*>(s.drive.data) + first;
+    if (s.add) {
+      add_image = s.add.sn, add_row = s.add.sh, add_col = s.add.sw;
+      add = static_cast<const T*>(s.add.data) + unit.n0 * add_image + unit.r0 * s.upsample_h / s.add_h * add_row;
+    }
+    if (s.drive) {
+      drive_image = s.drive.sn, drive_row = s.drive.sh, drive_col = s.drive.sw;
+      drive = static_cast<T*>(s.drive.data) + unit.n0 * drive_image +
+              unit.r0 * (s.drive_once ? 1 : s.upsample_h) * drive_row;
+    }
     bias = static_cast<const T*>(s.bias), activation = s.activation, slope = T(s.slope);
   }
 };
@@ -229,8 +242,17 @@ void flush_rows(const Sink& s, std::int64_t linear_h, std::int64_t linear_w, std
       for (std::int64_t x = 0; x < linear_w; ++x)
         for (int e = 0; e < s.upsample_w; ++e)
           for (std::int64_t k = 0; k < c; ++k) row[(x * s.upsample_w + e) * c + k] = src[x * c + k] * T(s.scale);
-      const T* add = s.add ? read_row<T>(s.add, n, h, other) : nullptr;
-      if (s.drive) {
+      const T* add = s.add ? read_row<T>(s.add, n, h / s.add_h, other) : nullptr;
+      if (add && s.add_w > 1) {  // from the end on, so that it may be done in place
+        for (std::int64_t x = wide; x-- > 0;) std::memmove(other + x * c, add + x / s.add_w * c, sizeof(T) * c);
+        add = other;
+      }
+      if (s.drive && s.drive_once) {
+        if (up == 0) {
+          for (std::int64_t i = 0; i < linear_w * c; ++i) gate_row[i] = src[i] * T(s.scale);
+          write_row<T>(s.drive, n, r, gate_row);
+        }
+      } else if (s.drive) {
         if (add && add != other && s.add.data == s.drive.data) {  // one memory: read before it is overwritten
           std::memcpy(other, add, sizeof(T) * wide * c);
           add = other;

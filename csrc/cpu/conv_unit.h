@@ -27,29 +27,30 @@ struct Finish {
 
 // What a tile will read and write outside the caches is fetched while its products run.
 template <class T>
-LMSER_HD void prefetch_tile(const std::int64_t* offset, int pixels, int channels, T* out, const T* add, T* drive) {
+LMSER_HD void prefetch_tile(const std::int64_t* offset, const std::int64_t* add_offset, int pixels, int channels,
+                            T* out, const T* add, T* drive) {
   constexpr int kLine = 64 / sizeof(T);
   for (int m = 0; m < pixels; ++m)
     for (int c = 0; c < channels; c += kLine) {
       __builtin_prefetch(out + offset[m] + c, 1);
-      if (add) __builtin_prefetch(add + offset[m] + c, 0);
+      if (add) __builtin_prefetch(add + add_offset[m] + c, 0);
       if (drive) __builtin_prefetch(drive + offset[m] + c, 1);
     }
 }
 
 // From the tile to memory: one pixel row at a time, whole registers then the remaining channels.
 template <class T>
-void write_tile(const T* tile, int pixels, int tile_stride, int channels, const std::int64_t* offset, T* out,
-                const T* add, T* drive, const Finish<T>& finish) {
+void write_tile(const T* tile, int pixels, int tile_stride, int channels, const std::int64_t* offset,
+                const std::int64_t* add_offset, T* out, const T* add, T* drive, const Finish<T>& finish) {
   with_activation(finish.activation, [&]<Activation A>() {
     for (int m = 0; m < pixels; ++m) {
       const T* src = tile + m * tile_stride;
-      const std::int64_t at = offset[m];
+      const std::int64_t at = offset[m], add_at = add_offset[m];
       for_lanes<T>(channels, [&](std::int64_t i, int k) {
         const Vec<T> z = load<T>(src + i);  // the tile holds whole registers
         Vec<T> v = z;
         if (finish.bias) v = v + load_n<T>(finish.bias + i, k);
-        if (add) v = v + load_n<T>(add + at + i, k);
+        if (add) v = v + load_n<T>(add + add_at + i, k);
         if (drive) store_n<T>(drive + at + i, z, k);  // may lie where `add` does
         store_n<T>(out + at + i, act<A, T>(v, finish.slope), k);
       });
@@ -104,7 +105,8 @@ bool conv_unit(const ConvCall<T>& call, std::int64_t index, T* scratch) {
   const ConvScratch<T> layout(call);
   T* const row_memory = scratch + layout.slab + layout.line;
   auto* const in_offset = reinterpret_cast<std::int64_t*>(row_memory + layout.rows);
-  auto* const out_offset = in_offset + layout.offsets * sizeof(T) / sizeof(std::int64_t) / 2;
+  const std::int64_t offsets = layout.offsets * std::int64_t(sizeof(T)) / std::int64_t(sizeof(std::int64_t)) / 3;
+  auto* const out_offset = in_offset + offsets;
   T* const linear = row_memory + layout.rows + layout.offsets;
   T* const out_row = linear + layout.linear;
   T* const sums = out_row + layout.out_row + layout.winograd;
@@ -118,6 +120,9 @@ bool conv_unit(const ConvCall<T>& call, std::int64_t index, T* scratch) {
       return finite;
     }
   }
+  const int add_h = call.sink.add_h, add_w = call.sink.add_w;
+  const bool add_apart = to.add && add_h * add_w > 1;
+  auto* const add_offset = add_apart ? out_offset + offsets : out_offset;
   alignas(64) T tile[kTileValues<T>], planes[kFewValues<T>];
   Ahead ahead = input_ahead<T>(call, index, unit);
   for (const Phase& ph : p.phases) {
@@ -130,6 +135,12 @@ bool conv_unit(const ConvCall<T>& call, std::int64_t index, T* scratch) {
                                       (ph.off_w - p.slab_w0) * from.col;
         const std::int64_t first_out =
             n * to.image + (ph.out_h0 + q * p.out_step_h - unit.r0) * to.row + ph.out_w0 * to.col;
+        if (add_apart) {
+          const std::int64_t row = (ph.out_h0 + q * p.out_step_h) / add_h - unit.r0 / add_h;
+          for (std::int64_t x = 0; x < ph.cols; ++x)
+            add_offset[pixels + x] =
+                n * to.add_image + row * to.add_row + (ph.out_w0 + x * p.out_step_w) / add_w * to.add_col;
+        }
         for (std::int64_t x = 0; x < ph.cols; ++x, ++pixels) {
           in_offset[pixels] = ph.taps_h ? first_in + x * p.in_step_w * from.col : 0;
           out_offset[pixels] = first_out + x * p.out_step_w * to.col;
@@ -149,11 +160,13 @@ bool conv_unit(const ConvCall<T>& call, std::int64_t index, T* scratch) {
       }
       const auto write = [&](const T* values, std::int64_t done, int m) {
         ahead.step();
-        const bool joins = out_offset[done + m - 1] - out_offset[done] == (m - 1) * channels;
+        const bool joins = !add_apart && out_offset[done + m - 1] - out_offset[done] == (m - 1) * channels;
         if (joins)
-          write_tile<T>(values, 1, 0, m * channels, out_offset + done, to.out, to.add, to.drive, joined);
+          write_tile<T>(values, 1, 0, m * channels, out_offset + done, add_offset + done, to.out, to.add, to.drive,
+                        joined);
         else
-          write_tile<T>(values, m, channels, channels, out_offset + done, to.out, to.add, to.drive, finish);
+          write_tile<T>(values, m, channels, channels, out_offset + done, add_offset + done, to.out, to.add, to.drive,
+                        finish);
       };
       if (p.planar) {
         const int most = planar_width<T>(channels);
@@ -201,6 +214,7 @@ bool conv_unit(const ConvCall<T>& call, std::int64_t index, T* scratch) {
                              to.drive ? to.drive + block.channel : nullptr,
                              to.bias ? to.bias + block.channel : nullptr,
                              nullptr,
+                             nullptr,
                              to.activation,
                              to.slope};
         const bool whole = channels == width && in_registers(to.activation) && !p.unpacked;
@@ -222,8 +236,9 @@ bool conv_unit(const ConvCall<T>& call, std::int64_t index, T* scratch) {
             const int m = int(div_up(last - done, tiles - t));
             args.offset = in_offset + done;
             if (pieces) args.result = sums + (done - first) * width;
-            finish.offset = out_offset + done;
-            if (ends && to.direct) prefetch_tile<T>(finish.offset, m, channels, finish.out, finish.add, finish.drive);
+            finish.offset = out_offset + done, finish.add_offset = add_offset + done;
+            if (ends && to.direct)
+              prefetch_tile<T>(finish.offset, finish.add_offset, m, channels, finish.out, finish.add, finish.drive);
             ahead.step();
             if (p.unpacked) {
               const WeightLayout<T>& w = call.unpacked;
@@ -234,8 +249,8 @@ bool conv_unit(const ConvCall<T>& call, std::int64_t index, T* scratch) {
               product_fn<T>(m, block.vectors)(args);
             }
             if (ends && !whole)
-              write_tile<T>(args.result, m, width, channels, finish.offset, finish.out, finish.add, finish.drive,
-                            {finish.bias, to.activation, to.slope});
+              write_tile<T>(args.result, m, width, channels, finish.offset, finish.add_offset, finish.out, finish.add,
+                            finish.drive, {finish.bias, to.activation, to.slope});
             done += m;
           }
         }

@@ -103,7 +103,7 @@ void run_epilogue(const Epilogue& e, const View& out, std::int64_t n0, std::int6
         const std::int64_t at = n * out.sn + r * out.sh + p * out.sw + c0, count = pixels * channels;
         if (e.output) pull_back_region<T>(e, at, pixels, channels, sums);
         if (e.state) put_in_evidence<T>(e, at, count);
-        if (e.previous) change_of<T>(e, at, count, at / e.image);
+        if (e.previous && e.previous != e.result) change_of<T>(e, at, count, at / e.image);
       }
 }
 

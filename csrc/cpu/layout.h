@@ -63,7 +63,8 @@ void normalise(Geometry& g, Parts&... parts) {
       if constexpr (std::is_same_v<std::decay_t<decltype(part)>, Source>)
         std::swap(part.pool_h, part.pool_w);
       else
-        std::swap(part.upsample_h, part.upsample_w), std::swap(part.pool_h, part.pool_w);
+        std::swap(part.upsample_h, part.upsample_w), std::swap(part.pool_h, part.pool_w),
+            std::swap(part.add_h, part.add_w);
     };
     (turn(parts), ...);
   }

@@ -45,7 +45,9 @@ struct Epilogue {
   // state = result, or evidence where hold is 1, or their mixture
   void* state = nullptr;
   const void *evidence = nullptr, *hold = nullptr;
-  // change[image] = max(change, |state - previous|), largest[image] = max(largest, |state|), as bits of the magnitude
+  // change[image] = max(change, |state - previous|), largest[image] = max(largest, |state|), as bits of the magnitude.
+  // Where `previous` is `result`, its values are read before they are overwritten: by minimal filtering alone, which
+  // then looks at no `state` and no `largest`.
   const void* previous = nullptr;
   std::atomic<std::uint64_t>*change = nullptr, *largest = nullptr;
   // result = (result [* (1 - hold)] [+ inject]) f'(output), total = result + extra, bias_grad[channel] += result
@@ -60,6 +62,8 @@ struct Epilogue {
 
 // What is written: out = f(scale * up(linear) + add + bias) [* (gate > 0 ? 1 : gate_slope)], drive = scale *
 // up(linear), where up repeats pixels upsample_h x upsample_w times. Rows and columns of `out` beyond that are zero.
+// Drives may be as small as what they were computed from: every value of `add` is used for add_h x add_w pixels, and
+// with `drive_once` the drive is scale * linear.
 // With `pooled`, dense channels-last values of the compute type, its means over windows are all that is written of
 // `out`, which then tells its layout alone.
 struct Sink {
@@ -69,6 +73,8 @@ struct Sink {
   double slope = 0, gate_slope = 0;
   int upsample_h = 1, upsample_w = 1;
   double scale = 1;
+  int add_h = 1, add_w = 1;
+  bool drive_once = false;
   int pool_h = 1, pool_w = 1;  // of `pooled`, which divide its size
   const Epilogue* epilogue = nullptr;
 };

@@ -162,6 +162,7 @@ class ReflectBackward {
       sink.out = place(u.layer, d);
       Step<T>& step = steps.emplace_back();
       carry(step, next, above, sink);
+      if (want_.biases) step.bias_values = biases_in_all_;
       if (i + 1 == last) weight(step, last, above);
       const View h = state(int(i));
       Epilogue& e = step.epilogue;
@@ -175,7 +176,7 @@ class ReflectBackward {
       } else {
         e.result = d, e.image = net_.layers[l].image(), e.channels = u.layer ? net_.layers[l].c : 0;
         e.activation = net_.activation, e.slope = net_.slope, e.output = h.data;
-        if (want_.biases) e.bias_grad = bias_sums_.data() + first_bias_[l], step.bias_values = biases_in_all_;
+        if (want_.biases) e.bias_grad = bias_sums_.data() + first_bias_[l];
         if (u.partner >= 0 && drive[std::size_t(u.partner)]) {
           // One more of those that share a partner; such an update has no drive of its own.
           drive[std::size_t(u.partner)] = sum_with(e, u.layer, drive[std::size_t(u.partner)]);

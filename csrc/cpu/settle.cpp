@@ -61,7 +61,7 @@ class Solve {
         apart_(held_.any && !held_.all),
         plan_(schedule(net.top() + 1, how.up_down, held_.all, every_)),
         given_(dense_states<T>(isa_, pool_, states)),
-        places_(net, plan_, zero_layers(net, given_)),
+        places_(net, plan_),
         biases_(biases),
         in_trajectory_(how.keep && !how.half),
         trajectory_(std::max<std::int64_t>(places_.values(stop.max_steps), 1)),
@@ -81,6 +81,9 @@ class Solve {
     input_ = movable(own_external_, external_.get());
     std::iota(who_.begin(), who_.end(), 0);
     start();
+    // What a replayed layer's first state is made with is kept as well.
+    for (int l = 1; how.keep && l < net.top(); ++l)
+      if (places_.is_replayed(l)) plan_.first[places_.replayed(0, l).up].keep_down = true;
     sweeper_.emplace(isa_, pool_, net_, biases, false, plan_, ended_, filtering);
   }
 
@@ -118,20 +121,29 @@ class Solve {
 
   void start() {
     const int top = net_.top();
-    for (auto& e : ends_)
-      for (int l = 0; l <= top; ++l)
-        e.emplace_back(computed_in_trajectory(l) ? Memory<T>() : Memory<T>(net_.layers[l].values()));
+    for (auto& e : ends_) e.resize(top + 1);
     shown_ = Memory<T>(visible_.values());
     for (const Dense<T>& state : given_) ended_.push_back(state.get());
     for (int l = 0; l <= top; ++l) {
       if (l > 0 && !stop_.per_sample) continue;  // nothing of the caller's may be moved
-      T* const to = ends_[1][l].get();
+      T* const to = place_beside(l);
       if (l == 0 && held_.any)
         run_epilogue(isa_, pool_, put_in(const_cast<T*>(ended_[0]), to), visible_.view(ended_[0], kType));
       else
         std::memcpy(static_cast<void*>(to), ended_[l], sizeof(T) * net_.layers[l].values());
       ended_[l] = to;
     }
+  }
+
+  bool is_own(int layer) const {
+    return ended_[layer] == ends_[0][layer].get() || ended_[layer] == ends_[1][layer].get();
+  }
+  // Where a layer's next state goes: its other place than the one it stands in.
+  T* place_beside(int layer) {
+    if (computed_in_trajectory(layer)) return nullptr;
+    Memory<T>& place = ends_[ended_[layer] == ends_[0][layer].get() ? 1 : 0][layer];
+    if (!place) place = Memory<T>(net_.layers[layer].values());
+    return place.get();
   }
 
   // Evidence into `state`, where `result` is what the visible units would take.
@@ -156,7 +168,9 @@ class Solve {
     for (std::size_t i = 0; i < updates.size(); ++i) {
       const Update& u = updates[i];
       const Layer& layer = net_.layers[u.layer];
-      T* const end = ends_[sweeps_ % 2][u.layer].get();
+      const bool ends = u.last && u.changes,
+                 in_place = ends && u.layer > 0 && is_own(u.layer) && sweeper_->compares_in_place(u);
+      T* const end = in_place ? const_cast<T*>(ended_[u.layer]) : place_beside(u.layer);
       Epilogue e;
       T *to, *stays;  // what is computed, and what its readers see
       if (u.layer > 0) {
@@ -170,7 +184,7 @@ class Solve {
         to = stays = own_place ? end : readout;
       }
       e.result = to, e.image = layer.image();
-      if (u.last && u.changes) e.previous = ended_[u.layer], e.change = changes_.change.data();
+      if (ends) e.previous = ended_[u.layer], e.change = changes_.change.data();
       const bool replayed = how_.keep && places_.is_replayed(u.layer),
                  pooled = u.layer > 0 && (!how_.keep || replayed) && sweeper_->only_pooled(u),
                  zero_above = u.layer < net_.top() && sweeper_->is_zero(u.layer + 1);
@@ -181,7 +195,7 @@ class Solve {
             keep_drive(u.layer, zero_above ? nullptr : sweeper_->drive_from_above(u.layer), places_.at(sweeps_, i));
       else if (!replayed && u.layer > 0 && how_.keep && how_.half)
         step.rounded = layer.view(rounded_.get() + places_.at(sweeps_, i), DType::bf16);
-      if (u.last && u.changes) ended_[u.layer] = stays;
+      if (ends) ended_[u.layer] = stays;
     }
     if (!sweeper_->run(active)) return false;
     trajectory_.forget(), rounded_.forget(), seen_.forget();
@@ -192,16 +206,10 @@ class Solve {
   // A step's last part: the drive from above of a replayed layer, one value a window, with its bias into the trajectory
   // from value `at` on. `drive` null: zero.
   std::function<void(std::int64_t, std::int64_t, std::int64_t)> keep_drive(int l, const T* drive, std::int64_t at) {
-    const Pair& pool = net_.edges[l].pool;
-    const Layer& layer = net_.layers[l];
     const Layer windows = windows_of(net_, l);
     static constexpr T kZero = 0;
-    View from = windows.view(&kZero, kType);
-    from.sn = from.sc = from.sh = from.sw = 0;
-    if (drive) {
-      from = layer.view(drive, kType);
-      from.h = windows.h, from.w = windows.w, from.sh *= pool.h, from.sw *= pool.w;
-    }
+    View from = windows.view(drive ? drive : &kZero, kType);
+    if (!drive) from.sn = from.sc = from.sh = from.sw = 0;
     const View to =
         how_.half ? windows.view(rounded_.get() + at, DType::bf16) : windows.view(trajectory_.get() + at, kType);
     return [this, l, from, to](std::int64_t n0, std::int64_t n1, std::int64_t task) {
@@ -255,7 +263,7 @@ class Solve {
   void carry_stopped(std::int64_t active) {
     for (int l = 0; l <= net_.top(); ++l) {
       const std::int64_t image = net_.layers[l].image();
-      T* const other = ends_[ended_[l] == ends_[0][l].get() ? 1 : 0][l].get();
+      T* const other = place_beside(l);
       std::memcpy(static_cast<void*>(other + active * image), ended_[l] + active * image,
                   sizeof(T) * (samples_ - active) * image);
     }
@@ -328,8 +336,10 @@ class Solve {
   Dense<T> external_;
   Memory<T> own_evidence_, own_hold_, own_external_, shown_;
   const T *evidence_ = nullptr, *hold_ = nullptr, *input_ = nullptr;
-  std::vector<Memory<T>> ends_[2];  // taken in turns; what comes before it in its sweep is there as well
-  std::vector<const T*> ended_;     // the states at the end of the last sweep
+  // Two places a layer, the second where it is needed: taken in turns, but a state whose values are compared as they
+  // are overwritten stays where it is. What comes before it in its sweep is beside it.
+  std::vector<Memory<T>> ends_[2];
+  std::vector<const T*> ended_;  // the states at the end of the last sweep
   std::optional<Sweeper<T>> sweeper_;
   std::int64_t sweeps_ = 0;
 };

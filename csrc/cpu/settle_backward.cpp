@@ -97,7 +97,7 @@ class Backward {
         held_(isa_, pool_, visible_, forward.evidence, forward.hold, forward.states[0]),
         plan_(schedule(net.top() + 1, forward.up_down, held_.all, true)),
         given_(dense_states<T>(isa_, pool_, forward.states)),
-        places_(net, plan_, zero_layers(net, given_)),
+        places_(net, plan_),
         replay_(isa_, pool_, net, places_, {forward.trajectory.data_ptr(), dtype_of(forward.trajectory, "trajectory")},
                 forward.activation, forward.slope),
         out_(net, forward.states[0], want, !forward.tied, held_.any, forward.external),
@@ -227,7 +227,7 @@ class Backward {
   void start(int l) {
     const Layer& layer = net_.layers[l];
     const bool asked = out_.states[l] || (l == 0 && out_.evidence);
-    const bool drove = want_.weights && (l == 0 || !all_are(T(0), given_[l].get(), layer.values()));
+    const bool drove = want_.weights && (l == 0 || !all_are(pool_, T(0), given_[l].get(), layer.values()));
     if (!asked && !drove) return;
     Memory<T> g = zeros<T>(layer.values());
     const T* state = given_[l].get();

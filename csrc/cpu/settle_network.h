@@ -76,10 +76,12 @@ inline Network network_of(const std::vector<Tensor>& states, const std::vector<T
   return net;
 }
 
+// The windows through which the layer above sees a layer; of the top layer, single pixels.
+inline Pair window_of(const Network& net, int layer) { return layer < net.top() ? net.edges[layer].pool : Pair{1, 1}; }
 // A layer as the one above it sees it: means over windows, or a drive from above before it is repeated over them.
 inline Layer windows_of(const Network& net, int layer) {
   const Layer& l = net.layers[layer];
-  const Pair& pool = net.edges[layer].pool;
+  const Pair pool = window_of(net, layer);
   return {l.n, l.c, l.h / pool.h, l.w / pool.w};
 }
 
@@ -134,6 +136,20 @@ bool all_are(T wanted, const T* p, std::int64_t n) {
     if (!same) return false;
   }
   return true;
+}
+
+// By all threads, where there is enough to look at.
+template <class T>
+bool all_are(const ThreadPool& pool, T wanted, const T* p, std::int64_t n) {
+  constexpr std::int64_t kFew = 1 << 16;
+  const std::int64_t tasks = n < kFew ? 1 : pool.threads;
+  if (tasks <= 1) return all_are(wanted, p, n);
+  std::atomic<bool> all{true};
+  pool.run(tasks, [&](std::int64_t t) {
+    const std::int64_t from = n * t / tasks, until = n * (t + 1) / tasks;
+    if (!all_are(wanted, p + from, until - from)) all.store(false, std::memory_order_relaxed);
+  });
+  return all.load();
 }
 
 template <class T>

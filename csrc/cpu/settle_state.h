@@ -45,7 +45,7 @@ struct Held {
     };
     evidence = Dense<T>(isa, pool, view(evidence_given, "evidence"));
     hold = Dense<T>(isa, pool, view(hold_given, "hold"));
-    all = all_are(T(1), hold.get(), visible.values());
+    all = all_are(pool, T(1), hold.get(), visible.values());
   }
 };
 
@@ -60,15 +60,16 @@ struct Replayed {
 };
 
 // How `layer` is replayed in the sweeps of `updates`, if it can be: updated once for a new drive from below, then for a
-// new one from above, where the layer below has changed before in the same sweep.
-inline Replayed replayed_in(const std::vector<Update>& updates, int layer, bool zero_drive) {
+// new one from above, where the layer below has changed before in the same sweep. In the first sweep both drives of the
+// first update are new.
+inline Replayed replayed_in(const std::vector<Update>& updates, int layer, bool first) {
   Replayed found;
   int below = -1;
   for (std::size_t i = 0; i < updates.size(); ++i) {
     const Update& u = updates[i];
     if (u.layer == layer - 1 && u.changes && !found) below = int(i);
     if (u.layer != layer) continue;
-    if (!found && u.new_up && u.keep_up && (below >= 0) == (layer > 1) && (!u.new_down || zero_drive))
+    if (!found && u.new_up && u.keep_up && (below >= 0) == (layer > 1) && u.new_down == first)
       found.up = int(i), found.below = below;
     else if (found && found.down < 0 && u.new_down && u.keep_down && !u.new_up)
       found.down = int(i);
@@ -87,12 +88,11 @@ struct Trajectory {
   };
   Sweep first, later;
 
-  // `zero`: hidden layers that start at zero, and drive nothing before they are updated.
-  Trajectory(const Network& net, const Schedule& s, const std::vector<bool>& zero) {
+  Trajectory(const Network& net, const Schedule& s) {
     first.replayed.resize(net.layers.size()), later.replayed.resize(net.layers.size());
     for (int l = 1; l < net.top(); ++l) {
       const View& w = net.edges[l - 1].weight;
-      const Replayed start = replayed_in(s.first, l, zero[l + 1]), after = replayed_in(s.later, l, false);
+      const Replayed start = replayed_in(s.first, l, true), after = replayed_in(s.later, l, false);
       if (start && after && w.c * w.h * w.w <= kReplayedTaps) first.replayed[l] = start, later.replayed[l] = after;
     }
     for (const auto& [sweep, updates] : {std::pair{&first, &s.first}, std::pair{&later, &s.later}})
@@ -119,14 +119,6 @@ std::vector<Dense<T>> dense_states(const InstructionSet& isa, const ThreadPool& 
   std::vector<Dense<T>> dense;
   for (const Tensor& state : states) dense.emplace_back(isa, pool, view_of(state, "states"));
   return dense;
-}
-
-// Layers that are zero all over; the visible one is not asked for.
-template <class T>
-std::vector<bool> zero_layers(const Network& net, const std::vector<Dense<T>>& states) {
-  std::vector<bool> zero(net.layers.size(), false);
-  for (std::size_t l = 1; l < zero.size(); ++l) zero[l] = all_are(T(0), states[l].get(), net.layers[l].values());
-  return zero;
 }
 
 template <class T>

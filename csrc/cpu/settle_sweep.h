@@ -29,16 +29,25 @@ class Sweeper {
         has_up_(net.layers.size(), false) {
     for (int l = 0; l <= net.top(); ++l) {
       biases_.push_back(dense_bias<T>(biases.empty() ? View{} : biases[l]));
-      shares_.push_back(drives_share(schedule, l));
-      if (l > 0) zero_[l] = all_are(T(0), states_[l], net.layers[l].values());
+      shares_.push_back(drives_share(schedule, l) && windows_of(net, l).values() == net.layers[l].values());
+      if (l > 0) zero_[l] = all_are(pool, T(0), states_[l], net.layers[l].values());
     }
   }
 
   const std::vector<Update>& updates(std::int64_t t) const { return schedule_.sweep(t); }
   bool is_zero(int layer) const { return zero_[layer]; }
-  // Where the step of an update that keeps it writes the drive from above.
+  // Where the step of an update that keeps it writes the drive from above, one value a window.
   T* drive_from_above(int layer) { return down_drive(layer); }
   Directions& directions() { return directions_; }
+
+  // Whether the next step of `u` can compare the state it makes with what lay in its place.
+  bool compares_in_place(const Update& u) {
+    Sink sink;
+    sink.out = net_.layers[u.layer].view(states_[u.layer], kType);
+    const bool down = u.layer == 0 || !u.new_up || (u.new_down && !zero_[u.layer + 1]);  // the last of its calls
+    const DirectionCall call = down ? directions_.down(u.layer, states_[u.layer + 1], sink) : up_to(u.layer, sink);
+    return call.conv->prepare(pool_, call.source, call.sink).winograd.m > 0;
+  }
 
   // Whether means over windows are all that is needed of the state that `u` makes.
   bool only_pooled(const Update& u) const {
@@ -66,17 +75,20 @@ class Sweeper {
       linear.out = layer.view(up_drive(l), kType);
       calls.push_back(up_to(l, linear));
       sink.add = linear.out;
-      if (u.keep_down) sink.drive = layer.view(down_drive(l), kType);
+      if (u.keep_down) keep_down(l, sink);
       calls.push_back(directions_.down(l, states_[l + 1], sink));
       has_up_[l] = u.keep_up, has_down_[l] = u.keep_down;
     } else if (down || l == 0) {
       if (l > 0 && !u.new_up && has_up_[l]) sink.add = layer.view(up_drive(l), kType);
-      if (u.keep_down) sink.drive = layer.view(down_drive(l), kType);
+      if (u.keep_down) keep_down(l, sink);
       calls.push_back(directions_.down(l, states_[l + 1], sink));
       has_down_[l] = u.keep_down;
       if (u.new_up || (shares_[l] && u.keep_down)) has_up_[l] = false;
     } else if (up || u.new_up) {
-      if (!u.new_down && has_down_[l]) sink.add = layer.view(down_drive(l), kType);
+      if (!u.new_down && has_down_[l]) {
+        const Pair window = window_of(net_, l);
+        sink.add = windows_of(net_, l).view(down_drive(l), kType), sink.add_h = window.h, sink.add_w = window.w;
+      }
       if (u.keep_up) sink.drive = layer.view(up_drive(l), kType);
       calls.push_back(up_to(l, sink));
       has_up_[l] = u.keep_up;
@@ -100,12 +112,10 @@ class Sweeper {
 
   // Sample `a` takes the place of sample `b` in what is remembered, and the other way round.
   void swap_samples(std::int64_t a, std::int64_t b) {
-    for (std::size_t l = 0; l < up_drive_.size(); ++l)
-      for (const Memory<T>* drive : {&up_drive_[l], &down_drive_[l]})
-        if (*drive) {
-          const std::int64_t image = net_.layers[l].image();
-          std::swap_ranges(drive->get() + a * image, drive->get() + (a + 1) * image, drive->get() + b * image);
-        }
+    for (int l = 0; l <= net_.top(); ++l)
+      for (const auto& [drive, image] : {std::pair{up_drive_[l].get(), net_.layers[l].image()},
+                                         std::pair{down_drive_[l].get(), windows_of(net_, l).image()}})
+        if (drive) std::swap_ranges(drive + a * image, drive + (a + 1) * image, drive + b * image);
   }
 
  private:
@@ -113,13 +123,16 @@ class Sweeper {
     const bool pooled = is_pooled_[l - 1];
     return directions_.up(l, pooled ? pooled_[l - 1].get() : states_[l - 1], sink, pooled);
   }
+  void keep_down(int l, Sink& sink) {
+    sink.drive = windows_of(net_, l).view(down_drive(l), kType), sink.drive_once = true;
+  }
   T* up_drive(int l) {
     if (!up_drive_[l]) up_drive_[l] = Memory<T>(net_.layers[l].values());
     return up_drive_[l].get();
   }
   T* down_drive(int l) {
     if (shares_[l]) return up_drive(l);
-    if (!down_drive_[l]) down_drive_[l] = Memory<T>(net_.layers[l].values());
+    if (!down_drive_[l]) down_drive_[l] = Memory<T>(windows_of(net_, l).values());
     return down_drive_[l].get();
   }
 

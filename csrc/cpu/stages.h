@@ -6,6 +6,7 @@
 // step whose samples are too few for that is shared by all threads.
 #pragma once
 
+#include <deque>
 #include <functional>
 
 #include "states.h"
@@ -42,7 +43,7 @@ struct Step {
   // What follows for images [n0, n1) of a task.
   std::function<void(std::int64_t n0, std::int64_t n1, std::int64_t task)> after;
   std::vector<GradPair> pairs;
-  std::int64_t bias_values = 0;  // between the places of two tasks, where the epilogue sums a bias gradient
+  std::int64_t bias_values = 0;  // between the places of two tasks, where a bias gradient is summed
 };
 
 // The one thread that a task is.
@@ -141,6 +142,31 @@ Stages stages_of(const std::vector<Step<T>>& steps, std::int64_t samples, const 
   return stages;
 }
 
+// Groups of images that threads take: each its own in their order, and then, where it is free to, what another has not
+// come to yet. A thread that is held up by a busy neighbour keeps the others waiting for one group alone.
+class Groups {
+ public:
+  explicit Groups(std::int64_t threads) : next_(threads) {}
+  // f(n0, n1) for the groups that thread t takes, until it is false; with `others`, of other threads as well.
+  // range(t, i): the images of group i of thread t, none beyond its last.
+  template <class Range, class F>
+  bool take(std::int64_t t, bool others, Range&& range, F&& f) {
+    const std::int64_t threads = std::int64_t(next_.size());
+    for (std::int64_t i = 0; i < (others ? threads : 1); ++i) {
+      const std::int64_t of = (t + i) % threads;
+      for (;;) {
+        const auto images = range(of, next_[of].fetch_add(1, std::memory_order_relaxed));
+        if (images.first == images.second) break;
+        if (!f(images.first, images.second)) return false;
+      }
+    }
+    return true;
+  }
+
+ private:
+  std::vector<std::atomic<std::int64_t>> next_;
+};
+
 // All steps for the first `samples`; false as soon as a result is not finite. Tasks are numbered from 0 to the threads
 // of the pool, where the last number is all of them together.
 template <class T>
@@ -151,20 +177,18 @@ bool run_steps(const InstructionSet& isa, const ThreadPool& pool, const std::vec
   std::int64_t threads = std::max(1, pool.threads);
   Stages stages = stages_of<T>(steps, samples, pool, threads, stage_bytes);
   if (threads > 1 && stages.work < kSerialWork) stages = stages_of<T>(steps, samples, pool, threads = 1, stage_bytes);
-  // Images [n0, n1) of thread t, and group i of it. Where a few more groups are all of one size, they are: one plan
-  // and one sum serve them all.
-  const auto groups_of = [&](std::int64_t t, std::int64_t images, auto&& f) {
+  // Group i of thread t, none beyond its last. Where a few more groups are all of one size, they are: one plan and one
+  // sum serve them all.
+  const auto group = [&](std::int64_t t, std::int64_t i, std::int64_t images) {
     const std::int64_t begin = samples * t / threads, count = samples * (t + 1) / threads - begin;
-    if (count == 0) return true;
     std::int64_t groups = (count + images - 1) / images;
-    for (std::int64_t more = groups; 2 * more <= 3 * groups; ++more)
+    for (std::int64_t more = groups; more && 2 * more <= 3 * groups; ++more)
       if (count % more == 0) {
         groups = more;
         break;
       }
-    for (std::int64_t i = 0; i < groups; ++i)
-      if (!f(begin + count * i / groups, begin + count * (i + 1) / groups)) return false;
-    return true;
+    return i < groups ? std::pair{begin + count * i / groups, begin + count * (i + 1) / groups}
+                      : std::pair{begin, begin};
   };
   std::size_t done = 0;
   while (done < stages.list.size()) {
@@ -178,18 +202,27 @@ bool run_steps(const InstructionSet& isa, const ThreadPool& pool, const std::vec
     std::size_t end = done;
     for (; end < stages.list.size() && stages.list[end].images; ++end)
       for (std::int64_t t = 0; t < threads; ++t)
-        groups_of(t, stages.list[end].images, [&](std::int64_t n0, std::int64_t n1) {
+        for (std::int64_t g = 0;; ++g) {
+          const auto [n0, n1] = group(t, g, stages.list[end].images);
+          if (n0 == n1) break;
           for (std::size_t i = stages.list[end].first; i < stages.list[end].last; ++i)
             for (const DirectionCall& whole : steps[i].calls) {
               const DirectionCall call = whole.images(n0, n1);
               call.conv->prepare(alone(), call.source, call.sink);
             }
-          return true;
-        });
+        }
     std::atomic<bool> finite{true};
+    // A thread's groups are another's to take where nothing else of theirs comes before or after, and no sum is the
+    // thread's own.
+    bool others = end == done + 1;
+    for (std::size_t i = stage.first; i < stage.last; ++i)
+      others = others && steps[i].pairs.empty() && !steps[i].bias_values;
+    std::deque<Groups> groups;
+    for (std::size_t s = done; s < end; ++s) groups.emplace_back(threads);
     const auto share = [&](std::int64_t t) {
       for (std::size_t s = done; s < end && finite.load(std::memory_order_relaxed); ++s) {
-        const bool good = groups_of(t, stages.list[s].images, [&](std::int64_t n0, std::int64_t n1) {
+        const auto range = [&](std::int64_t of, std::int64_t i) { return group(of, i, stages.list[s].images); };
+        const bool good = groups[s - done].take(t, others, range, [&](std::int64_t n0, std::int64_t n1) {
           for (std::size_t i = stages.list[s].first; i < stages.list[s].last; ++i)
             if (!run_step(isa, alone(), steps[i], n0, n1, t)) return false;
           return true;

@@ -12,14 +12,14 @@
 namespace lmser::LMSER_ISA {
 
 // What follows the sums of a tile while they are in registers: out = f(z + add + bias), drive = z, at each pixel's
-// offset. Of whole registers of channels, and of the activations that `in_registers` names.
+// offset, that of `add` its own. Of whole registers of channels, and of the activations that `in_registers` names.
 template <class T>
 struct TileFinish {
   T* out;
   const T* add;
   T* drive;  // may lie where `add` does
   const T* bias;
-  const std::int64_t* offset;
+  const std::int64_t *offset, *add_offset;
   Activation activation;
   T slope;
 };
@@ -50,11 +50,11 @@ LMSER_HD void finish_as(const Vec<T> (&sum)[M][V], const TileFinish<T>& f) {
   for (int v = 0; v < V; ++v) bias[v] = f.bias ? load<T>(f.bias + v * L) : splat<T>(T(-0.0));
 #pragma GCC unroll 32
   for (int m = 0; m < M; ++m) {
-    const std::int64_t at = f.offset[m];
+    const std::int64_t at = f.offset[m], add_at = f.add_offset[m];
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) {
       Vec<T> h = sum[m][v] + bias[v];
-      if (f.add) h = h + load<T>(f.add + at + v * L);
+      if (f.add) h = h + load<T>(f.add + add_at + v * L);
       if (f.drive) store<T>(f.drive + at + v * L, sum[m][v]);
       store<T>(f.out + at + v * L, act<A, T>(h, f.slope));
     }

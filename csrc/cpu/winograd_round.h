@@ -9,9 +9,17 @@ namespace lmser::LMSER_ISA {
 template <class T>
 WinogradOut winograd_out(const ConvCall<T>& call, const UnitRange& unit, const UnitOutput<T>& to) {
   const Sink& s = call.sink;
-  return {to.out,       to.add,       to.drive,      to.bias,       to.image, to.row,
-          to.col,       unit.r0,      unit.r1,       to.activation, to.slope, to.direct && repeats(s),
-          s.upsample_h, s.upsample_w, float(s.scale)};
+  WinogradOut out{to.out, to.add,  to.drive, to.bias,       to.image, to.row,
+                  to.col, unit.r0, unit.r1,  to.activation, to.slope};
+  if (!to.direct) return out;
+  out.add_image = to.add_image, out.add_row = to.add_row, out.add_col = to.add_col;
+  out.add_h = s.add_h, out.add_w = s.add_w;
+  out.drive_image = to.drive_image, out.drive_row = to.drive_row, out.drive_col = to.drive_col;
+  out.repeat = repeats(s), out.up_h = s.upsample_h, out.up_w = s.upsample_w, out.scale = float(s.scale);
+  out.drive_once = s.drive_once && out.repeat;
+  if (s.epilogue && s.epilogue->previous && s.epilogue->previous == s.epilogue->result)
+    out.change = s.epilogue->change + unit.n0;
+  return out;
 }
 
 // The number of a unit's first row of tiles, from the first of image 0 on.

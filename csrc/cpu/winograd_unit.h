@@ -6,6 +6,7 @@
 
 #include "ahead.h"
 #include "columns.h"
+#include "epilogue.h"
 #include "kernels.h"
 #include "pack_unit.h"
 #include "winograd.h"
@@ -44,7 +45,8 @@ struct WinogradSlab {
 };
 
 // Where the outputs of a unit go: rows [r0, r1) of the output, relative to dst. With `repeat` each, times `scale`, goes
-// to up_h x up_w pixels of dst.
+// to up_h x up_w pixels of dst. What is smaller than dst has strides of its own: `add` with add_h * add_w > 1, `drive`
+// with drive_once.
 struct WinogradOut {
   float* dst;
   const float* add;
@@ -56,6 +58,11 @@ struct WinogradOut {
   bool repeat = false;
   int up_h = 1, up_w = 1;
   float scale = 1;
+  int add_h = 1, add_w = 1;
+  std::int64_t add_image = 0, add_row = 0, add_col = 0;
+  bool drive_once = false;
+  std::int64_t drive_image = 0, drive_row = 0, drive_col = 0;
+  std::atomic<std::uint64_t>* change = nullptr;  // of the first image, by what dst held
 };
 
 // Sums of blocks [block0, block1): [point][block][tile][channel of the block], `row` values from one point to the next.
@@ -89,23 +96,15 @@ void winograd_store_as(const ConvPlan& p, const WinogradSums& sums, const TileOr
   const WinogradGrid& w = p.winograd;
   const std::int64_t pitch = sums.row;
   // Copies, which stores of floats cannot change.
-  float *const dst = out.dst, *const drive = out.drive;
-  const float* const add = out.add;
+  const bool add_apart = !Repeat && out.add && out.add_h * out.add_w > 1, drive_apart = Repeat && out.drive_once;
+  float *const dst = out.dst, *const drive = drive_apart ? nullptr : out.drive;
+  const float *const add = add_apart ? nullptr : out.add, *const few_add = add_apart ? out.add : nullptr;
+  const bool compares = out.change;
+  Magnitude<float> moved;
   const float slope = out.slope, scale = out.scale;
   const int up_h = Repeat ? out.up_h : 1, up_w = Repeat ? out.up_w : 1;
-  const std::int64_t row_step = up_h * out.row, col_step = up_w * out.col, ahead = O * col_step;
+  const std::int64_t row_step = up_h * out.row, col_step = up_w * out.col;
   alignas(64) float linear[O * O * kRun * L], bias[kRun * L];
-  const auto finish = [=](Vec<float> z, Vec<float> with, std::int64_t at, int lanes) __attribute__((always_inline)) {
-    // The next tile's outputs, which no hardware foresees.
-    __builtin_prefetch(dst + at + ahead, 1);
-    Vec<float> sum = z + with;
-    if (add) {
-      __builtin_prefetch(add + at + ahead, 0);
-      sum = sum + load_n<float>(add + at, lanes);
-    }
-    if (drive) store_n<float>(drive + at, z, lanes);  // may lie where `add` does
-    store_n<float>(dst + at, act<A, float>(sum, slope), lanes);
-  };
   const std::int64_t channel0 = p.blocks[sums.block0].channel;
   const int all = int(sums.width(p) / L);
   int block = sums.block0;
@@ -125,7 +124,8 @@ void winograd_store_as(const ConvPlan& p, const WinogradSums& sums, const TileOr
       const int lanes = v < whole ? L : v == whole ? rest : 0;
       store<float>(bias + v * L, out.bias && lanes ? load_n<float>(out.bias + c0 + v * L, lanes) : Vec<float>{});
     }
-    for (std::int64_t n = 0; n < images; ++n)
+    for (std::int64_t n = 0; n < images; ++n) {
+      moved = {};
       for (std::int64_t t = t0; t < t1; ++t)
         for (std::int64_t x = 0; x < w.cols; ++x) {
           const std::int64_t row = row0 + n * (t1 - t0) + t - t0, tile = order.index(row, x);
@@ -158,20 +158,64 @@ void winograd_store_as(const ConvPlan& p, const WinogradSums& sums, const TileOr
           const std::int64_t h0 = w.out0_h + t * w.out_step, w0 = w.out0_w + x * w.out_step;
           const int i0 = int(h0 < out.r0 ? out.r0 - h0 : 0), i1 = int(out.r1 - h0 < O ? out.r1 - h0 : O);
           const int j0 = int(w0 < 0 ? -w0 : 0), j1 = int(g.out_w - w0 < O ? g.out_w - w0 : O);
+          // Where the next tile's values lie from this one's, which no hardware foresees.
+          const bool turns = x + 1 == w.cols;
+          const std::int64_t ahead = turns ? O * row_step - x * O * col_step : O * col_step,
+                             add_ahead = turns ? O * out.add_row / out.add_h - x * O * out.add_col / out.add_w
+                                               : O * out.add_col / out.add_w;
+          const auto finish = [ =, &moved ](Vec<float> z, Vec<float> with, std::int64_t at, std::int64_t add_at,
+                                            int lanes) __attribute__((always_inline)) {
+            __builtin_prefetch(dst + at + ahead, 1);
+            Vec<float> sum = z + with;
+            if (add) {
+              __builtin_prefetch(add + at + ahead, 0);
+              sum = sum + load_n<float>(add + at, lanes);
+            }
+            if (!Repeat && few_add) {
+              __builtin_prefetch(few_add + add_at + add_ahead, 0);
+              sum = sum + load_n<float>(few_add + add_at, lanes);
+            }
+            if (drive) store_n<float>(drive + at, z, lanes);  // may lie where `add` does
+            const Vec<float> state = act<A, float>(sum, slope);
+            if (compares) moved.take(state - load_n<float>(dst + at, lanes));
+            store_n<float>(dst + at, state, lanes);
+          };
           const std::int64_t corner = n * out.image + (h0 - out.r0) * row_step + w0 * col_step + c0;
-          for (int i = i0; i < i1; ++i)
+          for (int i = i0; i < i1; ++i) {
+            if (drive_apart)
+              for (int j = j0; j < j1; ++j) {
+                const float* const z = linear + (i * O + j) * kRun * L;
+                float* const to =
+                    out.drive + n * out.drive_image + (h0 + i - out.r0) * out.drive_row + (w0 + j) * out.drive_col + c0;
+                for (int v = 0; v < whole; ++v) store<float>(to + v * L, load<float>(z + v * L));
+                if (rest) store_n<float>(to + whole * L, load<float>(z + whole * L), rest);
+              }
             for (int a = 0; a < up_h; ++a) {
               std::int64_t at = corner + i * row_step + a * out.row + j0 * col_step;
+              // Of `few_add`: the value under `at`, and for how many pixels it still serves.
+              std::int64_t add_at = 0;
+              int serves = 0;
+              if (add_apart) {
+                add_at = n * out.add_image + ((h0 + i) / out.add_h - out.r0 / out.add_h) * out.add_row +
+                         (w0 + j0) / out.add_w * out.add_col + c0;
+                serves = out.add_w - int((w0 + j0) % out.add_w);
+              }
               for (int j = j0; j < j1; ++j) {
                 const float* const z = linear + (i * O + j) * kRun * L;
                 for (int b = 0; b < up_w; ++b, at += out.col) {
                   for (int v = 0; v < whole; ++v)
-                    finish(load<float>(z + v * L), load<float>(bias + v * L), at + v * L, L);
-                  if (rest) finish(load<float>(z + whole * L), load<float>(bias + whole * L), at + whole * L, rest);
+                    finish(load<float>(z + v * L), load<float>(bias + v * L), at + v * L, add_at + v * L, L);
+                  if (rest)
+                    finish(load<float>(z + whole * L), load<float>(bias + whole * L), at + whole * L,
+                           add_at + whole * L, rest);
                 }
+                if (--serves == 0) add_at += out.add_col, serves = out.add_w;
               }
             }
+          }
         }
+      if (compares) raise_to(out.change[n], moved.largest());
+    }
   }
 }
 

@@ -58,19 +58,28 @@ struct Case {
     const bool more = !plain && random.one_in(6);  // rows and columns beyond the windows of a pooled gradient
     if (more) h += random.below(3), w += random.below(3);
     const Layout layout = any_layout(random, true);
-    const auto tensor = [&](Array& a, bool read) {
-      a = Array(dtype, g.batch, g.out_c, h, w, random.one_in(2) ? layout : any_layout(random, true));
+    const auto sized = [&](Array& a, std::int64_t rows, std::int64_t cols, bool read) {
+      a = Array(dtype, g.batch, g.out_c, rows, cols, random.one_in(2) ? layout : any_layout(random, true));
       if (read) a.fill(random);
       return a.view;
     };
+    const auto tensor = [&](Array& a, bool read) { return sized(a, h, w, read); };
     out = Array(dtype, g.batch, g.out_c, h, w, layout);
     sink.out = out.view;
     what += " up " + std::to_string(sink.upsample_h) + "," + std::to_string(sink.upsample_w) + " layout " +
             std::to_string(int(layout)) + (more ? " more" : "");
     if (plain || more) return;
     sink.activation = any_activation(random), sink.slope = 0.25, sink.gate_slope = 0.5;
-    if (random.one_in(2)) sink.add = tensor(add, true), what += " add";
-    if (random.one_in(3)) sink.drive = tensor(drive, false), what += " drive";
+    if (random.one_in(2)) {
+      if (random.one_in(2)) sink.add_h = int(random.between(1, 3)), sink.add_w = int(random.between(1, 3));
+      sink.add = sized(add, (h + sink.add_h - 1) / sink.add_h, (w + sink.add_w - 1) / sink.add_w, true);
+      what += " add " + std::to_string(sink.add_h) + "," + std::to_string(sink.add_w);
+    }
+    if (random.one_in(3)) {
+      sink.drive_once = random.one_in(2);
+      sink.drive = sink.drive_once ? sized(drive, g.out_h, g.out_w, false) : tensor(drive, false);
+      what += sink.drive_once ? " drive once" : " drive";
+    }
     if (random.one_in(4)) sink.gate = tensor(sink_gate, true), what += " sink gate";
     if (random.one_in(2)) {
       bias_values = Array(dtype, 1, g.out_c, 1, 1, Layout::nchw);

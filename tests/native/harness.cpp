@@ -229,12 +229,13 @@ Numbers linear_map(const Geometry& g, const Numbers& x, const View& weight) {
 
 Written sink_values(const Sink& s, const Numbers& linear, const View& bias) {
   const View& v = s.out;
-  Written all{Numbers(v.n, v.c, v.h, v.w), Numbers(v.n, v.c, v.h, v.w)};
+  Written all{Numbers(v.n, v.c, v.h, v.w),
+              s.drive_once ? Numbers(v.n, v.c, linear.h, linear.w) : Numbers(v.n, v.c, v.h, v.w)};
   over(v, [&](std::int64_t n, std::int64_t c, std::int64_t h, std::int64_t w) {
     if (h >= linear.h * s.upsample_h || w >= linear.w * s.upsample_w) return;
     double z = s.scale * linear(n, c, h / s.upsample_h, w / s.upsample_w);
-    all.drive(n, c, h, w) = z;
-    if (s.add) z += value_of(s.add, n, c, h, w);
+    (s.drive_once ? all.drive(n, c, h / s.upsample_h, w / s.upsample_w) : all.drive(n, c, h, w)) = z;
+    if (s.add) z += value_of(s.add, n, c, h / s.add_h, w / s.add_w);
     if (bias) z += lmser::value_at<double>(bias, c * bias.sc);
     z = activated(s.activation, z, s.slope);
     if (s.gate) z *= value_of(s.gate, n, c, h, w) > 0 ? 1 : s.gate_slope;
