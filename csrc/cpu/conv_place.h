@@ -51,7 +51,7 @@ bool direct_sink(const ConvCall<T>& call) {
   const bool adds_once = s.add_h * s.add_w > 1;
   if (adds_once && repeats(s)) return false;
   return (!s.add || (adds_once ? dense(s.add) : same_layout(s.add, s.out))) &&
-         (!s.drive || (s.drive_once ? dense(s.drive) : same_layout(s.drive, s.out)));
+         (!s.drive || (s.drive_once && repeats(s) ? dense(s.drive) : same_layout(s.drive, s.out)));
 }
 
 // Whether a unit's outputs are whole windows of the pooled sink: then they stay in its scratch.

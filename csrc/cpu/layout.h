@@ -48,6 +48,10 @@ void normalise(Geometry& g, Parts&... parts) {
   (for_views(parts, same_pixels), ...);
   if (mergeable) {
     (for_views(parts, merge_pixels), ...);
+    const auto once = [](auto& part) {  // `add` has as many pixels as the others
+      if constexpr (std::is_same_v<std::decay_t<decltype(part)>, Sink>) part.add_h = part.add_w = 1;
+    };
+    (once(parts), ...);
     g.in_h = g.out_h = g.batch * g.out_h * g.out_w;
     g.in_w = g.out_w = g.batch = 1;
     return;
