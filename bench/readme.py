@@ -100,6 +100,10 @@ def settling() -> str:
     }
     for name, title in names.items():
         lines.append(f"| {title} | {long['peak_mb'][name]:.0f} | {long['seconds'][name]:.2f} |")
+    least = min(long["eager_mb"], key=long["eager_mb"].__getitem__)
+    lines.append(
+        f"| through the sweeps in eager PyTorch ({least}, the least) | {long['eager_mb'][least]:.0f} | |"
+    )
     lines += ["", "`python -m bench.settle_memory --json bench/results/settle_memory.json`."]
     return "\n".join(lines)
 

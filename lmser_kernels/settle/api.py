@@ -191,8 +191,8 @@ def settle(
         checkpoint_every: "bptt" keeps the states of every so many sweeps alone, and makes the sweeps between them once
             more in its backward: memory for `checkpoint_every + max_steps / checkpoint_every` sweeps, least near
             `√max_steps`, for about half as much time again. None keeps what every sweep needs: its states,
-            or on a CPU, of hidden layers that start at zero and whose drive from below takes at most 512 multiply-adds a
-            value, the drive from above alone, from which their states are made again.
+            or on a CPU, of hidden layers whose drive from below takes at most 512 multiply-adds a value, the drive from
+            above alone, from which their states are made again.
         adjoint_theta, adjoint_max_steps: when the adjoint of "implicit" stops: its largest change relative to its largest
             value, and its sweeps at most.
         unconverged: what "implicit" does where the forward sweeps or the adjoint's did not converge: "raise" a
