@@ -14,6 +14,7 @@
 #include "cpu/engine.h"
 #include "cpu/output_store.h"
 #include "cpu/packed_store.h"
+#include "cpu/settle_state.h"
 #include "cpu/torch_pool.h"
 #include "cuda/settle_plan.h"
 #include "direct.h"
@@ -251,6 +252,32 @@ SettlePlan settle_plan_for(std::vector<std::int64_t> sizes, std::int64_t samples
                      {shared_bytes, std::move(clusters)});
 }
 
+py::dict settle_kept(const std::vector<std::array<std::int64_t, 4>>& layers,
+                     const std::vector<std::array<std::int64_t, 2>>& kernels,
+                     const std::vector<std::array<int, 2>>& windows, bool up_down, bool held) {
+  const std::size_t edges = kernels.size();
+  if (edges == 0 || layers.size() != edges + 1 || windows.size() != edges)
+    throw py::value_error("expected one layer more than kernels, and as many windows as these; got " +
+                          std::to_string(layers.size()) + ", " + std::to_string(edges) + " and " +
+                          std::to_string(windows.size()));
+  Network net;
+  for (const auto& [n, c, h, w] : layers) net.layers.push_back({n, c, h, w});
+  for (std::size_t e = 0; e < edges; ++e) {
+    Edge edge;
+    edge.pool = {windows[e][0], windows[e][1]};
+    edge.weight.n = net.layers[e + 1].c, edge.weight.c = net.layers[e].c;
+    edge.weight.h = kernels[e][0], edge.weight.w = kernels[e][1];
+    net.edges.push_back(edge);
+  }
+  const Trajectory places(net, schedule(net.top() + 1, up_down, held, true));
+  std::vector<int> again;
+  for (int l = 1; l < net.top(); ++l)
+    if (places.is_replayed(l)) again.push_back(l);
+  py::dict d;
+  d["values"] = places.later.values, d["made_again"] = again;
+  return d;
+}
+
 py::dict describe(const SettlePlan& p) {
   py::dict d;
   d["fits"] = p.fits, d["cluster"] = p.cluster, d["samples_per_cluster"] = p.group, d["samples_per_warp"] = p.tile;
@@ -288,6 +315,12 @@ PYBIND11_MODULE(_C, m) {
         "Bytes read plus bytes written by copies of 64 MiB a thread, GB/s, best of short rounds.");
   m.def("plan", &lmser::plan, py::arg("op"), py::arg("dtype"), py::arg("shape"), py::arg("weight"), py::arg("stride"),
         py::arg("padding"), py::arg("pool"), py::arg("output_size"), py::arg("channels_last"), py::arg("threads"));
+  m.def(
+      "settle_kept", &lmser::settle_kept, py::arg("layers"), py::arg("kernels"), py::arg("windows"), py::arg("up_down"),
+      py::arg("held"),
+      "What a solve on a CPU keeps of the hidden layers for the way back through its sweeps: values a sweep after the "
+      "first, and the layers of which that is the drive from above alone. layers: (N, C, H, W) each, the visible one "
+      "first; `held`: all of it is evidence.");
   m.def(
       "settle_persistent_plan",
       [](std::vector<std::int64_t> sizes, std::int64_t samples, int itemsize, bool up_down, bool together,

@@ -26,6 +26,13 @@ def plan(
     channels_last: bool,
     threads: int,
 ) -> dict[str, Any]: ...
+def settle_kept(
+    layers: Sequence[Sequence[int]],
+    kernels: Sequence[Sequence[int]],
+    windows: Sequence[Sequence[int]],
+    up_down: bool,
+    held: bool,
+) -> dict[str, Any]: ...
 
 # Some operators without PyTorch's dispatcher (csrc/direct.cpp), with the operator's arguments: what it gives, None for a
 # result that was not asked for; in a list where a gradient has to be recorded; or None where the call is not for it.

@@ -54,6 +54,10 @@ def explain_settle(bound: inspect.BoundArguments, chip: chips.Chip | None) -> Ex
     )
     memory = 2 * sum(h.numel() for h in problem.states) + sum(w.numel() for w in problem.weights)
     plans = _settle_plans(problem, threads) if native else {}
+    if native and given["backward"] == "bptt":
+        half = given["trajectory_dtype"] == torch.bfloat16
+        held = problem.evidence is not None and problem.mask is None and given["strength"] == 1.0
+        reasons.append(_settle_kept(problem, given["order"], held, half))
     if operators is dispatch.triton:
         one = {"theta": 0.0, "max_steps": 1, "checkpoint_every": None, "trajectory_dtype": None}
         plans = explain_gpu.launches(settle, given | one, chip, visible.device)
@@ -76,6 +80,27 @@ def explain_settle(bound: inspect.BoundArguments, chip: chips.Chip | None) -> Ex
         plans=plans,
         source=source,
     )
+
+
+def _settle_kept(problem: Problem, order: str, held: bool, half: bool) -> str:
+    """What the gradient through the sweeps asks for."""
+    assert _library.module is not None
+    visible = problem.states[0]
+    kept = _library.module.settle_kept(
+        [list(h.shape) for h in problem.states],
+        [list(w.shape[2:]) for w in problem.weights],
+        [list(pool) for pool in problem.pools],
+        order == "up_down",
+        held,
+    )
+    itemsize = torch.promote_types(visible.dtype, torch.float32).itemsize
+    size = kept["values"] * (2 if half else itemsize) + visible.numel() * itemsize
+    again = [str(layer) for layer in kept["made_again"]]
+    reason = f"for a gradient a sweep leaves {size / 1e6:.3g} MB"
+    if again:
+        layers = f"layer{'s' if len(again) > 1 else ''} {', '.join(again)}"
+        reason += f", of {layers} the drive from above alone, from which the states are made again"
+    return reason
 
 
 def explain_reflect(given: dict[str, Any], chip: chips.Chip | None) -> Explanation:

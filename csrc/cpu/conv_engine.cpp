@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cstring>
 #include <deque>
+#include <stdexcept>
 
 #include "buffer.h"
 #include "layout.h"
@@ -192,6 +193,10 @@ class Prepared final : public PreparedConv::State {
   // False: a minimal-filtering unit met a value that is not finite.
   bool run_packed(const ThreadPool& pool, const Packed& p, const Source& source, const Sink& sink) const {
     if (p.plan.units == 0) return true;
+    if (sink.epilogue && sink.epilogue->previous && sink.epilogue->previous == sink.epilogue->result &&
+        !p.plan.winograd.m)
+      throw std::logic_error(
+          "a state was to be compared where it lies by a kernel that does not look before it writes");
     const Kernels<T>& k = kernels_of<T>(isa_);
     ConvCall<T> call{&p.plan, source, sink, p.weight.get()};
     if (p.plan.unpacked) {
