@@ -222,9 +222,10 @@ def test_settle_counts_one_sweep():
         # Under a visible layer that is wholly held the first hidden one is updated once a sweep.
         held = explain(settle, states, weights, None, pools=(1, 2), evidence=states[0])
         assert "for a gradient a sweep leaves 0.00499 MB;" in held.reason + ";"
-        assert "for a gradient" not in explain(
-            settle, states, weights, None, pools=(1, 2), backward="implicit"
-        ).reason
+        assert (
+            "for a gradient"
+            not in explain(settle, states, weights, None, pools=(1, 2), backward="implicit").reason
+        )
     with pytest.raises(ValueError, match="pools: expected 2"):
         explain("settle", states, weights, None, pools=(1,))
 
