@@ -1,0 +1,149 @@
+#include "filter_choice.h"
+
+#include <algorithm>
+
+#include "divide.h"
+
+namespace lmser {
+namespace {
+
+// In products for each pair of channels: packing a weight 36 points wide instead of 9, or, for each lane of a register,
+// where the packed weight leaves the caches; and forming a filtered gradient of it, zeroed, added to and brought back.
+constexpr double kPack = 40, kLargePack = 48, kLargePackBytes = 4 << 20, kGradSum = 800;
+
+// The grid that needs fewest products, or none where the direct sum is better. Measured on float32, 3x3 at stride 2:
+// below 32 channels on either side the transforms eat the gain, and with registers of 8 values below 128.
+// `overhead`: products for each pair of channels that the filtered form costs beside those of its tiles.
+WinogradGrid winograd_grid(const Geometry& g, std::int64_t value_bytes, int lanes, double overhead) {
+  const std::int64_t channels = lanes >= 16 ? 32 : 128;
+  WinogradGrid best;
+  if (value_bytes != 4 || g.kernel_h != 3 || g.kernel_w != 3 || g.stride_h != 2 || g.stride_w != 2) return best;
+  if (g.pad_h > 2 || g.pad_w > 2 || std::min(g.in_c, g.out_c) < channels) return best;
+  double least = 9.0 / 1.15 * (g.transposed ? double(g.in_h * g.in_w) : double(g.out_h * g.out_w));
+  for (int m : {3, 2}) {
+    WinogradGrid w;
+    w.m = m;
+    w.out_step = g.transposed ? 2 * m : m, w.in_step = g.transposed ? m : 2 * m,
+    w.window = g.transposed ? m + 1 : 2 * m + 1;
+    // Transposed: output o is tap sum at o' = o + pad; tiles begin at odd o' (the single tap) at or before pad.
+    const auto first = [&](int pad) {
+      return g.transposed ? std::int64_t(pad % 2 == 1 ? pad : pad - 1) : std::int64_t(0);
+    };
+    w.out0_h = g.transposed ? first(g.pad_h) - g.pad_h : 0, w.out0_w = g.transposed ? first(g.pad_w) - g.pad_w : 0;
+    w.in0_h = g.transposed ? (first(g.pad_h) - 1) / 2 : -g.pad_h,
+    w.in0_w = g.transposed ? (first(g.pad_w) - 1) / 2 : -g.pad_w;
+    w.rows = ceil_div(g.out_h - w.out0_h, w.out_step), w.cols = ceil_div(g.out_w - w.out0_w, w.out_step);
+    const double products =
+        double(w.rows * w.cols * w.points()) + overhead / double(std::max<std::int64_t>(1, g.batch));
+    if (products < least) least = products, best = w;
+  }
+  return best;
+}
+
+// The tiles of F(4x4, 3x3) or F(2x2, 5x5), where there are any.
+WinogradGrid stride1_tiles(const Geometry& g, std::int64_t value_bytes) {
+  WinogradGrid w;
+  const int taps = g.kernel_h;
+  if (value_bytes != 4 || (taps != 3 && taps != 5) || g.kernel_w != taps || g.stride_h != 1 || g.stride_w != 1)
+    return {};
+  if (g.pad_h >= taps || g.pad_w >= taps || g.out_h <= 0 || g.out_w <= 0 || std::min(g.in_c, g.out_c) < 8) return {};
+  w.taps = taps;
+  w.m = w.out_step = w.in_step = taps == 3 ? 4 : 2, w.window = 6;
+  // Transposed, output o takes inputs o + pad - (taps - 1) to o + pad.
+  w.in0_h = g.transposed ? g.pad_h - taps + 1 : -g.pad_h, w.in0_w = g.transposed ? g.pad_w - taps + 1 : -g.pad_w;
+  w.rows = ceil_div(g.out_h, w.m), w.cols = ceil_div(g.out_w, w.m);
+  return w;
+}
+
+// The same, with the last tiles cut to what is needed of them.
+WinogradGrid trimmed(WinogradGrid w, const Geometry& g) {
+  if (w.m != 4) return w;
+  const auto last = [](std::int64_t out, std::int64_t tiles) {
+    const std::int64_t needed = out - 4 * (tiles - 1);
+    return needed == 4 ? 0 : int(std::max<std::int64_t>(needed, 2));
+  };
+  w.last_h = last(g.out_h, w.rows), w.last_w = last(g.out_w, w.cols);
+  return w;
+}
+
+// Minimal filtering at stride 1, or none where the direct sum is faster. Both are counted in multiply-adds of the
+// register tiles. In these the transforms of a tile cost kTransform for each of its padded channels and each lane of a
+// register (products become cheaper with wider ones, memory does not), packing a weight 36 points wide instead of 9
+// costs kPack for each, or kLargePack and each lane where it leaves the caches, and starting costs kStart. Fitted to
+// the measured times of both on 3 to 512 channels, sizes 2 to 56 and batches 1 to 16 (AVX-512, AVX2 and SSE2, one and
+// two threads), where below 8 channels the products are too short for any of this. A grid whose last tiles are smaller
+// has fewer products, and dearer transforms: one tile at a time, of several kinds.
+constexpr double kTransform = 0.875, kTrimmedTransform = 1.3, kStart = 3000;
+WinogradGrid winograd_grid_stride1(const ConvPlan& p, std::int64_t value_bytes, int calls) {
+  const Geometry& g = p.geometry;
+  const WinogradGrid w = trimmed(stride1_tiles(g, value_bytes), g);
+  if (!w.m) return w;
+  const double in = double(g.in_c), padded_in = double(round_up(g.in_c, p.tile.lanes)), out = double(p.padded_out_c);
+  const double products = double(g.batch) * w.products(), lanes = p.tile.lanes;
+  const double transforms =
+      double(g.batch * w.rows * w.cols * w.points()) * (w.last_h || w.last_w ? kTrimmedTransform : kTransform);
+  const bool large = double(w.weights() * value_bytes) * in * out > kLargePackBytes;
+  const double pack = in * out * (large ? kLargePack * lanes : kPack) / calls;
+  const double direct =
+      double(w.taps * w.taps) * double(g.batch * g.out_h * g.out_w) * in * (p.dot ? double(g.out_c) : out);
+  const double filtered = products * in * out + lanes * (transforms * (padded_in + out) + kStart) + pack;
+  return filtered < direct ? w : WinogradGrid{};
+}
+
+// The same for the weight gradient: its sum is 36 points wide for each pair of channels, zeroed, added to and brought
+// back to 9 taps, once for every thread that has a sum of its own. Where these would not stay in the caches threads
+// take bands of one sum instead, and every one of them transforms everything.
+constexpr double kGradTransform = 1, kLargeGradSum = 275, kLargeGradSumBytes = 4 << 20, kHugeGradSumBytes = 16 << 20,
+                 kGradSumsBytes = 8 << 20;
+bool fit_apart(const WinogradGrid& w, double in, double out, std::int64_t value_bytes, int threads) {
+  return double(w.weights() * value_bytes * threads) * in * out <= kGradSumsBytes;
+}
+WinogradGrid winograd_grid_stride1(const WeightGradPlan& p, std::int64_t value_bytes, int threads) {
+  const Geometry& g = p.geometry;
+  const WinogradGrid w = trimmed(stride1_tiles(g, value_bytes), g);
+  const double in = double(g.in_c), padded_in = double(round_up(g.in_c, p.tile.lanes)), out = double(p.padded_out_c);
+  const double tiles = double(g.batch * w.rows * w.cols * w.points()), lanes = p.tile.lanes;
+  const double products = double(g.batch) * w.products();
+  const double sum_bytes = double(w.weights() * value_bytes) * in * out;
+  const bool own = fit_apart(w, in, out, value_bytes, threads), large = sum_bytes > kLargeGradSumBytes;
+  const double direct = double(w.taps * w.taps) * double(g.batch * g.out_h * g.out_w) * in * out;
+  const double transforms = lanes * (w.last_h || w.last_w ? kTrimmedTransform / kTransform : 1) * kGradTransform *
+                            tiles * (padded_in + out) * (own ? 1 : threads);
+  // Beyond the caches threads wait for the same memory.
+  const double sums =
+      (large ? kLargeGradSum * lanes : kGradSum) * in * out * (own || sum_bytes > kHugeGradSumBytes ? threads : 1);
+  return w.m && products * in * out + transforms + sums < direct ? w : WinogradGrid{};
+}
+
+std::atomic<Filtering> chosen_filtering{Filtering::where_faster};
+
+// `overhead` and `faster` belong to the choice of the faster form.
+template <class F>
+WinogradGrid grid(const Geometry& g, const TileShape& tile, std::int64_t value_bytes, double overhead,
+                  Filtering filtering, F&& faster) {
+  if (filtering == Filtering::where_faster) filtering = chosen_filtering.load();
+  if (filtering == Filtering::never) return {};
+  const bool asks = filtering == Filtering::where_faster;
+  const WinogradGrid w = winograd_grid(g, value_bytes, tile.lanes, asks ? overhead : 0);
+  if (w.m) return w;
+  return asks ? faster() : trimmed(stride1_tiles(g, value_bytes), g);
+}
+
+}  // namespace
+
+Filtering choose_filtering(Filtering filtering) { return chosen_filtering.exchange(filtering); }
+
+WinogradGrid chosen_grid(const ConvPlan& p, std::int64_t value_bytes, int calls, Filtering filtering) {
+  return grid(p.geometry, p.tile, value_bytes, kPack / calls, filtering,
+              [&] { return winograd_grid_stride1(p, value_bytes, calls); });
+}
+WinogradGrid chosen_grid(const WeightGradPlan& p, std::int64_t value_bytes, int threads, Filtering filtering) {
+  return grid(p.geometry, p.tile, value_bytes, kGradSum, filtering,
+              [&] { return winograd_grid_stride1(p, value_bytes, threads); });
+}
+
+bool own_sums(const WeightGradPlan& p, std::int64_t value_bytes, int threads) {
+  return fit_apart(p.winograd, double(p.geometry.in_c), double(p.padded_out_c), value_bytes, threads);
+}
+
+}  // namespace lmser

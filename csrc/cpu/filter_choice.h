@@ -1,0 +1,17 @@
+// Which minimal-filtering algorithm a plan takes: the grid of its tiles, or none where the direct sum is faster or the
+// shape allows no other.
+#pragma once
+
+#include "plan.h"
+
+namespace lmser {
+
+// Of a plan whose geometry, tile and output channels in whole registers are there, and whether it takes the dot tile.
+// `calls` share one packing of the weight.
+WinogradGrid chosen_grid(const ConvPlan& plan, std::int64_t value_bytes, int calls, Filtering filtering);
+WinogradGrid chosen_grid(const WeightGradPlan& plan, std::int64_t value_bytes, int threads, Filtering filtering);
+
+// Whether the sums of a filtered gradient are small enough that every thread has one.
+bool own_sums(const WeightGradPlan& plan, std::int64_t value_bytes, int threads);
+
+}  // namespace lmser
