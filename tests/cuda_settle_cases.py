@@ -144,16 +144,21 @@ def image(t: Tensor) -> Tensor:
     return t[:, :, None, None] if t.numel() else t
 
 
-def native(net: Network, how: Solve) -> Found:
-    """By the compiled operator of this processor."""
+def arguments(net: Network, how: Solve) -> list[Any]:
+    """Those of `torch.ops.lmser.settle`."""
     held = [None if t is None else image(t) for t in (net.evidence, net.hold, net.external)]
     first = net.states[0]
-    states, readouts, trajectory, steps, change = torch.ops.lmser.settle(
+    return [
         [image(h) for h in net.states], [image(w) for w in net.weights], [image(w) for w in net.reverse],
         [first.new_empty(0) if b is None else b for b in net.biases], *held,
         [1] * (2 * len(net.weights)), [0] * (2 * len(net.weights)), how.activation, how.slope, how.order, how.theta,
         how.max_steps, how.per_sample, how.keep, how.half, how.readouts, 0.0, 0, "ignore",
-    )  # fmt: skip
+    ]  # fmt: skip
+
+
+def native(net: Network, how: Solve) -> Found:
+    """By the compiled operator of this processor."""
+    states, readouts, trajectory, steps, change = torch.ops.lmser.settle(*arguments(net, how))
     return Found([h[:, :, 0, 0] for h in states], readouts[..., 0, 0], trajectory, steps, change)
 
 
