@@ -112,10 +112,19 @@ def found(states, call, **options):
 def test_gradients_of_the_reference(name, variant, threads, start):
     torch.set_num_threads(threads)
     states, call = network(name, variant=variant, start=start)
-    result, grads, _ = found(states, call)
+    result, grads, kept = found(states, call)
     reference, wanted, _ = found(states, call, impl="reference")
     same([*result.states, result.readouts], [*reference.states, reference.readouts], 1e-13)
     same(grads, wanted, 1e-12)
+    if states[0].shape[0]:
+        # The states of every update; under a visible layer that never changes the first hidden one is updated for a drive
+        # from below in the first sweep alone, and neither it nor the next is made again.
+        updates = [call["max_steps"] * 2] * (len(states) - 2) + [call["max_steps"]]
+        if variant == "all evidence":
+            updates[0] = call["max_steps"] + 1
+        most = sum(count * h.numel() for count, h in zip(updates, states[1:], strict=True))
+        again = [layer for layer in NETWORKS[name][-1] if variant != "all evidence" or layer > 2]
+        assert (kept < most) == bool(again)
 
 
 @pytest.mark.parametrize("start", ["zero", "anywhere"])
