@@ -241,13 +241,9 @@ class Prepared final : public PreparedConv::State {
     const Kernels<T>& k = kernels_of<T>(isa_);
     const ConvPlan& p = *call.plan;
     const WinogradGrid& w = p.winograd;
-    const auto rows_before = [&](std::int64_t unit) {
-      const std::int64_t image = std::min(unit / p.row_units * p.unit_images, p.geometry.batch);
-      return image * w.rows + unit % p.row_units * (p.unit_rows / w.out_step);
-    };
     std::int64_t most = 0;
     for (std::int64_t u = 0; u < p.units; u += p.round_units)
-      most = std::max(most, (rows_before(std::min(u + p.round_units, p.units)) - rows_before(u)) * w.cols);
+      most = std::max(most, (p.tile_row(std::min(u + p.round_units, p.units)) - p.tile_row(u)) * w.cols);
     const Buffer<T> points = allocate<T>(w.points() * w.pitch(most * p.geometry.in_c)),
                     sums = allocate<T>(w.points() * w.pitch(most * p.padded_out_c));
     // Where there are many threads they share the blocks of a point as well.
@@ -255,7 +251,7 @@ class Prepared final : public PreparedConv::State {
               splits = int(std::min<std::int64_t>(blocks, (4 * tasks + w.points() - 1) / w.points()));
     for (std::int64_t first = 0; first < p.units; first += p.round_units) {
       const std::int64_t last = std::min(first + p.round_units, p.units), units = last - first;
-      const TileOrder order(w, rows_before(first), rows_before(last));
+      const TileOrder order(w, p.tile_row(first), p.tile_row(last));
       run_units(pool, std::min(tasks, units), units, [&](std::int64_t task, std::int64_t u) {
         k.round_points(call, first + u, order, points.get(), memory + task * scratch);
       });

@@ -3,6 +3,7 @@
 
 #include "epilogue.h"
 #include "kernels.h"
+#include "pixels.h"
 #include "planar_unit.h"
 #include "rows.h"
 #include "winograd_unit.h"
@@ -150,8 +151,8 @@ struct UnitRange {
 // The zero-padded input of a unit from row `first_row` and column slab_w0 on, in a slab of its own or where it lies.
 template <class T>
 struct UnitInput {
-  const T* data;
-  std::int64_t image, row, col, first_row;
+  Pixels<const T> slab;
+  std::int64_t first_row;
   UnitInput(const ConvCall<T>& call, const UnitRange& unit, const ConvScratch<T>& layout, T* memory) {
     const ConvPlan& p = *call.plan;
     const Geometry& g = p.geometry;
@@ -159,23 +160,22 @@ struct UnitInput {
     const RowSpan span = input_rows(p, unit.r0, unit.r1);
     first_row = span.first;
     if (direct_source(call)) {
-      image = in.base.sn, row = in.base.sh, col = in.base.sw;
-      data = static_cast<const T*>(in.base.data) + unit.n0 * image + span.first * row + p.slab_w0 * col;
+      slab = {static_cast<const T*>(in.base.data), in.base.sn, in.base.sh, in.base.sw};
+      slab.data += slab.at(unit.n0, span.first, p.slab_w0);
       return;
     }
     T* const line = memory + layout.slab;
     const std::int64_t rows = span.last - span.first + 1;
     const auto row_scratch = RowScratch<T>::at(line + layout.line, in.base.w * in.base.c);
-    col = g.in_c, row = p.slab_cols * col, image = rows * row;
-    if (p.planar) col = 1, row = g.in_c * p.planar_pitch, image = rows * row;
+    const std::int64_t col = p.planar ? 1 : g.in_c, row = p.planar ? g.in_c * p.planar_pitch : p.slab_cols * col;
+    slab = {memory, rows * row, row, col};
     for (std::int64_t n = unit.n0; n < unit.n1; ++n) {
-      T* const to = memory + (n - unit.n0) * image;
+      T* const to = memory + (n - unit.n0) * slab.image;
       if (p.planar)
         stage_planar<T>(in, n, span.first, rows, p.slab_w0, p.slab_cols, p.planar_pitch, to, line, row_scratch);
       else
         stage<T>(in, n, span.first, rows, p.slab_w0, p.slab_cols, g.in_c, to, row_scratch);
     }
-    data = memory;
   }
 };
 
@@ -183,35 +183,31 @@ struct UnitInput {
 // `finish_unit` takes it from; or finished to memory that it is pooled from.
 template <class T>
 struct UnitOutput {
-  T* out;
-  const T* add = nullptr;
-  T* drive = nullptr;
+  Pixels<T> out, drive;
+  Pixels<const T> add;
   const T* bias = nullptr;
   Activation activation = Activation::identity;
   T slope = 0;
-  std::int64_t image, row, col;
-  std::int64_t add_image = 0, add_row = 0, add_col = 0, drive_image = 0, drive_row = 0, drive_col = 0;
   bool direct;
   UnitOutput(const ConvCall<T>& call, const UnitRange& unit, T* linear, T* pooled) : direct(direct_sink(call)) {
     const Sink& s = call.sink;
     if (!direct) {
-      col = unit.c1 - unit.c0, row = call.plan->geometry.out_w * col, image = (unit.r1 - unit.r0) * row;
-      out = linear - unit.c0;
+      const std::int64_t col = unit.c1 - unit.c0, row = call.plan->geometry.out_w * col;
+      out = {linear - unit.c0, (unit.r1 - unit.r0) * row, row, col};
       return;
     }
-    image = s.out.sn, row = s.out.sh, col = s.out.sw;
-    const std::int64_t first = unit.n0 * image + unit.r0 * s.upsample_h * row;
-    out = pools_by_unit(call) ? pooled : static_cast<T*>(s.out.data) + first;
-    if (s.add) {
-      add_image = s.add.sn, add_row = s.add.sh, add_col = s.add.sw;
-      add = static_cast<const T*>(s.add.data) + unit.n0 * add_image + unit.r0 * s.upsample_h / s.add_h * add_row;
-    }
-    if (s.drive) {
-      drive_image = s.drive.sn, drive_row = s.drive.sh, drive_col = s.drive.sw;
-      drive = static_cast<T*>(s.drive.data) + unit.n0 * drive_image +
-              unit.r0 * (s.drive_once ? 1 : s.upsample_h) * drive_row;
-    }
+    const std::int64_t r0 = unit.r0 * s.upsample_h;
+    out = from<T>(s.out, unit.n0, r0);
+    if (pools_by_unit(call)) out.data = pooled;
+    if (s.add) add = from<const T>(s.add, unit.n0, r0 / s.add_h);
+    if (s.drive) drive = from<T>(s.drive, unit.n0, s.drive_once ? unit.r0 : r0);
     bias = static_cast<const T*>(s.bias), activation = s.activation, slope = T(s.slope);
+  }
+
+ private:
+  template <class V>
+  static Pixels<V> from(const View& v, std::int64_t n, std::int64_t h) {
+    return {static_cast<V*>(v.data) + n * v.sn + h * v.sh, v.sn, v.sh, v.sw};
   }
 };
 
@@ -293,12 +289,12 @@ void finish_unit(const ConvCall<T>& call, std::int64_t index, const UnitRange& u
   if (!to.direct) {
     const Sink part = channels_of<T>(s, unit.c0, unit.c1);
     for (std::int64_t n = unit.n0; n < unit.n1; ++n)
-      flush_rows<T>(part, g.out_h, g.out_w, n, unit.r0, unit.r1, linear + (n - unit.n0) * to.image, out_row);
+      flush_rows<T>(part, g.out_h, g.out_w, n, unit.r0, unit.r1, linear + (n - unit.n0) * to.out.image, out_row);
   }
   if (pools_by_unit(call)) {
     const std::int64_t from = unit.r0 * s.upsample_h, until = unit.r1 * s.upsample_h;
     View v = s.out;
-    v.data = to.out, v.n = unit.n1 - unit.n0, v.h = until - from;
+    v.data = to.out.data, v.n = unit.n1 - unit.n0, v.h = until - from;
     for (std::int64_t n = unit.n0; n < unit.n1; ++n)
       pool_rows_of<T>(s, v, unit.n0, from, n, from / s.pool_h, until / s.pool_h);
   }

@@ -131,19 +131,18 @@ bool conv_unit(const ConvCall<T>& call, std::int64_t index, T* scratch) {
     std::int64_t pixels = 0;
     for (std::int64_t n = 0; n < unit.n1 - unit.n0; ++n)
       for (std::int64_t q = q0; q < q1; ++q) {
-        const std::int64_t first_in = n * from.image + (ph.off_h + q * p.in_step_h - from.first_row) * from.row +
-                                      (ph.off_w - p.slab_w0) * from.col;
-        const std::int64_t first_out =
-            n * to.image + (ph.out_h0 + q * p.out_step_h - unit.r0) * to.row + ph.out_w0 * to.col;
+        const std::int64_t first_in = n * from.slab.image +
+                                      (ph.off_h + q * p.in_step_h - from.first_row) * from.slab.row +
+                                      (ph.off_w - p.slab_w0) * from.slab.col;
+        const std::int64_t first_out = to.out.at(n, ph.out_h0 + q * p.out_step_h - unit.r0, ph.out_w0);
         if (add_apart) {
           const std::int64_t row = (ph.out_h0 + q * p.out_step_h) / add_h - unit.r0 / add_h;
           for (std::int64_t x = 0; x < ph.cols; ++x)
-            add_offset[pixels + x] =
-                n * to.add_image + row * to.add_row + (ph.out_w0 + x * p.out_step_w) / add_w * to.add_col;
+            add_offset[pixels + x] = to.add.at(n, row, (ph.out_w0 + x * p.out_step_w) / add_w);
         }
         for (std::int64_t x = 0; x < ph.cols; ++x, ++pixels) {
-          in_offset[pixels] = ph.taps_h ? first_in + x * p.in_step_w * from.col : 0;
-          out_offset[pixels] = first_out + x * p.out_step_w * to.col;
+          in_offset[pixels] = ph.taps_h ? first_in + x * p.in_step_w * from.slab.col : 0;
+          out_offset[pixels] = first_out + x * p.out_step_w * to.out.col;
         }
       }
     if (pixels == 0) continue;
@@ -162,22 +161,22 @@ bool conv_unit(const ConvCall<T>& call, std::int64_t index, T* scratch) {
         ahead.step();
         const bool joins = !add_apart && out_offset[done + m - 1] - out_offset[done] == (m - 1) * channels;
         if (joins)
-          write_tile<T>(values, 1, 0, m * channels, out_offset + done, add_offset + done, to.out, to.add, to.drive,
-                        joined);
+          write_tile<T>(values, 1, 0, m * channels, out_offset + done, add_offset + done, to.out.data, to.add.data,
+                        to.drive.data, joined);
         else
-          write_tile<T>(values, m, channels, channels, out_offset + done, add_offset + done, to.out, to.add, to.drive,
-                        finish);
+          write_tile<T>(values, m, channels, channels, out_offset + done, add_offset + done, to.out.data, to.add.data,
+                        to.drive.data, finish);
       };
       if (p.planar) {
         const int most = planar_width<T>(channels);
         PlanarTile<T> args{
-            nullptr, from.row,        p.planar_pitch, ph.taps_h, ph.taps_w, g.in_c, call.weight + ph.weight_offset,
+            nullptr, from.slab.row,   p.planar_pitch, ph.taps_h, ph.taps_w, g.in_c, call.weight + ph.weight_offset,
             planes,  most * kLanes<T>};
         for (std::int64_t row = 0; row < pixels; row += ph.cols)
           for (std::int64_t x = 0; x < ph.cols;) {
             const std::int64_t left = div_up(ph.cols - x, kLanes<T>), width = div_up(left, div_up(left, most));
             const int m = int(lesser<std::int64_t>(width * kLanes<T>, ph.cols - x));
-            args.slab = from.data + in_offset[row] + x;
+            args.slab = from.slab.data + in_offset[row] + x;
             planar_fn<T>(channels, int(width))(args);
             for (int c = 0; c < channels; ++c)
               for (int i = 0; i < m; ++i) tile[i * channels + c] = planes[c * args.result_row + i];
@@ -189,8 +188,8 @@ bool conv_unit(const ConvCall<T>& call, std::int64_t index, T* scratch) {
       const int most = kLanes<T> / channels;
       // The last tile repeats its last pixel: the tile is cheap, and always full.
       for (std::int64_t i = pixels; i < pixels + most; ++i) in_offset[i] = in_offset[pixels - 1];
-      ProductTile<T> args{from.data, nullptr, ph.taps_h, from.row, ph.taps_w * g.in_c, call.weight + ph.weight_offset,
-                          tile};
+      ProductTile<T> args{
+          from.slab.data, nullptr, ph.taps_h, from.slab.row, ph.taps_w * g.in_c, call.weight + ph.weight_offset, tile};
       const auto run = dot_fn<T>(channels);
       for (std::int64_t done = 0; done < pixels; done += most) {
         args.offset = in_offset + done;
@@ -209,9 +208,9 @@ bool conv_unit(const ConvCall<T>& call, std::int64_t index, T* scratch) {
         const std::int64_t tiles = div_up(last - first, kTilePixels[block.vectors]);
         const int width = block.vectors * kLanes<T>,
                   channels = int(lesser<std::int64_t>(width, g.out_c - block.channel));
-        TileFinish<T> finish{to.out + block.channel,
-                             to.add ? to.add + block.channel : nullptr,
-                             to.drive ? to.drive + block.channel : nullptr,
+        TileFinish<T> finish{to.out.data + block.channel,
+                             to.add ? to.add.data + block.channel : nullptr,
+                             to.drive ? to.drive.data + block.channel : nullptr,
                              to.bias ? to.bias + block.channel : nullptr,
                              nullptr,
                              nullptr,
@@ -221,13 +220,13 @@ bool conv_unit(const ConvCall<T>& call, std::int64_t index, T* scratch) {
         // Kernel rows whose weights stay in the second-level cache from one tile to the next; sums wait for the others.
         const std::int64_t length = ph.taps_w * g.in_c, step = kernel_rows_together<T>(length, width, ph.taps_h);
         const bool pieces = step < ph.taps_h;
-        ProductTile<T> args{from.data, nullptr, 0,
-                            from.row,  length,  call.weight + ph.weight_offset + block.weight_column * depth,
-                            tile,      width};
+        ProductTile<T> args{from.slab.data, nullptr, 0,
+                            from.slab.row,  length,  call.weight + ph.weight_offset + block.weight_column * depth,
+                            tile,           width};
         for (std::int64_t row = 0; row == 0 || row < ph.taps_h; row += step) {
           const bool ends = row + step >= ph.taps_h;
           args.kernel_rows = int(lesser<std::int64_t>(step, ph.taps_h - row));
-          args.slab = from.data + row * from.row;
+          args.slab = from.slab.data + row * from.slab.row;
           args.weight = call.weight + ph.weight_offset + block.weight_column * depth + row * length * width;
           args.more = row > 0;
           args.finish = ends && whole ? &finish : nullptr;
@@ -242,9 +241,9 @@ bool conv_unit(const ConvCall<T>& call, std::int64_t index, T* scratch) {
             ahead.step();
             if (p.unpacked) {
               const WeightLayout<T>& w = call.unpacked;
-              few_rows<T>(
-                  {from.data, args.offset, length, w.data + block.channel * w.out, w.in, w.out, channels, tile, width},
-                  m);
+              few_rows<T>({from.slab.data, args.offset, length, w.data + block.channel * w.out, w.in, w.out, channels,
+                           tile, width},
+                          m);
             } else {
               product_fn<T>(m, block.vectors)(args);
             }

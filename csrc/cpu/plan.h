@@ -172,6 +172,12 @@ struct ConvPlan {
   // Staged input of a unit: columns [slab_w0, slab_w0 + slab_cols), rows as the unit needs them.
   std::int64_t slab_w0 = 0, slab_cols = 0, slab_rows = 0, slab_values = 0;
   double flops() const;
+  // The number of a unit's first row of tiles, from the first of image 0 on; of `units`, how many there are.
+  std::int64_t tile_row(std::int64_t unit) const {
+    const std::int64_t pixel_unit = unit / block_splits,
+                       image = std::min(pixel_unit / row_units * unit_images, geometry.batch);
+    return image * winograd.rows + pixel_unit % row_units * (unit_rows / winograd.out_step);
+  }
 };
 
 // Rows of a matrix product that are few.

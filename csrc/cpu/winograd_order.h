@@ -1,9 +1,9 @@
 // The order of tiles in a minimal-filtering buffer, [point][tile][channel].
 //
 // The last tile of a row or a column may need 2 or 3 of its 4 outputs alone. F(2, 3) and F(3, 3) evaluate at 4 and 5 of
-// the points of F(4, 3) with the same weights (ThreeTaps in winograd.h), so such a tile takes no part in the products
-// of the others: 16 % fewer at 7 and at 14 pixels. That products of one point stay one stretch of tiles, tiles of the
-// last row come first, those of the last column last, and the corners behind these:
+// the points of F(4, 3) with the same weights (ThreeTaps in winograd_six_points.h), so such a tile takes no part in the
+// products of the others: 16 % fewer at 7 and at 14 pixels. That products of one point stay one stretch of tiles, tiles
+// of the last row come first, those of the last column last, and the corners behind these:
 //
 //     last row | inner tiles | last column | corners
 //

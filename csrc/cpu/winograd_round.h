@@ -9,12 +9,9 @@ namespace lmser::LMSER_ISA {
 template <class T>
 WinogradOut winograd_out(const ConvCall<T>& call, const UnitRange& unit, const UnitOutput<T>& to) {
   const Sink& s = call.sink;
-  WinogradOut out{to.out, to.add,  to.drive, to.bias,       to.image, to.row,
-                  to.col, unit.r0, unit.r1,  to.activation, to.slope};
+  WinogradOut out{to.out, to.drive, to.add, to.bias, unit.r0, unit.r1, to.activation, to.slope};
   if (!to.direct) return out;
-  out.add_image = to.add_image, out.add_row = to.add_row, out.add_col = to.add_col;
   out.add_h = s.add_h, out.add_w = s.add_w;
-  out.drive_image = to.drive_image, out.drive_row = to.drive_row, out.drive_col = to.drive_col;
   out.repeat = repeats(s), out.up_h = s.upsample_h, out.up_w = s.upsample_w, out.scale = float(s.scale);
   out.drive_once = s.drive_once && out.repeat;
   if (s.epilogue && s.epilogue->previous && s.epilogue->previous == s.epilogue->result)
@@ -22,27 +19,20 @@ WinogradOut winograd_out(const ConvCall<T>& call, const UnitRange& unit, const U
   return out;
 }
 
-// The number of a unit's first row of tiles, from the first of image 0 on.
-inline std::int64_t unit_row(const ConvPlan& p, std::int64_t unit) {
-  const std::int64_t pixel_unit = unit / p.block_splits;
-  return pixel_unit / p.row_units * p.unit_images * p.winograd.rows +
-         pixel_unit % p.row_units * (p.unit_rows / p.winograd.out_step);
-}
-
 template <class T>
 bool winograd_unit(const ConvCall<T>& call, const UnitRange& unit, const UnitInput<T>& from, const UnitOutput<T>& to,
                    T* scratch) {
   const ConvPlan& p = *call.plan;
   const WinogradGrid& w = p.winograd;
-  const WinogradSlab slab{from.data, unit.n1 - unit.n0, from.image, from.row, from.col};
+  const std::int64_t images = unit.n1 - unit.n0;
   const WinogradOut out = winograd_out(call, unit, to);
   return with_filter(w, [&]<class F>() {
     if constexpr (!F::stride1)
       if (p.geometry.transposed)
-        return winograd_tiles<F, true>(p, call.weight, slab, unit.t0(w), unit.t1(w), unit.block0, unit.block1, out,
-                                       scratch);
-    return winograd_tiles<F, false>(p, call.weight, slab, unit.t0(w), unit.t1(w), unit.block0, unit.block1, out,
-                                    scratch);
+        return winograd_tiles<F, true>(p, call.weight, from.slab, images, unit.t0(w), unit.t1(w), unit.block0,
+                                       unit.block1, out, scratch);
+    return winograd_tiles<F, false>(p, call.weight, from.slab, images, unit.t0(w), unit.t1(w), unit.block0, unit.block1,
+                                    out, scratch);
   });
 }
 
@@ -51,19 +41,12 @@ inline void round_points(const ConvCall<float>& call, std::int64_t index, const 
                          float* scratch) {
   const ConvPlan& p = *call.plan;
   const WinogradGrid& w = p.winograd;
-  const std::int64_t in_c = p.geometry.in_c, pitch = w.pitch(order.count() * in_c), row0 = unit_row(p, index);
+  const std::int64_t in_c = p.geometry.in_c, pitch = w.pitch(order.count() * in_c), row0 = p.tile_row(index);
   const ConvScratch<float> layout(call);
   const UnitRange unit(p, index);
   const UnitInput<float> from(call, unit, layout, scratch);
-  const std::int64_t images = unit.n1 - unit.n0;
-  if (order.trimmed())
-    transform_trimmed<Transform::up>(order, row0, from.data, images, unit.t1(w) - unit.t0(w), w.cols, from.image,
-                                     w.in_step * from.row, w.in_step * from.col, from.row, from.col, in_c, in_c, pitch,
-                                     points);
-  else
-    transform_tiles<SixPoints, Transform::up>(from.data, images, unit.t1(w) - unit.t0(w), w.cols, from.image,
-                                              w.in_step * from.row, w.in_step * from.col, from.row, from.col, in_c,
-                                              in_c, pitch, points + order.index(row0, 0) * in_c);
+  const Windows windows = windows_in(from.slab, w, unit.n1 - unit.n0, unit.t1(w) - unit.t0(w));
+  transform_grid<ThreeTaps, Transform::up>(order, row0, windows, in_c, in_c, pitch, points);
 }
 
 // The products of one point and blocks [block0, block1).
@@ -95,7 +78,7 @@ inline bool round_outputs(const ConvCall<float>& call, std::int64_t index, const
   Vec<float> checked{};
   with_filter(w, [&]<class F>() {
     if constexpr (F::stride1)
-      winograd_store<F, false>(p, from, order, unit_row(p, index), unit.n1 - unit.n0, unit.t0(w), unit.t1(w),
+      winograd_store<F, false>(p, from, order, p.tile_row(index), unit.n1 - unit.n0, unit.t0(w), unit.t1(w),
                                winograd_out(call, unit, to), checked);
   });
   const bool finite = all_finite(checked);
