@@ -30,8 +30,8 @@ from lmser.data import Split, few_labels, load_mnist
 from lmser.experiments import Request
 from lmser.experiments.campaign import Job, Trained, row_times, train_rows
 from lmser.experiments.figures import picture_grid, save_figure
+from lmser.experiments.inversion_objective import build_semi_supervised
 from lmser.experiments.labelled_images import UNIT_RANGE, LabelledImages
-from lmser.experiments.networks import build_network
 from lmser.experiments.paper import paper_table
 from lmser.experiments.provenance import machine
 from lmser.experiments.results import Claim, Figure, Results
@@ -114,14 +114,9 @@ def _job(images: LabelledImages, row: RowConfig) -> Job:
         evaluate=functools.partial(measure, images=test, labels=wanted),
         metrics=(ACCURACY, ERROR),
         pictures=functools.partial(reconstructions, images=images.shown),
-        build=functools.partial(_build, row),
+        build=functools.partial(build_semi_supervised, row),
         by_seed=by_seed,
     )
-
-
-def _build(row: RowConfig) -> SemiSupervised:
-    given = {name: row.objective[name] for name in ("reconstruction",) if name in row.objective}
-    return SemiSupervised(build_network(row.model), row.objective["alpha"], row.objective["beta"], **given)
 
 
 def _loss(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
