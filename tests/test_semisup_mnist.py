@@ -14,6 +14,7 @@ from lmser.cli import main
 from lmser.data import few_labels
 from lmser.experiments import Request, semisup_mnist
 from lmser.experiments.labelled_images import LabelledImages
+from lmser.experiments.networks import build_network
 from lmser.experiments.paper import paper_table
 from lmser.experiments.results import Results
 from lmser.experiments.rows import RowConfig, chosen_rows, load_rows
@@ -120,7 +121,7 @@ def test_what_each_row_is_trained_on(root: Path, tmp_path: Path, monkeypatch: py
 
 def test_measures() -> None:
     torch.manual_seed(0)
-    model = SemiSupervised(semisup_mnist.build_network({"kind": "SmallCNN", "pooling": "max"}))
+    model = SemiSupervised(build_network({"kind": "SmallCNN", "pooling": "max"}))
     images = torch.rand(7, 1, 28, 28)
     labels = model(images).argmax(1)
     labels[:2] = (labels[:2] + 1) % 10
