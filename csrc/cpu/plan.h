@@ -7,6 +7,7 @@
 // contiguous piece of memory of taps_w * channels values.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <vector>

@@ -3,6 +3,8 @@
 // stride 1, Phased at stride 2.
 #pragma once
 
+#include <type_traits>
+
 #include "pixels.h"
 #include "winograd_last_tile.h"
 #include "winograd_phased.h"

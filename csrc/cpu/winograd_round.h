@@ -46,6 +46,7 @@ inline void round_points(const ConvCall<float>& call, std::int64_t index, const 
   const UnitRange unit(p, index);
   const UnitInput<float> from(call, unit, layout, scratch);
   const Windows windows = windows_in(from.slab, w, unit.n1 - unit.n0, unit.t1(w) - unit.t0(w));
+  // Windows of five taps go to the same points by the same transform.
   transform_grid<ThreeTaps, Transform::up>(order, row0, windows, in_c, in_c, pitch, points);
 }
 

@@ -6,9 +6,9 @@
 
 #include "ahead.h"
 #include "columns.h"
-#include "epilogue.h"
 #include "kernels.h"
 #include "pack_unit.h"
+#include "tile.h"
 #include "winograd_store.h"
 
 namespace lmser::LMSER_ISA {
