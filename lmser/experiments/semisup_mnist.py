@@ -189,7 +189,7 @@ def _grid(trained: Trained, differs: tuple[str, ...]) -> Table:
             )
             lines.append(Row(row.label, cells, row.group, ", ".join(filter(None, (row.differs, *differs)))))
     return Table(
-        f"The search: SmallCNNmean, the last {HELD_OUT:,} training images held out",
+        f"The search: SmallCNN, the last {HELD_OUT:,} training images held out",
         (ACCURACY, ERROR),
         tuple(lines),
         "003 Sect. 3.1",
