@@ -10,6 +10,7 @@
 #include "buffer.h"
 #include "layout.h"
 #include "packed_store.h"
+#include "units.h"
 
 namespace lmser {
 namespace {
@@ -37,9 +38,23 @@ WeightLayout<T> layout_of(const Geometry& g, const View& w, Buffer<T>& copy) {
   return g.transposed ? WeightLayout<T>{data, sc, sn, sh, sw} : WeightLayout<T>{data, sn, sc, sh, sw};
 }
 
+// The weight of a transposed convolution of stride 1 as that of the convolution which gives the same, for input
+// channels from `first` on: its taps are met from the last to the first.
+template <class T>
+WeightLayout<T> turned(const View& w, std::int64_t first) {
+  return {static_cast<const T*>(w.data) + (w.h - 1) * w.sh + (w.w - 1) * w.sw, w.sc, w.sn, -w.sh, -w.sw, first};
+}
+
+// The weight of a convolution, and that of the channels beside.
+template <class T>
+struct Parts {
+  WeightLayout<T> weight, beside{};
+  const WeightLayout<T>& of(std::int64_t c) const { return beside.data && c >= beside.first ? beside : weight; }
+};
+
 // A phase for the planar tile: [tap row][input channel][tap column][output channel].
 template <class T>
-void pack_planar(const ConvPlan& p, const Phase& ph, const WeightLayout<T>& w, T* packed) {
+void pack_planar(const ConvPlan& p, const Phase& ph, const Parts<T>& parts, T* packed) {
   const Geometry& g = p.geometry;
   T* to = packed + ph.weight_offset;
   for (int a = 0; a < ph.taps_h; ++a)
@@ -47,13 +62,14 @@ void pack_planar(const ConvPlan& p, const Phase& ph, const WeightLayout<T>& w, T
       for (int b = 0; b < ph.taps_w; ++b) {
         const int i = g.transposed ? ph.first_tap_h - a * g.stride_h : a,
                   j = g.transposed ? ph.first_tap_w - b * g.stride_w : b;
-        for (std::int64_t v = 0; v < g.out_c; ++v) *to++ = w.data[v * w.out + c * w.in + i * w.row + j * w.col];
+        const WeightLayout<T>& w = parts.of(c);
+        for (std::int64_t v = 0; v < g.out_c; ++v) *to++ = w.from(v, c)[i * w.row + j * w.col];
       }
 }
 
 // A phase for the dot tile: [tap row][depth in registers][output channel][lanes], zero behind the depth.
 template <class T>
-void pack_dot(const ConvPlan& p, const Phase& ph, const WeightLayout<T>& w, T* packed) {
+void pack_dot(const ConvPlan& p, const Phase& ph, const Parts<T>& parts, T* packed) {
   const Geometry& g = p.geometry;
   const std::int64_t lanes = p.tile.lanes, registers = (ph.taps_w * g.in_c + lanes - 1) / lanes;
   T* row = packed + ph.weight_offset;
@@ -64,47 +80,40 @@ void pack_dot(const ConvPlan& p, const Phase& ph, const WeightLayout<T>& w, T* p
       const int j = g.transposed ? ph.first_tap_w - b * g.stride_w : b;
       for (std::int64_t c = 0; c < g.in_c; ++c) {
         const std::int64_t k = b * g.in_c + c;
+        const WeightLayout<T>& w = parts.of(c);
         for (std::int64_t v = 0; v < g.out_c; ++v)
-          row[(k / lanes * g.out_c + v) * lanes + k % lanes] = w.data[v * w.out + c * w.in + i * w.row + j * w.col];
+          row[(k / lanes * g.out_c + v) * lanes + k % lanes] = w.from(v, c)[i * w.row + j * w.col];
       }
     }
   }
 }
 
 template <class T>
-void pack(const InstructionSet& isa, const ThreadPool& pool, const ConvPlan& p, const WeightLayout<T>& weight,
-          T* packed) {
+void pack(const InstructionSet& isa, const ThreadPool& pool, const ConvPlan& p, const Parts<T>& parts, T* packed) {
   if (p.dot) {
     for (const Phase& ph : p.phases)
-      p.planar ? pack_planar<T>(p, ph, weight, packed) : pack_dot<T>(p, ph, weight, packed);
+      p.planar ? pack_planar<T>(p, ph, parts, packed) : pack_dot<T>(p, ph, parts, packed);
     return;
   }
-  constexpr std::int64_t kChunk = 32;  // input channels a piece
-  const std::int64_t chunks = (p.geometry.in_c + kChunk - 1) / kChunk, pieces = chunks * std::int64_t(p.blocks.size());
+  constexpr std::int64_t kChunk = 32;  // input channels a piece, all of one part
+  const auto chunks_of = [](std::int64_t channels) { return (channels + kChunk - 1) / kChunk; };
+  const std::int64_t in_c = p.geometry.in_c, split = parts.beside.data ? parts.beside.first : in_c,
+                     before = chunks_of(split), chunks = before + chunks_of(in_c - split),
+                     pieces = chunks * std::int64_t(p.blocks.size());
   const std::int64_t tasks = p.packed_size < 1 << 16 ? 1 : std::min<std::int64_t>(pool.threads, pieces);
   const auto part = [&](std::int64_t t) {
-    for (std::int64_t i = pieces * t / tasks; i < pieces * (t + 1) / tasks; ++i)
-      kernels_of<T>(isa).pack(p, weight, int(i / chunks), i % chunks * kChunk,
-                              std::min((i % chunks + 1) * kChunk, p.geometry.in_c), packed);
+    for (std::int64_t i = pieces * t / tasks; i < pieces * (t + 1) / tasks; ++i) {
+      const std::int64_t chunk = i % chunks;
+      const bool beside = chunk >= before;
+      const std::int64_t from = beside ? split + (chunk - before) * kChunk : chunk * kChunk;
+      kernels_of<T>(isa).pack(p, beside ? parts.beside : parts.weight, int(i / chunks), from,
+                              std::min(from + kChunk, beside ? in_c : split), packed);
+    }
   };
   if (tasks == 1)
     part(0);
   else
     pool.run(tasks, part);
-}
-
-// Units in any order on `tasks` threads: whoever is free takes the next, so a busy neighbour costs little. Only
-// for work whose result does not depend on who does it.
-template <class F>
-void run_units(const ThreadPool& pool, std::int64_t tasks, std::int64_t units, F&& f) {
-  if (tasks <= 1) {
-    for (std::int64_t u = 0; u < units; ++u) f(0, u);
-    return;
-  }
-  std::atomic<std::int64_t> next{0};
-  pool.run(tasks, [&](std::int64_t task) {
-    for (std::int64_t u; (u = next.fetch_add(1, std::memory_order_relaxed)) < units;) f(task, u);
-  });
 }
 
 }  // namespace
@@ -122,8 +131,8 @@ namespace {
 template <class T>
 class Prepared final : public PreparedConv::State {
  public:
-  Prepared(const InstructionSet& isa, const Geometry& geometry, const View& weight, int calls)
-      : isa_(isa), geometry_(geometry), weight_(weight), calls_(calls) {}
+  Prepared(const InstructionSet& isa, const Geometry& geometry, const View& weight, int calls, const View& beside)
+      : isa_(isa), geometry_(geometry), weight_(weight), beside_(beside), calls_(calls) {}
 
   const ConvPlan& prepare(const ThreadPool& pool, Source source, Sink sink) override {
     return packed_for(pool, normal_form(source, sink), filtering).plan;
@@ -167,7 +176,7 @@ class Prepared final : public PreparedConv::State {
     }
     Packed made{g, filtered, pool.threads, plan_conv(g, tile, sizeof(T), pool.threads, how, calls_), nullptr};
     const bool dense = weight_.dtype == kDTypeOf<T> && (weight_.sn == 1 || weight_.sc == 1);
-    made.plan.unpacked = dense && takes_unpacked(made.plan, geometry_);
+    made.plan.unpacked = dense && !beside_ && takes_unpacked(made.plan, geometry_);
     if (made.plan.units > 0 && !made.plan.unpacked) {
       for (const Packed& p : packed_)
         if (p.weight && packed_store::same_packing(p.plan, made.plan)) made.weight = p.weight;
@@ -178,15 +187,18 @@ class Prepared final : public PreparedConv::State {
   }
 
   std::shared_ptr<T[]> packed_weight(const ThreadPool& pool, const ConvPlan& plan) const {
-    if (const auto kept = packed_store::find(isa_, pool, weight_, plan, sizeof(T)))
+    const packed_store::Weights weights{weight_, beside_};
+    if (const auto kept = packed_store::find(isa_, pool, weights, plan, sizeof(T)))
       return std::static_pointer_cast<T[]>(kept);
-    View w = weight_;
+    View w = weight_, other = beside_;
     // A turned signal has its kernel turned with it; a 1 x k kernel read as k x 1 is the same memory.
-    if (plan.geometry.kernel_h != geometry_.kernel_h) swap_axes(w);
+    if (plan.geometry.kernel_h != geometry_.kernel_h) swap_axes(w), swap_axes(other);
     Buffer<T> copy, packed = allocate<T>(plan.packed_size);
-    pack<T>(isa_, pool, plan, layout_of<T>(plan.geometry, w, copy), packed.get());
+    Parts<T> parts{layout_of<T>(plan.geometry, w, copy)};
+    if (other) parts.beside = turned<T>(other, w.c);
+    pack<T>(isa_, pool, plan, parts, packed.get());
     std::shared_ptr<T[]> shared(packed.release(), packed.get_deleter());
-    packed_store::keep(isa_, weight_, plan, sizeof(T), shared);
+    packed_store::keep(isa_, weights, plan, sizeof(T), shared);
     return shared;
   }
 
@@ -269,7 +281,7 @@ class Prepared final : public PreparedConv::State {
 
   const InstructionSet& isa_;
   Geometry geometry_;
-  View weight_;
+  View weight_, beside_;
   int calls_;
   std::deque<Packed> packed_;  // references stay while others are added
 };
@@ -277,11 +289,11 @@ class Prepared final : public PreparedConv::State {
 }  // namespace
 
 PreparedConv::PreparedConv(const InstructionSet& isa, const Geometry& geometry, DType dtype, const View& weight,
-                           int calls, bool filtering) {
+                           int calls, bool filtering, const View& beside) {
   if (dtype == DType::f64)
-    state_ = std::make_unique<Prepared<double>>(isa, geometry, weight, calls);
+    state_ = std::make_unique<Prepared<double>>(isa, geometry, weight, calls, beside);
   else
-    state_ = std::make_unique<Prepared<float>>(isa, geometry, weight, calls);
+    state_ = std::make_unique<Prepared<float>>(isa, geometry, weight, calls, beside);
   state_->filtering = filtering;
 }
 PreparedConv::PreparedConv(PreparedConv&&) noexcept = default;

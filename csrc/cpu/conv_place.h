@@ -100,7 +100,7 @@ struct ConvScratch {
     const Geometry& g = p.geometry;
     if (!direct_source(call)) {
       slab = p.slab_values;
-      rows = RowScratch<T>::values(call.source.base.w * call.source.base.c);
+      rows = RowScratch<T>::values(call.source.row_values());
       if (p.planar) line = p.slab_cols * g.in_c;
     }
     const std::int64_t pixels =
@@ -166,7 +166,7 @@ struct UnitInput {
     }
     T* const line = memory + layout.slab;
     const std::int64_t rows = span.last - span.first + 1;
-    const auto row_scratch = RowScratch<T>::at(line + layout.line, in.base.w * in.base.c);
+    const auto row_scratch = RowScratch<T>::at(line + layout.line, in.row_values());
     const std::int64_t col = p.planar ? 1 : g.in_c, row = p.planar ? g.in_c * p.planar_pitch : p.slab_cols * col;
     slab = {memory, rows * row, row, col};
     for (std::int64_t n = unit.n0; n < unit.n1; ++n) {

@@ -23,11 +23,14 @@ void run_conv(const InstructionSet& isa, const ThreadPool& pool, const Geometry&
 // The same for many calls: plans and the packed weight are kept from the first on. `dtype` is the source's, the batch
 // too; `geometry.batch` is the most there will be: whether it is worth filtering decides for every part of it, so that
 // parts have the bits of the whole. The memory of `weight` must stay and not change. `calls`, how often it will be run,
-// decides whether a packing that costs more pays; `filtering` false asks for the direct sum.
+// decides whether a packing that costs more pays; `filtering` false asks for the direct sum. `beside` is the weight of
+// a transposed convolution of stride 1 whose sums are added, taken of the channels of `Source::beside`: a convolution
+// of as many taps, padded by taps - 1 - its padding, which must be `geometry`'s; `geometry.in_c` counts both. Of the
+// compute type.
 class PreparedConv {
  public:
   PreparedConv(const InstructionSet& isa, const Geometry& geometry, DType dtype, const View& weight, int calls = 1,
-               bool filtering = true);
+               bool filtering = true, const View& beside = {});
   PreparedConv(PreparedConv&&) noexcept;
   PreparedConv& operator=(PreparedConv&&) noexcept;
   ~PreparedConv();

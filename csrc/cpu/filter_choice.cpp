@@ -92,9 +92,8 @@ WinogradGrid winograd_grid_stride1(const ConvPlan& p, std::int64_t value_bytes, 
 
 // The same for the weight gradient: its sum is 36 points wide for each pair of channels, zeroed, added to and brought
 // back to 9 taps, once for every thread that has a sum of its own. Where these would not stay in the caches threads
-// take bands of one sum instead, and every one of them transforms everything.
-constexpr double kGradTransform = 1, kLargeGradSum = 275, kLargeGradSumBytes = 4 << 20, kHugeGradSumBytes = 16 << 20,
-                 kGradSumsBytes = 8 << 20;
+// share one sum and the transformed sides.
+constexpr double kGradTransform = 1, kLargeGradSum = 160, kLargeGradSumBytes = 4 << 20, kGradSumsBytes = 8 << 20;
 bool fit_apart(const WinogradGrid& w, double in, double out, std::int64_t value_bytes, int threads) {
   return double(w.weights() * value_bytes * threads) * in * out <= kGradSumsBytes;
 }
@@ -107,11 +106,9 @@ WinogradGrid winograd_grid_stride1(const WeightGradPlan& p, std::int64_t value_b
   const double sum_bytes = double(w.weights() * value_bytes) * in * out;
   const bool own = fit_apart(w, in, out, value_bytes, threads), large = sum_bytes > kLargeGradSumBytes;
   const double direct = double(w.taps * w.taps) * double(g.batch * g.out_h * g.out_w) * in * out;
-  const double transforms = lanes * (w.last_h || w.last_w ? kTrimmedTransform / kTransform : 1) * kGradTransform *
-                            tiles * (padded_in + out) * (own ? 1 : threads);
-  // Beyond the caches threads wait for the same memory.
-  const double sums =
-      (large ? kLargeGradSum * lanes : kGradSum) * in * out * (own || sum_bytes > kHugeGradSumBytes ? threads : 1);
+  const double transforms =
+      lanes * (w.last_h || w.last_w ? kTrimmedTransform / kTransform : 1) * kGradTransform * tiles * (padded_in + out);
+  const double sums = (large ? kLargeGradSum * lanes : kGradSum) * in * out * (own ? threads : 1);
   return w.m && products * in * out + transforms + sums < direct ? w : WinogradGrid{};
 }
 

@@ -37,6 +37,7 @@ constexpr Kernels<T> kernels() {
   k.pack = pack_any<T>;
   k.weight_grad_scratch = weight_grad_scratch<T>;
   k.weight_grad_unit = weight_grad_unit<T>;
+  if constexpr (sizeof(T) == 4) k.grad_points = grad_points, k.grad_products = grad_products;
   k.winograd_grad_finish = winograd_finish_any<T>;
   k.transform_scratch = transform_scratch<T>;
   k.transform_rows = transform_rows<T>;

@@ -7,11 +7,12 @@
 namespace lmser {
 
 // A convolution's weight as it lies: value (out, in, i, j), strides in values. In and out are those of the direction
-// that runs.
+// that runs; `data` is of input channel `first`.
 template <class T>
 struct WeightLayout {
   const T* data;
-  std::int64_t out, in, row, col;
+  std::int64_t out, in, row, col, first = 0;
+  const T* from(std::int64_t o, std::int64_t c) const { return data + o * out + (c - first) * in; }
 };
 
 template <class T>
@@ -83,6 +84,11 @@ struct Kernels {
   // pixels.
   void (*weight_grad_unit)(const WeightGradCall<T>&, std::int64_t unit, std::int64_t band0, std::int64_t band1,
                            T* scratch);
+  // The parts of a round (WeightGradPlan::round_units), float alone: a unit's sides to points, and the products of some
+  // bands over the points of `pairs`, each `all_points` behind the one before.
+  void (*grad_points)(const WeightGradCall<T>&, std::int64_t unit, const TileOrder&, T* points, T* scratch);
+  void (*grad_products)(const WeightGradCall<T>&, std::int64_t pairs, std::int64_t band0, std::int64_t band1,
+                        const TileOrder&, const T* points);
   bool (*winograd_grad_finish)(const WeightGradPlan&, const T* sums, int count, std::int64_t c0, std::int64_t c1,
                                T* out);
   std::int64_t (*transform_scratch)(const TransformCall&);

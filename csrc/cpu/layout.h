@@ -22,7 +22,7 @@ inline std::optional<std::int64_t> pixel_stride(const View& v) {
 }
 template <class F>
 void for_views(Source& s, F&& f) {
-  for (View* v : {&s.base, &s.output, &s.gate, &s.extra})
+  for (View* v : {&s.base, &s.output, &s.gate, &s.extra, &s.beside})
     if (*v) f(*v);
 }
 template <class F>

@@ -15,7 +15,19 @@ void gather_taps(const Geometry& g, const WeightLayout<T>& w, std::int64_t out, 
                  T* taps) {
   constexpr int L = kLanes<T>;
   const std::int64_t all = std::int64_t(g.kernel_h) * g.kernel_w, lanes = g.out_c - out < L ? g.out_c - out : L;
-  const T* const from = w.data + out * w.out + c0 * w.in;
+  const T* const from = w.from(out, c0);
+  if (w.col == -1 && w.row == -g.kernel_w) {  // from the last tap to the first
+    WeightLayout<T> turned = w;
+    turned.data -= all - 1, turned.row = g.kernel_w, turned.col = 1;
+    gather_taps(g, turned, out, c0, count, taps);
+    for (std::int64_t c = 0; c < count; ++c)
+      for (std::int64_t i = 0, j = all - 1; i < j; ++i, --j) {
+        T *const a = taps + (c * all + i) * L, *const b = taps + (c * all + j) * L;
+        const Vec<T> first = load<T>(a);
+        store<T>(a, load<T>(b)), store<T>(b, first);
+      }
+    return;
+  }
   const bool dense_taps = (w.col == 1 || g.kernel_w == 1) && (w.row == g.kernel_w || g.kernel_h == 1);
   if (lanes < L) std::memset(taps, 0, sizeof(T) * count * all * L);
   const auto each_tap = [&](auto&& f) {
@@ -62,10 +74,11 @@ void pack_block(const ConvPlan& p, const WeightLayout<T>& w, int index, std::int
   };
   if (all * L > kValues) {
     each([&](int i, int j, T* dst) {
-      const T* const from = w.data + block.channel * w.out + i * w.row + j * w.col;
-      for (std::int64_t c = c0; c < c1; ++c)
+      for (std::int64_t c = c0; c < c1; ++c) {
+        const T* const from = w.from(block.channel, c) + i * w.row + j * w.col;
         for (std::int64_t v = 0; v < width; ++v)
-          dst[c * width + v] = block.channel + v < g.out_c ? from[v * w.out + c * w.in] : T(0);
+          dst[c * width + v] = block.channel + v < g.out_c ? from[v * w.out] : T(0);
+      }
     });
     return;
   }

@@ -11,18 +11,23 @@ namespace {
 
 std::size_t size_of(DType t) { return t == DType::f64 ? 8 : t == DType::f32 ? 4 : 2; }
 
+bool same_place(const View& a, const View& b) {
+  return a.data == b.data && a.dtype == b.dtype && a.n == b.n && a.c == b.c && a.h == b.h && a.w == b.w &&
+         a.sn == b.sn && a.sc == b.sc && a.sh == b.sh && a.sw == b.sw;
+}
+std::size_t bytes_of(const View& w) { return std::size_t(w.n * w.c * w.h * w.w) * size_of(w.dtype); }
+
 struct Entry {
   const InstructionSet* isa;
-  View weight;
+  Weights weights;
   ConvPlan plan;
-  std::size_t value_bytes, raw_bytes, bytes;
-  std::unique_ptr<char[]> raw;
+  std::size_t value_bytes, bytes;
+  std::unique_ptr<char[]> raw;  // of one after the other
   std::shared_ptr<void> packed;
 
-  bool is_for(const InstructionSet& i, const View& w, const ConvPlan& p, std::size_t value) const {
-    return isa == &i && weight.data == w.data && weight.dtype == w.dtype && weight.n == w.n && weight.c == w.c &&
-           weight.h == w.h && weight.w == w.w && weight.sn == w.sn && weight.sc == w.sc && weight.sh == w.sh &&
-           weight.sw == w.sw && value_bytes == value && same_packing(plan, p);
+  bool is_for(const InstructionSet& i, const Weights& w, const ConvPlan& p, std::size_t value) const {
+    return isa == &i && same_place(weights.weight, w.weight) && same_place(weights.beside, w.beside) &&
+           value_bytes == value && same_packing(plan, p);
   }
 };
 using Kept = std::shared_ptr<const Entry>;
@@ -32,7 +37,8 @@ struct Store {
   std::vector<Kept> entries;  // the longest unused first
   std::size_t bytes = 0;
 
-  std::vector<Kept>::iterator find(const InstructionSet& isa, const View& w, const ConvPlan& plan, std::size_t value) {
+  std::vector<Kept>::iterator find(const InstructionSet& isa, const Weights& w, const ConvPlan& plan,
+                                   std::size_t value) {
     return std::ranges::find_if(entries, [&](const Kept& e) { return e->is_for(isa, w, plan, value); });
   }
   void drop(std::vector<Kept>::iterator at) {
@@ -50,21 +56,30 @@ Store& store() {
 bool dense(const View& w) {
   return (w.n - 1) * w.sn + (w.c - 1) * w.sc + (w.h - 1) * w.sh + (w.w - 1) * w.sw + 1 == w.n * w.c * w.h * w.w;
 }
-bool is_kept(const View& w) { return w.n * w.c * w.h * w.w >= kLeast && dense(w); }
+bool is_kept(const Weights& w) {
+  return w.weight.n * w.weight.c * w.weight.h * w.weight.w >= kLeast && dense(w.weight) &&
+         (!w.beside || dense(w.beside));
+}
 
-bool same_bits(const ThreadPool& pool, const Entry& e) {
-  const char* const now = static_cast<const char*>(e.weight.data);
+bool same_bits(const ThreadPool& pool, const View& weight, const char* raw) {
+  const char* const now = static_cast<const char*>(weight.data);
+  const std::size_t bytes = bytes_of(weight);
   constexpr std::size_t kPiece = std::size_t(1) << 18;
   // A weight that was trained differs everywhere: the first values tell.
-  if (std::memcmp(now, e.raw.get(), std::min<std::size_t>(e.raw_bytes, 256)) != 0) return false;
-  if (pool.threads == 1 || e.raw_bytes < 2 * kPiece) return std::memcmp(now, e.raw.get(), e.raw_bytes) == 0;
+  if (std::memcmp(now, raw, std::min<std::size_t>(bytes, 256)) != 0) return false;
+  if (pool.threads == 1 || bytes < 2 * kPiece) return std::memcmp(now, raw, bytes) == 0;
   std::atomic<bool> same{true};
   const std::int64_t tasks = pool.threads;
   pool.run(tasks, [&](std::int64_t t) {
-    const std::size_t from = e.raw_bytes * t / tasks, to = e.raw_bytes * (t + 1) / tasks;
-    if (std::memcmp(now + from, e.raw.get() + from, to - from) != 0) same.store(false, std::memory_order_relaxed);
+    const std::size_t from = bytes * t / tasks, to = bytes * (t + 1) / tasks;
+    if (std::memcmp(now + from, raw + from, to - from) != 0) same.store(false, std::memory_order_relaxed);
   });
   return same.load();
+}
+bool same_bits(const ThreadPool& pool, const Entry& e) {
+  const View& beside = e.weights.beside;
+  return same_bits(pool, e.weights.weight, e.raw.get()) &&
+         (!beside || same_bits(pool, beside, e.raw.get() + bytes_of(e.weights.weight)));
 }
 
 }  // namespace
@@ -85,16 +100,16 @@ bool same_packing(const ConvPlan& a, const ConvPlan& b) {
          std::ranges::equal(a.phases, b.phases, same_phase) && std::ranges::equal(a.blocks, b.blocks, same_block);
 }
 
-std::shared_ptr<void> find(const InstructionSet& isa, const ThreadPool& pool, const View& weight, const ConvPlan& plan,
-                           std::size_t value_bytes) {
-  if (!is_kept(weight)) return nullptr;
+std::shared_ptr<void> find(const InstructionSet& isa, const ThreadPool& pool, const Weights& weights,
+                           const ConvPlan& plan, std::size_t value_bytes) {
+  if (!is_kept(weights)) return nullptr;
   Kept found;
   {
     // Only ever tried: a process forked while another thread held the lock must not wait for it.
     Store& s = store();
     const std::unique_lock<std::mutex> lock(s.mutex, std::try_to_lock);
     if (!lock.owns_lock()) return nullptr;
-    const auto at = s.find(isa, weight, plan, value_bytes);
+    const auto at = s.find(isa, weights, plan, value_bytes);
     if (at == s.entries.end()) return nullptr;
     found = *at;
     std::rotate(at, at + 1, s.entries.end());
@@ -102,19 +117,20 @@ std::shared_ptr<void> find(const InstructionSet& isa, const ThreadPool& pool, co
   return same_bits(pool, *found) ? found->packed : nullptr;
 }
 
-void keep(const InstructionSet& isa, const View& weight, const ConvPlan& plan, std::size_t value_bytes,
+void keep(const InstructionSet& isa, const Weights& weights, const ConvPlan& plan, std::size_t value_bytes,
           std::shared_ptr<void> packed) {
-  if (!is_kept(weight)) return;
-  const std::size_t raw = std::size_t(weight.n * weight.c * weight.h * weight.w) * size_of(weight.dtype);
+  if (!is_kept(weights)) return;
+  const std::size_t first = bytes_of(weights.weight), raw = first + (weights.beside ? bytes_of(weights.beside) : 0);
   const std::size_t bytes = raw + std::size_t(plan.packed_size) * value_bytes;
   if (bytes > kMost / 2) return;
-  auto entry = std::make_shared<Entry>(Entry{&isa, weight, plan, value_bytes, raw, bytes,
-                                             std::make_unique_for_overwrite<char[]>(raw), std::move(packed)});
-  std::memcpy(entry->raw.get(), weight.data, raw);
+  auto entry = std::make_shared<Entry>(
+      Entry{&isa, weights, plan, value_bytes, bytes, std::make_unique_for_overwrite<char[]>(raw), std::move(packed)});
+  std::memcpy(entry->raw.get(), weights.weight.data, first);
+  if (weights.beside) std::memcpy(entry->raw.get() + first, weights.beside.data, raw - first);
   Store& s = store();
   const std::unique_lock<std::mutex> lock(s.mutex, std::try_to_lock);
   if (!lock.owns_lock()) return;
-  const auto at = s.find(isa, weight, plan, value_bytes);
+  const auto at = s.find(isa, weights, plan, value_bytes);
   if (at != s.entries.end()) s.drop(at);
   while (!s.entries.empty() && s.bytes + bytes > kMost) s.drop(s.entries.begin());
   s.entries.push_back(std::move(entry));

@@ -16,11 +16,16 @@ namespace lmser::packed_store {
 constexpr std::int64_t kLeast = 1024;                 // values of a weight that is worth it
 constexpr std::size_t kMost = std::size_t(96) << 20;  // bytes kept; the longest unused go first
 
-// What was packed from this weight for plans that pack as `plan` does; null where there is nothing, or where the weight
-// has changed.
-std::shared_ptr<void> find(const InstructionSet& isa, const ThreadPool& pool, const View& weight, const ConvPlan& plan,
-                           std::size_t value_bytes);
-void keep(const InstructionSet& isa, const View& weight, const ConvPlan& plan, std::size_t value_bytes,
+// A convolution's weight, and that of the channels beside, if there is one (PreparedConv).
+struct Weights {
+  View weight, beside{};
+};
+
+// What was packed from these for plans that pack as `plan` does; null where there is nothing, or where they have
+// changed.
+std::shared_ptr<void> find(const InstructionSet& isa, const ThreadPool& pool, const Weights& weights,
+                           const ConvPlan& plan, std::size_t value_bytes);
+void keep(const InstructionSet& isa, const Weights& weights, const ConvPlan& plan, std::size_t value_bytes,
           std::shared_ptr<void> packed);
 std::size_t bytes() noexcept;
 void empty() noexcept;

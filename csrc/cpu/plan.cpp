@@ -89,6 +89,9 @@ RowSpan input_rows(const ConvPlan& p, std::int64_t r0, std::int64_t r1) {
 
 // Units of whole tile rows: transformed input and sums of one block of channels stay in the second-level cache.
 constexpr std::int64_t kStride1Bytes = 512 << 10, kWinogradBytes = 640 * 1024, kWinogradGradBytes = 1 << 20;
+// Of a weight gradient: fewest tiles between two passes over its sum; what the points of a round may fill of the third
+// level.
+constexpr std::int64_t kLeastGradTiles = 96, kGradRoundBytes = 16 << 20;
 // A weight that every unit would fetch from beyond the second-level cache; what a round may fill of the third; tiles of
 // a unit of a round, and fewest of all.
 constexpr std::int64_t kSharedWeightBytes = 1 << 20, kRoundBytes = 6 << 20, kRoundUnitTiles = 16, kLeastRoundTiles = 12;
@@ -252,6 +255,28 @@ ConvPlan plan_conv(const Geometry& g, const TileShape& tile, std::int64_t value_
   return p;
 }
 
+// Tiles in units of at most `wanted` of them, where one row of tiles is not more.
+static void split_tiles(WeightGradPlan& p, std::int64_t wanted, int threads) {
+  const Geometry& g = p.geometry;
+  const WinogradGrid& w = p.winograd;
+  wanted = std::max<std::int64_t>(1, wanted);
+  p.row_units = p.unit_images = 1;
+  if (w.rows * w.cols > wanted) {
+    p.row_units = ceil_div(w.rows, std::max<std::int64_t>(1, wanted / w.cols));
+    p.tile_rows = ceil_div(w.rows, p.row_units);
+    p.row_units = ceil_div(w.rows, p.tile_rows);
+  } else {
+    p.tile_rows = w.rows;
+    p.unit_images = even_images(g.batch, wanted / (w.rows * w.cols), threads);
+  }
+  p.unit_rows = p.tile_rows * w.m;
+  p.image_units = ceil_div(g.batch, p.unit_images);
+  p.units = p.row_units * p.image_units;
+  p.slab_rows = (p.tile_rows - 1) * w.in_step + w.window;
+  p.big_values = p.unit_images * p.slab_rows * p.slab_cols * g.in_c;
+  p.small_values = p.unit_images * p.unit_rows * w.cols * w.m * p.padded_out_c;
+}
+
 // A sum for every thread is refused where it would take more memory than this.
 static bool fits(const WeightGradPlan& p, std::int64_t value_bytes, int threads) {
   return double(p.sum_values) * double(value_bytes) * threads <= 256e6;
@@ -272,27 +297,19 @@ WeightGradPlan plan_weight_grad(const Geometry& g, const TileShape& tile, std::i
     p.sum_values = p.sum_rows * p.sum_length * p.padded_out_c;
     p.bands_per_row = ceil_div(p.sum_length, most);
     p.slab_cols = (w.cols - 1) * w.in_step + w.window;
-    // The sums are read and written once a unit: enough tiles that this does not show.
-    const std::int64_t tiles =
-        std::max<std::int64_t>(96, kWinogradGradBytes / (value_bytes * w.points() * (g.in_c + p.padded_out_c)));
-    const std::int64_t wanted =
-        std::max<std::int64_t>(1, std::min(tiles, ceil_div(g.batch * w.rows * w.cols, threads)));
-    if (w.rows * w.cols > wanted) {
-      p.row_units = ceil_div(w.rows, std::max<std::int64_t>(1, wanted / w.cols));
-      p.tile_rows = ceil_div(w.rows, p.row_units);
-      p.row_units = ceil_div(w.rows, p.tile_rows);
-    } else {
-      p.tile_rows = w.rows;
-      p.unit_images = even_images(g.batch, wanted / (w.rows * w.cols), threads);
-    }
-    p.unit_rows = p.tile_rows * w.m;
-    p.image_units = ceil_div(g.batch, p.unit_images);
-    p.units = p.row_units * p.image_units;
-    p.slab_rows = (p.tile_rows - 1) * w.in_step + w.window;
-    p.big_values = p.unit_images * p.slab_rows * p.slab_cols * g.in_c;
-    p.small_values = p.unit_images * p.unit_rows * w.cols * w.m * p.padded_out_c;
+    // The sums are read and written once a unit, or once a round: enough tiles that this does not show.
+    const std::int64_t tile_bytes = value_bytes * w.points() * (g.in_c + p.padded_out_c),
+                       all = g.batch * w.rows * w.cols;
+    split_tiles(p, std::min(std::max(kLeastGradTiles, kWinogradGradBytes / tile_bytes), ceil_div(all, threads)),
+                threads);
     p.split_pixels =
         p.units >= threads && fits(p, value_bytes, threads) && (!w.stride1() || own_sums(p, value_bytes, threads));
+    if (!p.split_pixels && p.units > 0) {
+      split_tiles(p, std::min(kRoundUnitTiles, ceil_div(all, threads)), threads);
+      const std::int64_t most = std::max(kLeastGradTiles, kGradRoundBytes / tile_bytes);
+      p.round_units = ceil_div(p.units, std::min(p.units, ceil_div(all, most)));
+      p.round_pairs = std::max<std::int64_t>(1, most / all);
+    }
     return p;
   }
   p.sum_rows = g.kernel_h, p.sum_length = std::int64_t(g.kernel_w) * g.in_c;

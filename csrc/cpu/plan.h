@@ -28,14 +28,18 @@ struct View {
 };
 
 // What is read: value = base [* f'(output)] [* (gate > 0 ? 1 : gate_slope)] [+ extra], then summed over windows of
-// pool_h x pool_w and multiplied by scale. Sizes are those of `base`.
+// pool_h x pool_w and multiplied by scale. Sizes are those of `base`. The channels of `beside` follow those of base;
+// they are read as they are, at its size after the sum over windows.
 struct Source {
-  View base, output, gate, extra;
+  View base, output, gate, extra, beside;
   Activation activation = Activation::identity;
   double slope = 0, gate_slope = 0;
   int pool_h = 1, pool_w = 1;
   double scale = 1;
-  bool plain() const { return !output && !gate && !extra && pool_h == 1 && pool_w == 1 && scale == 1; }
+  bool plain() const { return !output && !gate && !extra && !beside && pool_h == 1 && pool_w == 1 && scale == 1; }
+  std::int64_t channels() const { return base.c + beside.c; }
+  // Values of the widest row that is read, after conversion.
+  std::int64_t row_values() const { return std::max(base.w * base.c, beside.w * beside.c); }
 };
 
 // What follows a result while it is in the cache (epilogue.h); null where it is not asked for. Every tensor is of the
@@ -222,6 +226,21 @@ struct WeightGradPlan {
   WinogradGrid winograd;
   std::int64_t tile_rows = 0;  // of the grid, a unit
   bool split_pixels = true;    // else tasks take bands, and one sum serves all
+  // Minimal filtering with one sum: so many units are transformed to points that all threads share, of so many pairs
+  // before their products, which read and write the sum once for all of them.
+  std::int64_t round_units = 0, round_pairs = 1;
+  // A unit's first row of tiles, from the first of image 0 on; of `units`, how many there are.
+  std::int64_t tile_row(std::int64_t unit) const {
+    const std::int64_t image = std::min(unit / row_units * unit_images, geometry.batch);
+    return image * winograd.rows + unit % row_units * tile_rows;
+  }
+  // Values of the points of so many tiles: those of the big side, and of both.
+  std::int64_t big_points(std::int64_t tiles) const {
+    return winograd.points() * winograd.pitch(tiles * geometry.in_c);
+  }
+  std::int64_t all_points(std::int64_t tiles) const {
+    return big_points(tiles) + winograd.points() * winograd.pitch(tiles * padded_out_c);
+  }
 };
 WeightGradPlan plan_weight_grad(const Geometry& geometry, const TileShape& tile, std::int64_t value_bytes, int threads,
                                 Filtering filtering = Filtering::where_faster);

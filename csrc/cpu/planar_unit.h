@@ -87,7 +87,7 @@ template <class T>
 void stage_planar(const Source& s, std::int64_t n, std::int64_t row0, std::int64_t rows, std::int64_t col0,
                   std::int64_t cols, std::int64_t pitch, T* slab, T* line, const RowScratch<T>& scratch) {
   const View& v = s.base;
-  const std::int64_t c = v.c;
+  const std::int64_t c = s.channels();
   const bool planar = s.plain() && v.dtype == kDType<T> && v.sw == 1;
   const std::int64_t before = col0 < 0 ? -col0 : 0, inside = (col0 + cols < v.w ? col0 + cols : v.w) - col0 - before;
   for (std::int64_t r = 0; r < rows; ++r, slab += c * pitch) {

@@ -164,7 +164,10 @@ void read_value_row(const Source& s, std::int64_t n, std::int64_t h, std::int64_
       std::memcpy(dst, row, sizeof(T) * columns * c);
     } else {
       for (std::int64_t x = 0; x < columns; ++x)
-        for (std::int64_t k = 0; k < c; ++k) dst[x * stride + k] = row[x * c + k] * T(s.scale);
+        if (s.scale == 1)
+          std::memcpy(dst + x * stride, row + x * c, sizeof(T) * c);
+        else
+          for (std::int64_t k = 0; k < c; ++k) dst[x * stride + k] = row[x * c + k] * T(s.scale);
     }
     return;
   }
@@ -185,13 +188,30 @@ void read_value_row(const Source& s, std::int64_t n, std::int64_t h, std::int64_
   }
 }
 
+// The same from column `col` (after pooling) on.
+template <class T>
+void read_values_from(const Source& s, std::int64_t n, std::int64_t h, std::int64_t col, std::int64_t columns,
+                      std::int64_t stride, T* dst, const RowScratch<T>& scratch) {
+  if (col == 0) return read_value_row<T>(s, n, h, columns, stride, dst, scratch);
+  Source part = s;
+  for (View* v : {&part.base, &part.output, &part.gate, &part.extra}) {
+    if (!*v) continue;
+    const std::int64_t bytes = v->dtype == DType::f64 ? 8 : v->dtype == DType::f32 ? 4 : 2;
+    v->data = static_cast<char*>(v->data) + bytes * v->sw * col * s.pool_w;
+    v->w -= col * s.pool_w;
+  }
+  read_value_row<T>(part, n, h, columns, stride, dst, scratch);
+}
+
 // Rows [row0, row0 + rows) x columns [col0, col0 + cols) of image n, zero outside the source, into a slab with
-// `stride` values a pixel (channels beyond c are set to zero).
+// `stride` values a pixel (channels beyond the source's are set to zero).
 template <class T>
 void stage(const Source& s, std::int64_t n, std::int64_t row0, std::int64_t rows, std::int64_t col0, std::int64_t cols,
            std::int64_t stride, T* slab, const RowScratch<T>& scratch) {
-  const std::int64_t c = s.base.c, h = s.base.h / s.pool_h, w = s.base.w / s.pool_w;
+  const std::int64_t h = s.base.h / s.pool_h, w = s.base.w / s.pool_w;
   const std::int64_t inside0 = col0 > 0 ? col0 : 0, inside1 = col0 + cols < w ? col0 + cols : w;
+  Source beside;
+  beside.base = s.beside;
   for (std::int64_t r = 0; r < rows; ++r) {
     T* dst = slab + r * cols * stride;
     const std::int64_t row = row0 + r;
@@ -199,23 +219,14 @@ void stage(const Source& s, std::int64_t n, std::int64_t row0, std::int64_t rows
       std::memset(dst, 0, sizeof(T) * cols * stride);
       continue;
     }
-    if (stride != c) std::memset(dst, 0, sizeof(T) * cols * stride);
+    if (stride != s.channels()) std::memset(dst, 0, sizeof(T) * cols * stride);
     const std::int64_t before = inside0 - col0, after = col0 + cols - inside1;
     std::memset(dst, 0, sizeof(T) * before * stride);
     std::memset(dst + (cols - after) * stride, 0, sizeof(T) * after * stride);
-    if (inside0 == 0) {
-      read_value_row<T>(s, n, row, inside1, stride, dst + before * stride, scratch);
-    } else {
-      Source part = s;  // the unit starts inside the row: shift every view
-      const auto shift = [&](View& v) {
-        if (!v) return;
-        const std::int64_t bytes = v.dtype == DType::f64 ? 8 : v.dtype == DType::f32 ? 4 : 2;
-        v.data = static_cast<char*>(v.data) + bytes * v.sw * inside0 * s.pool_w;
-        v.w -= inside0 * s.pool_w;
-      };
-      shift(part.base), shift(part.output), shift(part.gate), shift(part.extra);
-      read_value_row<T>(part, n, row, inside1 - inside0, stride, dst, scratch);
-    }
+    read_values_from<T>(s, n, row, inside0, inside1 - inside0, stride, dst + before * stride, scratch);
+    if (beside.base)
+      read_values_from<T>(beside, n, row, inside0, inside1 - inside0, stride, dst + before * stride + s.base.c,
+                          scratch);
   }
 }
 

@@ -1,8 +1,10 @@
 // One neuron update from both neighbours.
 //
-// The drive from below goes to memory that is small enough to stay in the cache: large batches are updated in groups of
-// images. The drive from above is added to it in registers; bias, activation, evidence and the change against the
-// state before follow before the result leaves the cache.
+// Where the two drives have the same taps, as between layers of one size, they are one sum, over the channels of both
+// neighbours. A drive from above that is repeated over windows is as small as the layer above: it is computed first, to
+// memory that stays in the cache (large batches are updated in groups of images), and each of its values is added to
+// the sums of its window in registers. Bias, activation, evidence and the change against the state before follow before
+// the one write leaves the cache.
 #include "settle_state.h"
 
 namespace lmser {
@@ -21,6 +23,14 @@ Side side_of(const Maybe& state, const Maybe& weight, const Tensor& first, const
   check_like(*state, name, first, "the other arguments");
   check_like(*weight, "weight", first, "the other arguments");
   return {view_of(*state, name), view_of(*weight, "weight")};
+}
+
+// Whether convolution and transposed convolution, both of stride 1, meet the same pixels under the same number of taps.
+// Few rows of a matrix product are left apart: their weights are read as they lie, not packed.
+bool same_taps(const Geometry& up, const Geometry& down) {
+  const bool pointwise = up.kernel_h == 1 && up.kernel_w == 1;
+  return up.kernel_h == down.kernel_h && up.kernel_w == down.kernel_w && up.pad_h == up.kernel_h - 1 - down.pad_h &&
+         up.pad_w == up.kernel_w - 1 - down.pad_w && !(pointwise && up.batch * up.out_h * up.out_w <= kFewRows);
 }
 
 template <class T>
@@ -54,57 +64,67 @@ std::tuple<Tensor, Tensor> step_as(const Side& below, const Side& above, const L
                     1,
                     padding.h,
                     padding.w};
+  const Layer windows{layer.n, layer.c, layer.h / upsample.h, layer.w / upsample.w};
   const Geometry down{true,
                       layer.n,
                       above.state.c,
                       above.state.h,
                       above.state.w,
                       layer.c,
-                      layer.h / upsample.h,
-                      layer.w / upsample.w,
+                      windows.h,
+                      windows.w,
                       above ? int(above.weight.h) : 1,
                       above ? int(above.weight.w) : 1,
                       1,
                       1,
                       padding_above.h,
                       padding_above.w};
-  const std::int64_t images =
-      std::max<std::int64_t>(1, kGroupBytes / std::max<std::int64_t>(std::int64_t(sizeof(T)) * layer.image(), 1));
-  const std::int64_t groups = below && above ? std::max<std::int64_t>(1, layer.n / images) : 1;
-  std::optional<PreparedConv> conv, conv_transpose;
-  if (below) conv.emplace(isa, up, kType, below.weight, int(groups));
-  if (above) conv_transpose.emplace(isa, down, kType, above.weight, int(groups));
-  const Buffer<T> dense = dense_bias<T>(bias);
+  const bool both = below && above, one_sum = both && upsample.h == 1 && upsample.w == 1 && same_taps(up, down);
+  const std::int64_t bytes = std::max<std::int64_t>(std::int64_t(sizeof(T)) * windows.image(), 1),
+                     groups = both && !one_sum
+                                  ? std::max<std::int64_t>(1, layer.n / std::max<std::int64_t>(1, kGroupBytes / bytes))
+                                  : 1;
+  Geometry geometry = below ? up : down;
+  if (one_sum) geometry.in_c += above.state.c;
+  PreparedConv conv(isa, geometry, kType, below ? below.weight : above.weight, int(groups), true,
+                    one_sum ? above.weight : View{});
+  std::optional<PreparedConv> from_above;
   Memory<T> drive;
-  if (below && above) drive = Memory<T>((layer.n / groups + 1) * layer.image());
+  if (both && !one_sum) {
+    from_above.emplace(isa, down, kType, above.weight, int(groups));
+    drive = Memory<T>((layer.n / groups + 1) * windows.image());
+  }
+  const Buffer<T> dense = dense_bias<T>(bias);
   for (std::int64_t i = 0; i < groups; ++i) {
     const std::int64_t n0 = layer.n * i / groups, n1 = layer.n * (i + 1) / groups, at = n0 * layer.image();
-    Layer part = layer;
-    part.n = n1 - n0;
+    Layer part = layer, part_windows = windows;
+    part.n = part_windows.n = n1 - n0;
     Epilogue e;
     e.result = h.get() + at, e.image = layer.image();
     if (held.any) e.state = h.get() + at, e.evidence = held.evidence.get() + at, e.hold = held.hold.get() + at;
     if (previous) e.previous = before.get() + at, e.change = changes.change.data() + n0;
+    Source source;
     Sink sink;
     sink.out = part.view(h.get() + at, kType);
     sink.activation = activation, sink.slope = slope;
     sink.epilogue = &e, sink.bias = dense.get();
-    Source source;
     if (below) {
       source.base = images_of(below.state, n0, n1);
       source.pool_h = pool.h, source.pool_w = pool.w, source.scale = 1.0 / (double(pool.h) * pool.w);
-      if (!above) {
-        conv->run(threads, source, sink);
-        continue;
-      }
-      Sink linear;
-      linear.out = sink.add = part.view(drive.get(), kType);
-      conv->run(threads, source, linear);
+      if (one_sum) source.beside = images_of(above.state, n0, n1);
+    } else {
+      source.base = images_of(above.state, n0, n1);
+      sink.upsample_h = upsample.h, sink.upsample_w = upsample.w;
     }
-    source = {};
-    source.base = images_of(above.state, n0, n1);
-    sink.upsample_h = upsample.h, sink.upsample_w = upsample.w;
-    conv_transpose->run(threads, source, sink);
+    if (from_above) {
+      Source upper;
+      upper.base = images_of(above.state, n0, n1);
+      Sink linear;
+      linear.out = sink.add = part_windows.view(drive.get(), kType);
+      sink.add_h = upsample.h, sink.add_w = upsample.w;
+      from_above->run(threads, upper, linear);
+    }
+    conv.run(threads, source, sink);
   }
   const torch::headeronly::IntHeaderOnlyArrayRef none;
   Tensor change = torch::stable::empty(none, first.scalar_type(), std::nullopt, first.device());

@@ -215,6 +215,11 @@ void gradient_tile(const GradientTile<T>& t) {
   for (int m = 0; m < M; ++m)
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) sum[m][v] = Vec<T>{};
+      // Large sums have left the caches since the last piece of pixels: they come while this one's products run.
+#pragma GCC unroll 32
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 8
+    for (int v = 0; v < V; ++v) __builtin_prefetch(t.sum + m * t.sum_stride + v * L, 1);
   for (std::int64_t n = 0; n < t.images; ++n)
     for (std::int64_t r = 0; r < t.rows; ++r) {
       const T* a = t.big + n * t.big_image + r * t.big_row;

@@ -10,6 +10,7 @@
 #include "buffer.h"
 #include "layout.h"
 #include "transpose.h"
+#include "units.h"
 
 namespace lmser {
 
@@ -55,6 +56,7 @@ class Sum final : public WeightGradSum::State {
 
   // False, and nothing is written, where a minimal-filtering sum is not finite.
   bool finish(View grad, bool accumulate) override {
+    add_products();
     if (swapped_) std::swap(grad.n, grad.c), std::swap(grad.sn, grad.sc);
     std::int64_t partial = sums_;  // how many sums are left to add
     if (plan_.winograd.m) {
@@ -76,6 +78,7 @@ class Sum final : public WeightGradSum::State {
 
   bool merge(WeightGradSum::State& state, const ThreadPool& pool) override {
     Sum& other = static_cast<Sum&>(state);
+    add_products(), other.add_products();
     const WeightGradPlan &a = plan_, &b = other.plan_;
     if (!sum_ || !other.sum_ || a.winograd.m != b.winograd.m || a.winograd.taps != b.winograd.taps ||
         a.sum_values != b.sum_values || a.sum_length != b.sum_length || turned_ != other.turned_ ||
@@ -112,6 +115,41 @@ class Sum final : public WeightGradSum::State {
     if (double(plan_.sum_values) * double(g.batch) * double(g.out_h) * double(g.out_w) < kSerialWork) tasks_ = 1;
     sums_ = plan_.split_pixels ? tasks_ : 1;
     sum_ = allocate<T>(plan_.sum_values * sums_);
+    if (!plan_.round_units) return;
+    std::int64_t most = 0;
+    for (std::int64_t u = 0; u < plan_.units; u += plan_.round_units) most = std::max(most, round(u).count());
+    points_ = allocate<T>(plan_.all_points(most) * plan_.round_pairs);
+  }
+
+  TileOrder round(std::int64_t first) const {
+    return {plan_.winograd, plan_.tile_row(first), plan_.tile_row(std::min(first + plan_.round_units, plan_.units))};
+  }
+
+  // Points of a pair, a round of its units at a time, and their products; those of a pair that is no more than a round
+  // wait for the next pairs.
+  void accumulate_rounds(const WeightGradCall<T>& call, T* memory, std::int64_t scratch) {
+    for (std::int64_t first = 0; first < plan_.units; first += plan_.round_units) {
+      const TileOrder order = round(first);
+      const std::int64_t units = std::min(plan_.round_units, plan_.units - first);
+      T* const points = points_.get() + waiting_ * plan_.all_points(order.count());
+      run_units(pool_, std::min(tasks_, units), units, [&](std::int64_t task, std::int64_t u) {
+        k_.grad_points(call, first + u, order, points, memory + task * scratch);
+      });
+      ++waiting_;
+      if (units < plan_.units || waiting_ == plan_.round_pairs) add_products(first);
+    }
+  }
+
+  // Of the pairs that wait, whose round begins at unit `first`.
+  void add_products(std::int64_t first = 0) {
+    if (!waiting_) return;
+    const TileOrder order = round(first);
+    const WeightGradCall<T> call{&plan_, {}, {}, sum_.get(), fresh_};
+    const std::int64_t pieces = tasks_ == 1 ? 1 : std::min(bands_, 4 * tasks_);
+    run_units(pool_, tasks_, pieces, [&](std::int64_t, std::int64_t i) {
+      k_.grad_products(call, waiting_, bands_ * i / pieces, bands_ * (i + 1) / pieces, order, points_.get());
+    });
+    waiting_ = 0, fresh_ = false;
   }
 
   template <class F>
@@ -130,6 +168,10 @@ class Sum final : public WeightGradSum::State {
       scratch = std::max(scratch, k_.weight_grad_scratch(calls.back()));
     }
     const Buffer<T> memory = allocate<T>(scratch * tasks_);
+    if (plan_.round_units) {
+      for (const WeightGradCall<T>& call : calls) accumulate_rounds(call, memory.get(), scratch);
+      return;
+    }
     over_tasks([&](std::int64_t task) {
       T* const own = sum_.get() + (plan_.split_pixels ? task * plan_.sum_values : 0);
       const std::int64_t band0 = plan_.split_pixels ? 0 : bands_ * task / tasks_,
@@ -224,6 +266,10 @@ class Sum final : public WeightGradSum::State {
   WeightGradPlan plan_;
   std::int64_t bands_ = 0, tasks_ = 1, sums_ = 1;
   Buffer<T> sum_;
+  // Of rounds: the points of pairs that wait for their products, how many there are, and whether the sum holds nothing.
+  Buffer<T> points_;
+  std::int64_t waiting_ = 0;
+  bool fresh_ = true;
 };
 
 }  // namespace

@@ -29,10 +29,7 @@ struct WeightGradScratch {
     if (!direct_small(call)) small = p.small_values;
     if (!p.winograd.m && !one_column<T>(p)) line = p.geometry.out_w * p.padded_out_c;
     rows = RowScratch<T>::values(greater(call.big.base.w * call.big.base.c, call.small.base.w * call.small.base.c));
-    if (p.winograd.m) {
-      const WinogradGradScratch w(p);
-      winograd = w.big + w.small;
-    }
+    if (p.winograd.m && !p.round_units) winograd = p.all_points(p.unit_images * p.tile_rows * p.winograd.cols);
     for (std::int64_t* x : {&big, &small, &line, &rows, &winograd}) *x = div_up(*x, 64) * 64;
   }
   std::int64_t values() const { return big + small + line + rows + winograd; }
@@ -54,13 +51,15 @@ LMSER_HD void gradient_band(const WeightGradPlan& p, GradientTile<T>& t, std::in
   gradient_fn<T>(int(length * (b + 1) / bands - k), width)(t);
 }
 
+// Over the points of `pairs`, each `all_points` behind the one before.
 template <class F>
-void winograd_products(const WeightGradPlan& p, const float* big, const float* small, const TileOrder& order,
+void winograd_products(const WeightGradPlan& p, std::int64_t pairs, const float* points, const TileOrder& order,
                        std::int64_t band0, std::int64_t band1, float* sum, bool fresh) {
   const std::int64_t tiles = order.count();
+  const float *const big = points, *const small = points + p.big_points(tiles);
   GradientTile<float> t{};
   t.fresh = fresh;
-  t.images = 1;
+  t.images = pairs, t.big_image = t.small_image = p.all_points(tiles);
   t.big_col = p.geometry.in_c, t.sum_stride = p.padded_out_c;
   t.big_row = p.winograd.pitch(tiles * t.big_col), t.small_row = p.winograd.pitch(tiles * p.padded_out_c);
   for (std::int64_t band = band0; band < band1; ++band) {
@@ -76,15 +75,17 @@ void winograd_products(const WeightGradPlan& p, const float* big, const float* s
   }
 }
 
-inline void winograd_weight_grad(const WeightGradCall<float>& call, const WeightGradScratch<float>& layout,
-                                 std::int64_t n0, std::int64_t n1, std::int64_t r0, std::int64_t band0,
-                                 std::int64_t band1, float* scratch) {
+// A unit's sides to the points of its tiles, staged in `scratch` before.
+inline void grad_points(const WeightGradCall<float>& call, std::int64_t unit, const TileOrder& order, float* points,
+                        float* scratch) {
   const WeightGradPlan& p = *call.plan;
   const Geometry& g = p.geometry;
   const WinogradGrid& w = p.winograd;
-  float *const big = scratch, *const small = big + layout.big, *const row_memory = small + layout.small,
-               *const points = row_memory + layout.rows;
-  const std::int64_t t0 = r0 / w.m, t1 = lesser(t0 + p.tile_rows, w.rows), rows = (t1 - t0 - 1) * w.in_step + w.window;
+  const WeightGradScratch<float> layout(call);
+  float *const big = scratch, *const small = big + layout.big, *const row_memory = small + layout.small;
+  const std::int64_t n0 = unit / p.row_units * p.unit_images, n1 = lesser(n0 + p.unit_images, g.batch),
+                     t0 = unit % p.row_units * p.tile_rows, t1 = lesser(t0 + p.tile_rows, w.rows),
+                     rows = (t1 - t0 - 1) * w.in_step + w.window;
   const std::int64_t big_image = rows * p.slab_cols * g.in_c,
                      small_image = (t1 - t0) * w.m * w.cols * w.m * p.padded_out_c;
   const auto big_rows = RowScratch<float>::at(row_memory, call.big.base.w * call.big.base.c);
@@ -95,11 +96,14 @@ inline void winograd_weight_grad(const WeightGradCall<float>& call, const Weight
     stage<float>(call.small, n, t0 * w.m, (t1 - t0) * w.m, 0, w.cols * w.m, p.padded_out_c,
                  small + (n - n0) * small_image, small_rows);
   }
-  const WinogradGradScratch sides(p);
-  const TileOrder order(w, t0, t0 + (n1 - n0) * (t1 - t0));
   with_filter(w, [&]<class F>() {
-    winograd_grad_transform<F>(p, order, t0, big, small, n1 - n0, t1 - t0, points);
-    winograd_products<F>(p, points, points + sides.big, order, band0, band1, call.sum, call.fresh);
+    winograd_grad_transform<F>(p, order, p.tile_row(unit), big, small, n1 - n0, t1 - t0, points);
+  });
+}
+inline void grad_products(const WeightGradCall<float>& call, std::int64_t pairs, std::int64_t band0, std::int64_t band1,
+                          const TileOrder& order, const float* points) {
+  with_filter(call.plan->winograd, [&]<class F>() {
+    winograd_products<F>(*call.plan, pairs, points, order, band0, band1, call.sum, call.fresh);
   });
 }
 
@@ -117,7 +121,10 @@ void weight_grad_unit(const WeightGradCall<T>& call, std::int64_t unit, std::int
 
   if constexpr (sizeof(T) == 4) {
     if (p.winograd.m) {
-      winograd_weight_grad(call, layout, n0, n1, r0, band0, band1, scratch);
+      const TileOrder order(p.winograd, p.tile_row(unit), p.tile_row(unit + 1));
+      float* const points = row_memory + layout.rows;
+      grad_points(call, unit, order, points, scratch);
+      grad_products(call, 1, band0, band1, order, points);
       return;
     }
   }

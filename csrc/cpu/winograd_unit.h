@@ -133,34 +133,23 @@ void winograd_pack(const ConvPlan& p, const WeightLayout<float>& weight, int ind
     }
 }
 
-struct WinogradGradScratch {
-  std::int64_t big = 0, small = 0;
-  WinogradGradScratch() = default;
-  explicit WinogradGradScratch(const WeightGradPlan& p) {
-    const std::int64_t tiles = p.unit_images * p.tile_rows * p.winograd.cols;
-    big = p.winograd.points() * p.winograd.pitch(tiles * p.geometry.in_c);
-    small = p.winograd.points() * p.winograd.pitch(tiles * p.padded_out_c);
-  }
-};
-
 // Both sides transformed to points; the products themselves are gradient tiles over rows of equal weight.
 template <class F>
 void winograd_grad_transform(const WeightGradPlan& p, const TileOrder& order, std::int64_t row0, const float* big,
-                             const float* small, std::int64_t images, std::int64_t tile_rows, float* scratch) {
+                             const float* small, std::int64_t images, std::int64_t tile_rows, float* points) {
   const Geometry& g = p.geometry;
   const WinogradGrid& w = p.winograd;
-  const WinogradGradScratch layout(p);
-  const std::int64_t tiles = images * tile_rows * w.cols;
+  const std::int64_t tiles = order.count();
   const std::int64_t big_col = g.in_c, big_row = p.slab_cols * big_col,
                      big_image = ((tile_rows - 1) * w.in_step + w.window) * big_row;
   const std::int64_t small_col = p.padded_out_c, small_row = w.cols * w.m * small_col,
                      small_image = tile_rows * w.m * small_row;
   const Windows windows{big,     images, tile_rows, w.cols, big_image, w.in_step * big_row, w.in_step * big_col,
                         big_row, big_col};
-  transform_grid<F, Transform::up>(order, row0, windows, g.in_c, g.in_c, w.pitch(tiles * g.in_c), scratch);
+  transform_grid<F, Transform::up>(order, row0, windows, g.in_c, g.in_c, w.pitch(tiles * g.in_c), points);
   for_columns<float>(p, [&](int v, int width) {
     const std::int64_t from = v * kLanes<float>, values = width * kLanes<float>;
-    float* const to = scratch + layout.big + from * tiles;
+    float* const to = points + p.big_points(tiles) + from * tiles;
     const Windows outputs{small + from,    images,          tile_rows, w.cols,   small_image,
                           w.m * small_row, w.m * small_col, small_row, small_col};
     transform_grid<F, Transform::small>(order, row0, outputs, values, values, w.pitch(tiles * p.padded_out_c), to);
