@@ -93,6 +93,10 @@ def test_workloads_are_listed_and_chosen() -> None:
         f"settle {name} {kind}"
         for name in ("CBAN-CIFAR", "CBAN-Omniglot")
         for kind in ("inference", "training step")
+    ] + [
+        f"settle_step {name}, {kind}"
+        for name in ("128-256-256, 14 px", "40-120-440, 16 px")
+        for kind in ("forward", "forward + backward")
     ]
 
 

@@ -98,6 +98,94 @@ def test_settle_step_of_a_large_batch_in_groups():
     same(found, wanted, 1e-4)
 
 
+# Where the taps of both edges meet the same pixels, both drives are one sum; the last three are not that.
+# batch, channels below, here and above, size, kernel, padding, pool, padding above
+SUMS = {
+    "odd": (2, 3, 4, 5, (7, 9), (3, 3), (1, 1), 1, None),
+    "filtered": (3, 40, 24, 33, (13, 10), (3, 3), (1, 1), 1, None),
+    "filtered, five taps": (2, 16, 24, 9, (12, 7), (5, 5), (2, 2), 1, None),
+    "pooled": (2, 9, 17, 8, (5, 6), (3, 3), (1, 1), 2, None),
+    "oblong": (2, 9, 17, 8, (5, 6), (5, 3), (1, 0), 1, (3, 2)),
+    "one channel here": (2, 12, 1, 4, (9, 20), (3, 3), (1, 1), 1, None),
+    "two channels here": (2, 12, 2, 30, (6, 5), (3, 3), (1, 1), 1, None),
+    "signal": (2, 5, 6, 7, (1, 20), (1, 3), (0, 1), 1, None),
+    "dense": (6, 12, 7, 5, (1, 1), (1, 1), (0, 0), 1, None),
+    "pointwise": (2, 12, 7, 40, (5, 3), (1, 1), (0, 0), 1, None),
+    "empty": (0, 3, 4, 5, (6, 6), (3, 3), (1, 1), 1, None),
+    "few rows": (3, 12, 70, 5, (1, 1), (1, 1), (0, 0), 1, None),
+    "other padding": (2, 3, 4, 5, (6, 7), (3, 3), (1, 1), 1, (0, 0)),
+    "other kernel": (2, 9, 8, 10, (8, 8), (3, 3), (1, 1), 1, (2, 2)),
+}
+
+
+def between(case, dtype, layout):
+    """Arguments of a step between two layers, and the sizes of the layer above that its padding asks for."""
+    n, below, here, above, size, kernel, padding, pool, padding_above = SUMS[case]
+    upper = (5, 5) if case == "other kernel" else kernel
+    out = [s + 2 * p - k + 1 for s, p, k in zip(size, padding, kernel, strict=True)]
+    outer = padding if padding_above is None else padding_above
+    high = [s + 2 * p - k + 1 for s, p, k in zip(out, outer, upper, strict=True)]
+    tensors = [
+        torch.randn(n, below, size[0] * pool, size[1] * pool, dtype=dtype).contiguous(memory_format=layout),
+        torch.randn(n, above, *high, dtype=dtype).contiguous(memory_format=layout),
+        torch.randn(here, below, *kernel, dtype=dtype) * 0.2,
+        # Of another order in memory than its shape says.
+        (torch.randn(here, above, *upper, dtype=dtype) * 0.2).transpose(0, 1),
+        torch.randn(here, dtype=dtype),
+    ]
+    options = {"padding": padding, "padding_above": padding_above, "pool": pool, "activation": "tanh"}
+    return [t.requires_grad_() for t in tensors], options, (n, here, *out)
+
+
+@native
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 2e-4)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("case", SUMS)
+def test_both_drives(case, layout, dtype, tolerance):
+    tensors, options, shape = between(case, dtype, layout)
+    options |= {"evidence": torch.randn(shape, dtype=dtype), "mask": torch.rand(shape) > 0.7}
+    options["previous"] = torch.randn(shape, dtype=dtype)
+    found = settle_step(*tensors, impl=FUSED, **options)
+    exact = [t.detach().double().requires_grad_() for t in tensors]
+    options |= {name: options[name].double() for name in ("evidence", "previous")}
+    wanted = reference_step(*exact, **options)
+    if shape[0] == 0:
+        found, wanted = found[:1], wanted[:1]
+    same([t.double() for t in found], wanted, tolerance)
+    gradients = torch.autograd.grad(found[0].sum(), tensors)
+    same([g.double() for g in gradients], torch.autograd.grad(wanted[0].sum(), exact), tolerance)
+
+
+@native
+@pytest.mark.parametrize("value", [torch.inf, torch.nan])
+@pytest.mark.parametrize("side", [0, 1])
+@pytest.mark.parametrize("case", ["odd", "filtered", "pooled", "one channel here", "dense"])
+def test_what_is_not_finite_reaches_what_it_should(case, side, value):
+    tensors, options, _ = between(case, torch.float32, torch.channels_last)
+    tensors = [t.detach() for t in tensors]
+    tensors[side][0, 1, -1, 0] = value
+    options["activation"] = "identity"
+    found, wanted = settle_step(*tensors, impl=FUSED, **options)[0], reference_step(*tensors, **options)[0]
+    assert torch.equal(found.isfinite(), wanted.isfinite())
+    finite = wanted.isfinite()
+    assert 0 < finite.sum() < finite.numel()
+    torch.testing.assert_close(found[finite], wanted[finite], rtol=1e-4, atol=1e-4)
+
+
+@native
+@pytest.mark.parametrize("side", [2, 3])
+def test_a_changed_weight_of_either_edge_is_noticed(side):
+    tensors, options, _ = between("filtered", torch.float32, torch.channels_last)
+    tensors = [t.detach() for t in tensors]
+    for _ in range(3):
+        found, wanted = (
+            settle_step(*tensors, impl=FUSED, **options)[0],
+            reference_step(*tensors, **options)[0],
+        )
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+        tensors[side][1, 2, 0, 0] += 3
+
+
 X, Z = torch.zeros(2, 3, 6, 8), torch.zeros(2, 5, 3, 4)
 BELOW, ABOVE = torch.zeros(4, 3, 3, 3), torch.zeros(5, 4, 3, 3)
 ERRORS = [

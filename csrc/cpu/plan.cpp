@@ -91,7 +91,7 @@ RowSpan input_rows(const ConvPlan& p, std::int64_t r0, std::int64_t r1) {
 constexpr std::int64_t kStride1Bytes = 512 << 10, kWinogradBytes = 640 * 1024, kWinogradGradBytes = 1 << 20;
 // Of a weight gradient: fewest tiles between two passes over its sum; what the points of a round may fill of the third
 // level.
-constexpr std::int64_t kLeastGradTiles = 96, kGradRoundBytes = 16 << 20;
+constexpr std::int64_t kLeastGradTiles = 96, kGradRoundBytes = 12 << 20;
 // A weight that every unit would fetch from beyond the second-level cache; what a round may fill of the third; tiles of
 // a unit of a round, and fewest of all.
 constexpr std::int64_t kSharedWeightBytes = 1 << 20, kRoundBytes = 6 << 20, kRoundUnitTiles = 16, kLeastRoundTiles = 12;

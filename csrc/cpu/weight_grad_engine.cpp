@@ -115,10 +115,6 @@ class Sum final : public WeightGradSum::State {
     if (double(plan_.sum_values) * double(g.batch) * double(g.out_h) * double(g.out_w) < kSerialWork) tasks_ = 1;
     sums_ = plan_.split_pixels ? tasks_ : 1;
     sum_ = allocate<T>(plan_.sum_values * sums_);
-    if (!plan_.round_units) return;
-    std::int64_t most = 0;
-    for (std::int64_t u = 0; u < plan_.units; u += plan_.round_units) most = std::max(most, round(u).count());
-    points_ = allocate<T>(plan_.all_points(most) * plan_.round_pairs);
   }
 
   TileOrder round(std::int64_t first) const {
@@ -128,6 +124,11 @@ class Sum final : public WeightGradSum::State {
   // Points of a pair, a round of its units at a time, and their products; those of a pair that is no more than a round
   // wait for the next pairs.
   void accumulate_rounds(const WeightGradCall<T>& call, T* memory, std::int64_t scratch) {
+    if (!points_) {
+      std::int64_t most = 0;
+      for (std::int64_t u = 0; u < plan_.units; u += plan_.round_units) most = std::max(most, round(u).count());
+      points_ = allocate<T>(plan_.all_points(most) * plan_.round_pairs);
+    }
     for (std::int64_t first = 0; first < plan_.units; first += plan_.round_units) {
       const TileOrder order = round(first);
       const std::int64_t units = std::min(plan_.round_units, plan_.units - first);
@@ -150,6 +151,7 @@ class Sum final : public WeightGradSum::State {
       k_.grad_products(call, waiting_, bands_ * i / pieces, bands_ * (i + 1) / pieces, order, points_.get());
     });
     waiting_ = 0, fresh_ = false;
+    if (first + plan_.round_units >= plan_.units) points_.reset();  // another sum's turn to use the memory
   }
 
   template <class F>

@@ -29,6 +29,21 @@ def _change(now: Sequence[Tensor], before: Sequence[Tensor]) -> Tensor:
     ).amax()
 
 
+def update(
+    below: Tensor,
+    above: Tensor,
+    weight_below: Tensor,
+    weight_above: Tensor,
+    bias: Tensor,
+    before: Tensor,
+    window: int,
+) -> tuple[Tensor, Tensor]:
+    """(state, change): one layer from both neighbours, where that above is `window` times as small."""
+    total = _up(below, weight_below, 1, bias) + _down(above, weight_above, window)
+    h = torch.tanh(total)
+    return h, (h.detach() - before).abs().amax()
+
+
 @dataclass(frozen=True)
 class Net:
     """What a loop settles: a symmetric network, its evidence, when to stop."""

@@ -12,9 +12,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from lmser.benchmarks.settle_peers import Net, cached_sweep, loop, paper_sweep
+from lmser.benchmarks.settle_peers import Net, cached_sweep, loop, paper_sweep, update
 from lmser.contest import Contender
-from lmser_kernels import settle
+from lmser_kernels import settle, settle_step
 
 NETWORKS = {
     # batch, channels, size, windows, kernel, sweeps
@@ -23,6 +23,8 @@ NETWORKS = {
     "FBAN 812-200-50": (250, (812, 200, 50), 1, (1, 1), 1, 20),
 }
 SWEEPS = {"paper's loop": paper_sweep, "cached loop": cached_sweep}
+# One update from both neighbours: batch, channels below, here and above, size here, windows above.
+STEPS = {"128-256-256, 14 px": (16, 128, 256, 256, 14, 1), "40-120-440, 16 px": (16, 40, 120, 440, 16, 2)}
 
 
 def network(name: str, sweeps: int | None = None) -> Net:
@@ -130,3 +132,71 @@ def contenders(name: str, training: bool, compiled: bool = True) -> tuple[list[C
                 found.append(Contender(title + suffix + way, step))
     wanted = call(lambda net: loop(cached_sweep, net), net.to(torch.float64, plain), training)()
     return found, wanted
+
+
+def step_cost(name: str, training: bool) -> tuple[float, float]:
+    """(multiply-adds x 2, bytes of the neighbours, the weights, the state before and the result) of one of `STEPS`."""
+    batch, below, here, above, size, window = STEPS[name]
+    pixels, small = size * size, (size // window) ** 2
+    weights = 9.0 * here * (below + above)
+    values = batch * (pixels * (below + 2 * here) + small * above) + weights
+    return (3 if training else 1) * 2 * batch * 9.0 * here * (below * pixels + above * small), (
+        (3 if training else 1) * 4 * values
+    )
+
+
+def step_contenders(name: str, training: bool) -> tuple[list[Contender], list[Tensor]]:
+    """`settle_step` with tanh and the change against the state before, and the same written in PyTorch."""
+    torch._dynamo.reset()
+    batch, below, here, above, size, window = STEPS[name]
+    torch.manual_seed(0)
+    tensors = [
+        torch.rand(batch, below, size, size) * 2 - 1,
+        torch.rand(batch, above, size // window, size // window) * 2 - 1,
+        torch.randn(here, below, 3, 3) * 0.5 / (9 * here) ** 0.5,
+        torch.randn(above, here, 3, 3) * 0.5 / (9 * here) ** 0.5,
+        torch.randn(here) * 0.1,
+    ]
+    before, grad = torch.rand(batch, here, size, size), torch.randn(batch, here, size, size)
+
+    def fused(*given: Tensor) -> tuple[Tensor, Tensor]:
+        *step, before = given
+        return settle_step(*step, padding=1, upsample=window, activation="tanh", previous=before)
+
+    def eager(
+        below: Tensor, above: Tensor, weight_below: Tensor, weight_above: Tensor, bias: Tensor, before: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        return update(below, above, weight_below, weight_above, bias, before, window)
+
+    def contender(
+        title: str,
+        function: Callable[..., tuple[Tensor, Tensor]],
+        layout: torch.memory_format,
+        dtype: torch.dtype = torch.float32,
+    ) -> Contender:
+        def turn(t: Tensor) -> Tensor:
+            moved = t.to(dtype, copy=True)
+            return moved.contiguous(memory_format=layout) if moved.dim() == 4 else moved
+
+        inputs, previous, g = [turn(t) for t in tensors], turn(before), turn(grad)
+        for t in inputs:
+            t.requires_grad_(training)
+
+        def run() -> list[Tensor]:
+            if not training:
+                with torch.no_grad():
+                    return list(function(*inputs, previous))
+            for t in inputs:
+                t.grad = None
+            h, change = function(*inputs, previous)
+            h.backward(g)
+            return [h, change, *(t.grad for t in inputs if t.grad is not None)]
+
+        return Contender(title, run)
+
+    last, plain = torch.channels_last, torch.contiguous_format
+    found = [contender("fused", fused, last)]
+    for suffix, layout in {"": plain, ", channels-last": last}.items():
+        found.append(contender("eager" + suffix, eager, layout))
+        found.append(contender(f"eager{suffix}, compiled", torch.compile(eager), layout))
+    return found, list(contender("float64", eager, plain, torch.float64).run())

@@ -328,6 +328,14 @@ def _settling() -> Iterator[Workload]:
                 partial(settling.contenders, name, training),
                 repeats=9,
             )
+    for name in settling.STEPS:
+        for training in (False, True):
+            yield Workload(
+                f"settle_step {name}, {'forward + backward' if training else 'forward'}",
+                *settling.step_cost(name, training),
+                partial(settling.step_contenders, name, training),
+                repeats=21,
+            )
 
 
 def _few_labels() -> Iterator[Workload]:

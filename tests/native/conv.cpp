@@ -169,6 +169,50 @@ void filtered(const InstructionSet& isa) {
   }
 }
 
+// A convolution and a transposed one of as many taps as one sum over the channels of both.
+template <class T>
+void beside_as(const InstructionSet& isa, Random& random, DType dtype) {
+  using lmser::Filtering;
+  const int kh = int(random.between(1, 5)), kw = random.one_in(2) ? kh : int(random.between(1, 5)),
+            ph = int(random.below(kh)), pw = int(random.below(kw));
+  const Geometry up =
+      geometry(random.of({0, 1, 2, 3}), random.of(kChannels), random.between(std::max(1, kh - 2 * ph), 13),
+               random.between(std::max(1, kw - 2 * pw), 13), random.of(kChannels), kh, kw, 1, 1, ph, pw);
+  const Geometry down = transposed(
+      geometry(up.batch, up.out_c, up.out_h, up.out_w, random.of(kChannels), kh, kw, 1, 1, kh - 1 - ph, kw - 1 - pw));
+  const Case c(random, up, dtype, random.one_in(3));
+  Array above(dtype, up.batch, down.in_c, up.in_h, up.in_w, any_layout(random, false)),
+      weight(dtype, down.in_c, up.out_c, kh, kw, any_layout(random, true));
+  above.fill(random), weight.fill(random);
+  Source source = c.source;
+  source.beside = above.view;
+  Sink sink = c.sink;
+  std::vector<T> bias;  // PreparedConv takes it as it is used
+  for (std::int64_t k = 0; c.bias && k < up.out_c; ++k) bias.push_back(T(value_of(c.bias, 0, k, 0, 0)));
+  sink.bias = c.bias ? bias.data() : nullptr;
+  Numbers sum = linear_map(up, source_values(c.source), c.weight.view);
+  const Numbers more = linear_map(down, numbers(above.view), weight.view);
+  for (std::size_t i = 0; i < sum.at.size(); ++i) sum.at[i] += more.at[i];
+  Geometry both = up;
+  both.in_c += down.in_c;
+  for (Filtering how : {Filtering::where_possible, Filtering::never}) {
+    const Filtering before = choose_filtering(how);
+    lmser::PreparedConv(isa, both, dtype, c.weight.view, 1, true, weight.view)
+        .run(threads(int(random.between(1, 3))), source, sink);
+    c.check(sink_values(sink, sum, c.bias));
+    choose_filtering(before);
+  }
+}
+void beside(const InstructionSet& isa) {
+  for (int seed = 0; seed < cases(300); ++seed) {
+    Random random(seed);
+    if (random.one_in(3))
+      beside_as<double>(isa, random, DType::f64);
+    else
+      beside_as<float>(isa, random, DType::f32);
+  }
+}
+
 // One packed weight for batches of several sizes, as settling uses it.
 void prepared(const InstructionSet& isa) {
   for (int seed = 0; seed < cases(20); ++seed) {
