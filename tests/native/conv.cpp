@@ -320,9 +320,9 @@ void threaded(const InstructionSet& isa) {
 }  // namespace
 
 std::vector<Test> conv_tests() {
-  return {{"conv any", any},           {"conv every width", every_width},   {"conv filtered", filtered},
-          {"conv prepared", prepared}, {"conv shared drive", shared_drive}, {"conv edges", edges},
-          {"conv pooled", pooled},     {"threaded conv", threaded}};
+  return {{"conv any", any},           {"conv every width", every_width}, {"conv filtered", filtered},
+          {"conv prepared", prepared}, {"conv beside", beside},           {"conv shared drive", shared_drive},
+          {"conv edges", edges},       {"conv pooled", pooled},           {"threaded conv", threaded}};
 }
 
 }  // namespace native
