@@ -389,10 +389,13 @@ def test_minimal_filtering_inside(order):
 @pytest.mark.parametrize("order", ["up_down", "odd_even"])
 @pytest.mark.parametrize("evidence", ["none", "some", "all"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("activation", ["tanh", "sigmoid"])  # f(0) is zero, and is not
 @pytest.mark.parametrize("shape", ["three edges, pooled", "wide", "many samples", "five by five"])
-def test_change_is_how_far_the_last_sweep_moved_the_states(shape, dtype, evidence, order, per_sample):
+def test_change_is_how_far_the_last_sweep_moved_the_states(
+    shape, activation, dtype, evidence, order, per_sample
+):
     """To the bit, by whichever kernel, and whether a state is written beside its last or over it."""
-    given = case(shape, dtype=dtype, zero=False, evidence=evidence, grad=False)
+    given = case(shape, dtype=dtype, zero=False, evidence=evidence, grad=False, activation=activation)
     before = given.states
     if evidence != "none":
         held = given.options.get("mask", torch.ones_like(before[0], dtype=torch.bool))

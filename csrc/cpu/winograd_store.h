@@ -138,8 +138,10 @@ void winograd_store_as(const ConvPlan& p, const WinogradSums& sums, const TileOr
             }
             if (drive) store_n<float>(drive + at, z, lanes);  // may lie where `add` does
             const Vec<float> state = act<A, float>(sum, slope);
-            if (compares) moved.take(state - load_n<float>(dst + at, lanes));
+            const Vec<float> before = compares ? load_n<float>(dst + at, lanes) : Vec<float>{};
             store_n<float>(dst + at, state, lanes);
+            // Behind the last channel a register holds f(0), which need not be zero.
+            if (compares) moved.take((lanes == L ? state : load_n<float>(dst + at, lanes)) - before);
           };
           const std::int64_t corner = n * out.dst.image + (h0 - out.r0) * row_step + w0 * col_step + c0;
           for (int i = i0; i < i1; ++i) {
