@@ -59,44 +59,53 @@ def _grid(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def settling() -> str:
-    """Settling against the loops people write, its memory, and where that comes from."""
-    result, memory = _read("settle_cpu.json"), _read("settle_memory.json")
+def _solves(file: str) -> list[str]:
+    """Settling against the loops people write, on one processor; single updates where they were measured."""
+    result = _read(file)
+    rows = [row for row in result["rows"] if "settle_step" not in row["workload"]]
+    steps = [row for row in result["rows"] if "settle_step" in row["workload"]]
     lines = [
-        "| one solve: 10 sweeps of batch 16, FBAN 20 of 250 | fused, ms | ± % | against 004's loop | against the best other "
-        "| % of FMA peak |",
+        f"| {result['isa']}: one solve, 10 sweeps of batch 16, FBAN 20 of 250 | fused, ms | ± % | against 004's loop "
+        "| against the best other | % of FMA peak |",
         "|---|---:|---:|---:|---:|---:|",
     ]
-    steps = [row for row in result["rows"] if row["workload"].startswith("settle_step ")]
-    for row in result["rows"]:
-        if row in steps:
-            continue
+    for row in rows:
         paper = row["all_ms"]["paper's loop"] / row["fused_ms"]
         lines.append(
             f"| {row['workload'].removeprefix('settle ')} | {row['fused_ms']:.1f} | {100 * row['spread']:.0f} "
             f"| {paper:.2f} | {row['ratio']:.2f} ({row['best']}) | {_peak(row)} |"
         )
-    where = (
-        "004's loop computes every drive at every update, in eager PyTorch; the others compute each drive once a sweep or "
-        "go through `torch.compile`, in either memory format. Training is the squared error of all readouts and its "
-        f"gradient through all sweeps. {_machine(result)}: `lmser bench --only settle --json "
-        "bench/results/settle_cpu.json`."
-    )
-    lines += [
-        "",
-        where,
-        "",
-        "| one update by `settle_step`, channels below-here-above, batch 16 | fused, ms | ± % | against the best other "
-        "| % of FMA peak |",
-        "|---|---:|---:|---:|---:|",
-        *(
+    if steps:
+        lines += [
+            "",
+            f"| {result['isa']}: one update by `settle_step`, channels below-here-above, batch 16 | fused, ms | ± % "
+            "| against the best other | % of FMA peak |",
+            "|---|---:|---:|---:|---:|",
+        ]
+        lines += [
             f"| {row['workload'].removeprefix('settle_step ')} | {row['fused_ms']:.1f} | {100 * row['spread']:.0f} "
             f"| {row['ratio']:.2f} ({row['best']}) | {_peak(row)} |"
             for row in steps
-        ),
-        "",
-        "With tanh and the change against the state before; the layer above is as large in the first, half as large each "
-        "way in the second.",
+        ]
+    lines += ["", f"{_machine(result)}: `lmser bench --only settle --json bench/results/{file}`.", ""]
+    return lines
+
+
+def settling() -> str:
+    """Settling on the processors it was measured on, its memory, and where that comes from."""
+    memory = _read("settle_memory.json")
+    lines = [line for file in ("settle_cpu.json", "settle_cpu_avx512.json") for line in _solves(file)]
+    where = (
+        "004's loop computes every drive at every update, in eager PyTorch; the others compute each drive once a sweep or "
+        "go through `torch.compile`, in either memory format. Training is the squared error of all readouts and its "
+        "gradient through all sweeps. The kernels read and write more for each product than the others do: where memory "
+        "is shared with other tenants they lose more of their speed, and the inference rows vary from run to run by more "
+        "than the spread within one. An update by "
+        "`settle_step` has tanh and the change against the state before; the layer above is as large in the first, "
+        "half as large each way in the second."
+    )
+    lines += [
+        where,
         "",
         "| peak memory of a training step, MB | fused | bfloat16 trajectory | least other |",
     ]
