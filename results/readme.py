@@ -20,8 +20,14 @@ SHOWN = {
     "recognition-paper": ("accuracy %, attacks",),
     "classification-paper": ("Accuracy",),
     "semisup-mnist-paper": ("Table 2",),
+    "semisup-mnist-draws-paper": ("The search",),
     "cban-bars-paper": ("As printed", "Calibrated"),
     "cban-mnist-paper": ("As printed", "Calibrated"),
+}
+# What was run of experiments that were run in part.
+ROWS = {
+    "semisup-mnist-paper": "semi/Small,supervised-50/Small,supervised-1000/Small",
+    "semisup-mnist-draws-paper": "grid/draw-",
 }
 
 
@@ -68,9 +74,10 @@ def main() -> None:
     for folder, titles in SHOWN.items():
         results = read_results(ROOT / "results" / folder / "results.json")
         found.append(results)
-        seeds = ", ".join(map(str, results.seeds))
+        seeds = ",".join(map(str, results.seeds))
+        rows = f" --rows {ROWS[folder]}" if folder in ROWS else ""
         parts.append(
-            f"**{results.title}** (`lmser run {results.experiment} --scale {results.scale} --seeds {seeds}`; "
+            f"**{results.title}** (`lmser run {results.experiment} --scale {results.scale} --seeds {seeds}{rows}`; "
             f"ours, in brackets the paper's)\n"
         )
         for table in results.tables:
