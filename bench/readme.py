@@ -98,8 +98,7 @@ def settling() -> str:
     where = (
         "004's loop computes every drive at every update, in eager PyTorch; the others compute each drive once a sweep or "
         "go through `torch.compile`, in either memory format. Training is the squared error of all readouts and its "
-        "gradient through all sweeps. The kernels read and write more for each product than the others do: where memory "
-        "is shared with other tenants they lose more of their speed, and the inference rows vary from run to run by more "
+        "gradient through all sweeps. The inference rows vary from run to run by more "
         "than the spread within one. An update by "
         "`settle_step` has tanh and the change against the state before; the layer above is as large in the first, "
         "half as large each way in the second."
