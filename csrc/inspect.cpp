@@ -227,7 +227,9 @@ py::dict plan(const std::string& op, const std::string& dtype, Four shape, Four 
       (stride1 ? std::string(p.winograd.taps == 5 ? "5x5 at stride 1: 36 products for the direct sum's 100"
                                                   : "3x3 at stride 1: 36 products for the direct sum's 144") +
                      " pay for the transforms here; the direct sum is run instead where a result is not finite" +
-                     (p.round_units ? "; the weight is beyond the caches: threads share its points, " +
+                     (p.round_units ? std::string("; the weight is beyond the caches: ") +
+                                          (p.own_rounds ? "each thread multiplies many tiles by it, "
+                                                        : "threads share its points, ") +
                                           std::to_string(p.round_units) + " units a round"
                                     : "")
        : winograd   ? std::string("3x3 at stride 2 with enough channels on both sides: fewer products than "

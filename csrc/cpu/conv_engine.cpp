@@ -250,33 +250,57 @@ class Prepared final : public PreparedConv::State {
   // Units in rounds: each part waits for the one before.
   void run_rounds(const ThreadPool& pool, std::int64_t tasks, const ConvCall<T>& call, T* memory, std::int64_t scratch,
                   std::atomic<bool>& finite) const {
-    const Kernels<T>& k = kernels_of<T>(isa_);
     const ConvPlan& p = *call.plan;
     const WinogradGrid& w = p.winograd;
     std::int64_t most = 0;
     for (std::int64_t u = 0; u < p.units; u += p.round_units)
       most = std::max(most, (p.tile_row(std::min(u + p.round_units, p.units)) - p.tile_row(u)) * w.cols);
-    const Buffer<T> points = allocate<T>(w.points() * w.pitch(most * p.geometry.in_c)),
-                    sums = allocate<T>(w.points() * w.pitch(most * p.padded_out_c));
+    const std::int64_t rounds = (p.units + p.round_units - 1) / p.round_units,
+                       points = w.points() * w.pitch(most * p.geometry.in_c),
+                       sums = w.points() * w.pitch(most * p.padded_out_c);
+    const bool own = p.own_rounds;
+    const std::int64_t together = own ? std::min(tasks, rounds) : 1;  // rounds at a time
+    const Buffer<T> parts = allocate<T>((points + sums) * together);
+    const auto round = [&](const ThreadPool& threads, std::int64_t i, T* of_round, T* of_units) {
+      const std::int64_t first = i * p.round_units, last = std::min(first + p.round_units, p.units);
+      if (!run_round(threads, call, first, last, of_round, of_round + points, of_units, scratch))
+        finite.store(false, std::memory_order_relaxed);
+    };
+    if (!own)
+      for (std::int64_t i = 0; i < rounds; ++i) round(pool, i, parts.get(), memory);
+    else
+      run_units(pool, together, rounds, [&](std::int64_t task, std::int64_t i) {
+        round(alone(), i, parts.get() + task * (points + sums), memory + task * scratch);
+      });
+  }
+
+  // Units [first, last) by all threads of `pool`; false where an output is not finite.
+  bool run_round(const ThreadPool& pool, const ConvCall<T>& whole, std::int64_t first, std::int64_t last, T* points,
+                 T* sums, T* memory, std::int64_t scratch) const {
+    const Kernels<T>& k = kernels_of<T>(isa_);
+    ConvCall<T> call = whole;
+    const ConvPlan& p = *call.plan;
+    const WinogradGrid& w = p.winograd;
+    const std::int64_t tasks = call.tasks = std::min<std::int64_t>(std::max(1, pool.threads), call.tasks),
+                       units = last - first;
     // Where there are many threads they share the blocks of a point as well.
     const int blocks = int(p.blocks.size()),
-              splits = int(std::min<std::int64_t>(blocks, (4 * tasks + w.points() - 1) / w.points()));
-    for (std::int64_t first = 0; first < p.units; first += p.round_units) {
-      const std::int64_t last = std::min(first + p.round_units, p.units), units = last - first;
-      const TileOrder order(w, p.tile_row(first), p.tile_row(last));
-      run_units(pool, std::min(tasks, units), units, [&](std::int64_t task, std::int64_t u) {
-        k.round_points(call, first + u, order, points.get(), memory + task * scratch);
-      });
-      run_units(pool, tasks, w.points() * splits, [&](std::int64_t, std::int64_t i) {
-        const int part = int(i % splits);
-        k.round_products(call, int(i / splits), blocks * part / splits, blocks * (part + 1) / splits, order,
-                         points.get(), sums.get());
-      });
-      run_units(pool, std::min(tasks, units), units, [&](std::int64_t task, std::int64_t u) {
-        if (!k.round_outputs(call, first + u, order, sums.get(), memory + task * scratch))
-          finite.store(false, std::memory_order_relaxed);
-      });
-    }
+              splits = tasks == 1 ? 1 : int(std::min<std::int64_t>(blocks, (4 * tasks + w.points() - 1) / w.points()));
+    const TileOrder order(w, p.tile_row(first), p.tile_row(last));
+    run_units(pool, std::min(tasks, units), units, [&](std::int64_t task, std::int64_t u) {
+      k.round_points(call, first + u, order, points, memory + task * scratch);
+    });
+    run_units(pool, tasks, w.points() * splits, [&](std::int64_t, std::int64_t i) {
+      const int part = int(i % splits);
+      k.round_products(call, int(i / splits), blocks * part / splits, blocks * (part + 1) / splits, order, points,
+                       sums);
+    });
+    std::atomic<bool> finite{true};
+    run_units(pool, std::min(tasks, units), units, [&](std::int64_t task, std::int64_t u) {
+      if (!k.round_outputs(call, first + u, order, sums, memory + task * scratch))
+        finite.store(false, std::memory_order_relaxed);
+    });
+    return finite.load();
   }
 
   const InstructionSet& isa_;

@@ -92,9 +92,12 @@ constexpr std::int64_t kStride1Bytes = 512 << 10, kWinogradBytes = 640 * 1024, k
 // Of a weight gradient: fewest tiles between two passes over its sum; what the points of a round may fill of the third
 // level.
 constexpr std::int64_t kLeastGradTiles = 96, kGradRoundBytes = 12 << 20;
-// A weight that every unit would fetch from beyond the second-level cache; what a round may fill of the third; tiles of
-// a unit of a round, and fewest of all.
-constexpr std::int64_t kSharedWeightBytes = 1 << 20, kRoundBytes = 6 << 20, kRoundUnitTiles = 16, kLeastRoundTiles = 12;
+// A weight that every unit would fetch from beyond the second-level cache; what a round of one thread, and one of all,
+// may fill of the third; tiles of a unit of a round, fewest of all, and fewest of a thread that has rounds of its own,
+// which are more where the weight comes from memory.
+constexpr std::int64_t kSharedWeightBytes = 1 << 20, kOwnRoundBytes = 3 << 20, kRoundBytes = 6 << 20,
+                       kRoundUnitTiles = 16, kLeastRoundTiles = 12, kLeastOwnTiles = 24, kFarWeightBytes = 16 << 20,
+                       kLeastOwnTilesFar = 64;
 
 // Tiles in units of at most `wanted` of them, where one row of tiles is not more.
 void split_tiles(ConvPlan& p, std::int64_t wanted, int threads) {
@@ -133,9 +136,13 @@ void plan_winograd(ConvPlan& p, std::int64_t value_bytes, int threads) {
   const std::int64_t image = w.rows * w.cols, all = g.batch * image;
   if (w.by_point && large && all >= kLeastRoundTiles) {
     split_tiles(p, std::min(kRoundUnitTiles, ceil_div(all, threads)), threads);
+    const std::int64_t own_tiles = p.packed_size * value_bytes > kFarWeightBytes ? kLeastOwnTilesFar : kLeastOwnTiles;
+    p.own_rounds = p.units >= threads && all >= threads * own_tiles;
     const std::int64_t tile_bytes = value_bytes * w.points() * (g.in_c + p.padded_out_c),
-                       most = std::max(2 * kRoundUnitTiles, kRoundBytes / tile_bytes);
-    const std::int64_t rounds = std::min(p.units, ceil_div(all, most));
+                       most = std::max(2 * kRoundUnitTiles, (p.own_rounds ? kOwnRoundBytes : kRoundBytes) / tile_bytes);
+    std::int64_t rounds = ceil_div(all, most);
+    if (p.own_rounds) rounds = round_up(rounds, threads);
+    rounds = std::min(p.units, rounds);
     p.round_units = ceil_div(p.units, rounds);
   } else {
     const std::int64_t tile_bytes = value_bytes * w.points() * (g.in_c + block);

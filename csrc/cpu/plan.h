@@ -170,10 +170,12 @@ struct ConvPlan {
   std::int64_t unit_images = 1, unit_rows = 1, row_units = 1, image_units = 1;
   int block_splits = 1;
   std::int64_t units = 0;
-  // Minimal filtering by points with a weight beyond the caches: so many units are transformed, all threads share the
-  // points of their products, so that each reads its part of the weight once, and units are transformed back; 0: a unit
-  // is one piece of work.
+  // Minimal filtering by points with a weight beyond the caches: so many units are transformed, multiplied point by
+  // point and transformed back; 0: a unit is one piece of work. Where a thread has tiles enough a round is its own, and
+  // nothing of it is written by one thread and read by another; else all threads share its points, so that each reads
+  // its part of the weight once.
   std::int64_t round_units = 0;
+  bool own_rounds = false;
   // Staged input of a unit: columns [slab_w0, slab_w0 + slab_cols), rows as the unit needs them.
   std::int64_t slab_w0 = 0, slab_cols = 0, slab_rows = 0, slab_values = 0;
   double flops() const;

@@ -10,6 +10,7 @@
 #include <functional>
 
 #include "states.h"
+#include "units.h"
 #include "weight_sums.h"
 
 namespace lmser {
@@ -45,14 +46,6 @@ struct Step {
   std::vector<GradPair> pairs;
   std::int64_t bias_values = 0;  // between the places of two tasks, where a bias gradient is summed
 };
-
-// The one thread that a task is.
-inline const ThreadPool& alone() {
-  static const ThreadPool one{1, [](std::int64_t count, const std::function<void(std::int64_t)>& f) {
-                                for (std::int64_t i = 0; i < count; ++i) f(i);
-                              }};
-  return one;
-}
 
 template <class T>
 Epilogue from_image(Epilogue e, std::int64_t n) {
@@ -117,13 +110,16 @@ Stages stages_of(const std::vector<Step<T>>& steps, std::int64_t samples, const 
       const ConvPlan& plan = call.conv->prepare(alone(), call.source, call.sink);
       const WinogradGrid& w = plan.winograd;
       stages.work += double(threads) * plan.flops() / 2;
-      // A weight beyond the caches is read once for all samples.
+      // A weight beyond the caches, and too few tiles for each thread to read all of it.
       const DirectionCall all = whole.images(0, samples);
-      if (all.conv->prepare(threads > 1 ? pool : alone(), all.source, all.sink).round_units) apart = false;
+      const ConvPlan& together = all.conv->prepare(threads > 1 ? pool : alone(), all.source, all.sink);
+      if (together.round_units && !together.own_rounds) apart = false;
       if (w.m) apart = apart && (threads == 1 || share * w.rows * w.cols >= kStageTiles);
       const bool merged = plan.geometry.batch != share;  // pixels of all images are rows of one
-      images = std::max(
-          images, merged ? plan.unit_rows * share / std::max<std::int64_t>(plan.geometry.out_h, 1) : plan.unit_images);
+      const std::int64_t of_unit =
+          merged ? plan.unit_rows * share / std::max<std::int64_t>(plan.geometry.out_h, 1) : plan.unit_images;
+      images =
+          std::max(images, plan.round_units ? std::min(share, of_unit * plan.round_units / plan.row_units) : of_unit);
       const View &in = call.source.base, &out = call.sink.pooled ? call.sink.pooled : call.sink.out;
       touched += std::int64_t(sizeof(T)) *
                  (in.c * in.h * in.w + out.c * out.h * out.w * (1 + bool(call.sink.add) + bool(call.sink.drive)));

@@ -7,6 +7,14 @@
 
 namespace lmser {
 
+// The one thread that a task is.
+inline const ThreadPool& alone() {
+  static const ThreadPool one{1, [](std::int64_t count, const std::function<void(std::int64_t)>& f) {
+                                for (std::int64_t i = 0; i < count; ++i) f(i);
+                              }};
+  return one;
+}
+
 // Units in any order on `tasks` threads: whoever is free takes the next, so a busy neighbour costs little. Only
 // for work whose result does not depend on who does it.
 template <class F>
