@@ -230,7 +230,6 @@ class Prepared final : public PreparedConv::State {
                                : p.plan.round_units             ? pool.threads
                                                                 : unit_tasks;
     const Buffer<T> memory = allocate<T>(scratch * tasks);
-    call.tasks = tasks;
     std::atomic<bool> finite{true};
     if (p.plan.round_units)
       run_rounds(pool, tasks, call, memory.get(), scratch, finite);
@@ -263,7 +262,8 @@ class Prepared final : public PreparedConv::State {
     const Buffer<T> parts = allocate<T>((points + sums) * together);
     const auto round = [&](const ThreadPool& threads, std::int64_t i, T* of_round, T* of_units) {
       const std::int64_t first = i * p.round_units, last = std::min(first + p.round_units, p.units);
-      if (!run_round(threads, call, first, last, of_round, of_round + points, of_units, scratch))
+      const std::int64_t of_threads = std::min<std::int64_t>(std::max(1, threads.threads), tasks);
+      if (!run_round(threads, of_threads, call, first, last, of_round, of_round + points, of_units, scratch))
         finite.store(false, std::memory_order_relaxed);
     };
     if (!own)
@@ -274,15 +274,13 @@ class Prepared final : public PreparedConv::State {
       });
   }
 
-  // Units [first, last) by all threads of `pool`; false where an output is not finite.
-  bool run_round(const ThreadPool& pool, const ConvCall<T>& whole, std::int64_t first, std::int64_t last, T* points,
-                 T* sums, T* memory, std::int64_t scratch) const {
+  // Units [first, last) by `tasks` threads; false where an output is not finite.
+  bool run_round(const ThreadPool& pool, std::int64_t tasks, const ConvCall<T>& call, std::int64_t first,
+                 std::int64_t last, T* points, T* sums, T* memory, std::int64_t scratch) const {
     const Kernels<T>& k = kernels_of<T>(isa_);
-    ConvCall<T> call = whole;
     const ConvPlan& p = *call.plan;
     const WinogradGrid& w = p.winograd;
-    const std::int64_t tasks = call.tasks = std::min<std::int64_t>(std::max(1, pool.threads), call.tasks),
-                       units = last - first;
+    const std::int64_t units = last - first;
     // Where there are many threads they share the blocks of a point as well.
     const int blocks = int(p.blocks.size()),
               splits = tasks == 1 ? 1 : int(std::min<std::int64_t>(blocks, (4 * tasks + w.points() - 1) / w.points()));

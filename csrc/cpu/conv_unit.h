@@ -58,13 +58,14 @@ void write_tile(const T* tile, int pixels, int tile_stride, int channels, const 
   });
 }
 
-// The input of this thread's next unit, which nothing else would fetch before it is staged.
+// The input of the next unit, this thread's as a rule, which nothing else would fetch before it is staged.
 template <class T>
 Ahead input_ahead(const ConvCall<T>& call, std::int64_t index, const UnitRange& unit) {
   const ConvPlan& p = *call.plan;
   const View& v = call.source.base;
-  const std::int64_t next = (index + call.tasks) / p.block_splits;
-  if (index + call.tasks >= p.units || v.sc != 1 || v.sw != v.c || v.sh != v.w * v.c) return {};
+  const std::int64_t next = (index + 1) / p.block_splits;
+  if (index + 1 >= p.units || next == index / p.block_splits) return {};
+  if (v.sc != 1 || v.sw != v.c || v.sh != v.w * v.c) return {};
   if (p.unit_images > 1 && v.sn != v.h * v.sh) return {};  // what lies between images is not needed
   const std::int64_t value = v.dtype == DType::f64 ? 8 : v.dtype == DType::f32 ? 4 : 2;
   const std::int64_t r0 = next % p.row_units * p.unit_rows;

@@ -20,8 +20,7 @@ struct ConvCall {
   const ConvPlan* plan;
   Source source;
   Sink sink;
-  const T* weight;         // packed
-  std::int64_t tasks = 1;  // threads that take units in turn
+  const T* weight;  // packed
   WeightLayout<T> unpacked{};
 };
 

@@ -138,31 +138,6 @@ Stages stages_of(const std::vector<Step<T>>& steps, std::int64_t samples, const 
   return stages;
 }
 
-// Groups of images that threads take: each its own in their order, and then, where it is free to, what another has not
-// come to yet. A thread that is held up by a busy neighbour keeps the others waiting for one group alone.
-class Groups {
- public:
-  explicit Groups(std::int64_t threads) : next_(threads) {}
-  // f(n0, n1) for the groups that thread t takes, until it is false; with `others`, of other threads as well.
-  // range(t, i): the images of group i of thread t, none beyond its last.
-  template <class Range, class F>
-  bool take(std::int64_t t, bool others, Range&& range, F&& f) {
-    const std::int64_t threads = std::int64_t(next_.size());
-    for (std::int64_t i = 0; i < (others ? threads : 1); ++i) {
-      const std::int64_t of = (t + i) % threads;
-      for (;;) {
-        const auto images = range(of, next_[of].fetch_add(1, std::memory_order_relaxed));
-        if (images.first == images.second) break;
-        if (!f(images.first, images.second)) return false;
-      }
-    }
-    return true;
-  }
-
- private:
-  std::vector<std::atomic<std::int64_t>> next_;
-};
-
 // All steps for the first `samples`; false as soon as a result is not finite. Tasks are numbered from 0 to the threads
 // of the pool, where the last number is all of them together.
 template <class T>
@@ -213,7 +188,7 @@ bool run_steps(const InstructionSet& isa, const ThreadPool& pool, const std::vec
     bool others = end == done + 1;
     for (std::size_t i = stage.first; i < stage.last; ++i)
       others = others && steps[i].pairs.empty() && !steps[i].bias_values;
-    std::deque<Groups> groups;
+    std::deque<Parts> groups;
     for (std::size_t s = done; s < end; ++s) groups.emplace_back(threads);
     const auto share = [&](std::int64_t t) {
       for (std::size_t s = done; s < end && finite.load(std::memory_order_relaxed); ++s) {

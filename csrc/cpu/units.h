@@ -1,7 +1,9 @@
-// Units of work for whoever is free.
+// Units of work, shared out to threads.
 #pragma once
 
 #include <atomic>
+#include <utility>
+#include <vector>
 
 #include "engine.h"
 
@@ -15,17 +17,52 @@ inline const ThreadPool& alone() {
   return one;
 }
 
-// Units in any order on `tasks` threads: whoever is free takes the next, so a busy neighbour costs little. Only
-// for work whose result does not depend on who does it.
+// What threads take: each its own part in its order, and then, where it is free to, what another has not come to yet. A
+// thread that is held up by a busy neighbour keeps the others waiting for one piece alone.
+class Parts {
+ public:
+  explicit Parts(std::int64_t threads) : next_(std::size_t(threads)) {}
+  // f(first, last) for the pieces that thread t takes, until it is false; with `others`, of other threads as well.
+  // range(t, i): piece i of thread t, an empty one beyond its last.
+  template <class Range, class F>
+  bool take(std::int64_t t, bool others, Range&& range, F&& f) {
+    const std::int64_t threads = std::int64_t(next_.size());
+    for (std::int64_t i = 0; i < (others ? threads : 1); ++i) {
+      const std::int64_t of = (t + i) % threads;
+      for (;;) {
+        const auto piece = range(of, next_[std::size_t(of)].value.fetch_add(1, std::memory_order_relaxed));
+        if (piece.first == piece.second) break;
+        if (!f(piece.first, piece.second)) return false;
+      }
+    }
+    return true;
+  }
+
+ private:
+  struct alignas(64) Next {
+    std::atomic<std::int64_t> value{0};
+  };
+  std::vector<Next> next_;
+};
+
+// Units on `tasks` threads, each of which has a stretch of them: what a thread wrote of some images it reads again in
+// the next call, out of its own cache. Only for work whose result does not depend on who does it.
 template <class F>
 void run_units(const ThreadPool& pool, std::int64_t tasks, std::int64_t units, F&& f) {
   if (tasks <= 1) {
     for (std::int64_t u = 0; u < units; ++u) f(0, u);
     return;
   }
-  std::atomic<std::int64_t> next{0};
+  Parts parts(tasks);
+  const auto range = [&](std::int64_t t, std::int64_t i) {
+    const std::int64_t u = units * t / tasks + i, end = units * (t + 1) / tasks;
+    return u < end ? std::pair{u, u + 1} : std::pair{end, end};
+  };
   pool.run(tasks, [&](std::int64_t task) {
-    for (std::int64_t u; (u = next.fetch_add(1, std::memory_order_relaxed)) < units;) f(task, u);
+    parts.take(task, true, range, [&](std::int64_t u, std::int64_t) {
+      f(task, u);
+      return true;
+    });
   });
 }
 

@@ -56,7 +56,7 @@ inline void round_products(const ConvCall<float>& call, int point, int block0, i
   const ConvPlan& p = *call.plan;
   const std::int64_t in_c = p.geometry.in_c, pitch = p.winograd.pitch(order.count() * in_c);
   const WinogradSums to(p, sums, 0, int(p.blocks.size()), order.count());
-  const int next = int(point + call.tasks);  // of this thread, as a rule
+  const int next = point + 1;  // of this thread, as a rule
   const TileRange tiles = order.at_point(point / 6, point % 6), then = order.at_point(next / 6, next % 6);
   for (int b = block0; b < block1; ++b) {
     const bool ahead = b + 1 == block1 && next < p.winograd.points();
