@@ -79,6 +79,26 @@ LMSER_HD void store_partial(T* p, Vec<T> v, int n) {
 #endif
 }
 
+// x where it is not above (below) c, else c; NaN stays. One instruction, where a comparison and a blend are two.
+LMSER_HD Vec<float> at_most(Vec<float> x, float c) {
+#if defined(__AVX512F__)
+  return (Vec<float>)_mm512_min_ps(_mm512_set1_ps(c), (__m512)x);
+#elif defined(__AVX2__)
+  return (Vec<float>)_mm256_min_ps(_mm256_set1_ps(c), (__m256)x);
+#else
+  return x > c ? splat(c) : x;
+#endif
+}
+LMSER_HD Vec<float> at_least(Vec<float> x, float c) {
+#if defined(__AVX512F__)
+  return (Vec<float>)_mm512_max_ps(_mm512_set1_ps(c), (__m512)x);
+#elif defined(__AVX2__)
+  return (Vec<float>)_mm256_max_ps(_mm256_set1_ps(c), (__m256)x);
+#else
+  return x < c ? splat(c) : x;
+#endif
+}
+
 // exp, sigmoid and tanh. float: exp by a polynomial after Cephes (expf), it and the sigmoid below 2 ulp where the
 // result is normal; tanh by a rational function. double: the C library, lane by lane (float64 is for checking, not for
 // speed).
@@ -92,8 +112,7 @@ struct Math<float> {
   static LMSER_HD V splat(float x) { return V{} + x; }
   static LMSER_HD V exp(V x) {
     const V given = x;
-    x = x > 88.3762626647949f ? splat(88.3762626647949f) : x;
-    x = x < -87.3365478515625f ? splat(-87.3365478515625f) : x;
+    x = at_least(at_most(x, 88.3762626647949f), -87.3365478515625f);
     const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to the nearest integer
     const V shifted = x * 1.44269504088896341f + magic;
     const V n = shifted - magic;
@@ -116,8 +135,7 @@ struct Math<float> {
   static LMSER_HD V sigmoid(V z) { return 1.0f / (exp(-z) + 1.0f); }
   // x P(x^2) / Q(x^2), fitted to the least relative error on [-9, 9] (2.1e-8); rounding leaves 4.2 ulp at most.
   static LMSER_HD V tanh(V z) {
-    V x = z > kTanhIsOne ? splat(kTanhIsOne) : z;
-    x = x < -kTanhIsOne ? splat(-kTanhIsOne) : x;
+    const V x = at_least(at_most(z, kTanhIsOne), -kTanhIsOne);
     const V s = x * x;
     V p = splat(1.333686181e-8f);
     p = p * s + 2.059628570e-5f;
@@ -129,9 +147,7 @@ struct Math<float> {
     q = q * s + 2.587402981e-2f;
     q = q * s + 4.671368769e-1f;
     q = q * s + 1.0f;
-    V h = x * p / q;
-    h = h > 1.0f ? splat(1.0f) : h;
-    return h < -1.0f ? splat(-1.0f) : h;
+    return at_least(at_most(x * p / q, 1.0f), -1.0f);
   }
 
  private:

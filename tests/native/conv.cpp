@@ -302,9 +302,9 @@ void edges(const InstructionSet& isa) {
 // Large enough to be shared out.
 void threaded(const InstructionSet& isa) {
   const Geometry cases[] = {
-      geometry(2, 16, 24, 24, 24, 3, 3, 1, 1, 1, 1), geometry(3, 24, 20, 21, 32, 3, 3, 2, 2, 1, 1),
-      geometry(2, 3, 40, 40, 32, 5, 5, 1, 1, 2, 2),  geometry(40, 200, 1, 1, 300, 1, 1, 1, 1, 0, 0),
-      geometry(2, 64, 4, 4, 160, 3, 3, 1, 1, 1, 1),  geometry(3, 33, 17, 17, 2, 4, 4, 1, 1, 1, 1),
+      geometry(2, 16, 24, 24, 24, 3, 3, 1, 1, 1, 1),  geometry(3, 24, 20, 21, 32, 3, 3, 2, 2, 1, 1),
+      geometry(2, 3, 40, 40, 32, 5, 5, 1, 1, 2, 2),   geometry(40, 200, 1, 1, 300, 1, 1, 1, 1, 0, 0),
+      geometry(2, 64, 4, 4, 160, 3, 3, 1, 1, 1, 1),   geometry(3, 33, 17, 17, 2, 4, 4, 1, 1, 1, 1),
       geometry(4, 100, 9, 10, 96, 3, 3, 1, 1, 1, 1),  // in rounds of all threads, and of each its own
       geometry(11, 100, 9, 10, 96, 3, 3, 1, 1, 1, 1),
   };
