@@ -229,17 +229,16 @@ class Prepared final : public PreparedConv::State {
                        tasks = p.plan.flops() / 2 < kSerialWork ? 1
                                : p.plan.round_units             ? pool.threads
                                                                 : unit_tasks;
-    const Buffer<T> memory = allocate<T>(scratch * tasks);
     std::atomic<bool> finite{true};
     if (p.plan.round_units)
-      run_rounds(pool, tasks, call, memory.get(), scratch, finite);
+      run_rounds(pool, tasks, call, scratch, finite);
     else
-      run_units(pool, tasks, p.plan.units, [&](std::int64_t task, std::int64_t u) {
-        if (!k.conv_unit(call, u, memory.get() + task * scratch)) finite.store(false, std::memory_order_relaxed);
+      run_units<T>(pool, tasks, p.plan.units, scratch, [&](std::int64_t u, T* memory) {
+        if (!k.conv_unit(call, u, memory)) finite.store(false, std::memory_order_relaxed);
       });
     if (sink.pooled && finite.load() && !k.pools_by_unit(call))
-      run_units(pool, std::min<std::int64_t>(tasks, sink.pooled.n), sink.pooled.n,
-                [&](std::int64_t, std::int64_t n) { k.pooled_rows(sink, n, 0, sink.pooled.h); });
+      run_units<T>(pool, std::min<std::int64_t>(tasks, sink.pooled.n), sink.pooled.n, 0,
+                   [&](std::int64_t n, T*) { k.pooled_rows(sink, n, 0, sink.pooled.h); });
     if (sums && finite.load())
       for (std::int64_t u = 0; u < p.plan.units; ++u)
         for (std::int64_t c = 0; c < epilogue.channels; ++c) epilogue.bias_grad[c] += sums[u * epilogue.channels + c];
@@ -247,7 +246,7 @@ class Prepared final : public PreparedConv::State {
   }
 
   // Units in rounds: each part waits for the one before.
-  void run_rounds(const ThreadPool& pool, std::int64_t tasks, const ConvCall<T>& call, T* memory, std::int64_t scratch,
+  void run_rounds(const ThreadPool& pool, std::int64_t tasks, const ConvCall<T>& call, std::int64_t scratch,
                   std::atomic<bool>& finite) const {
     const ConvPlan& p = *call.plan;
     const WinogradGrid& w = p.winograd;
@@ -257,26 +256,23 @@ class Prepared final : public PreparedConv::State {
     const std::int64_t rounds = (p.units + p.round_units - 1) / p.round_units,
                        points = w.points() * w.pitch(most * p.geometry.in_c),
                        sums = w.points() * w.pitch(most * p.padded_out_c);
-    const bool own = p.own_rounds;
-    const std::int64_t together = own ? std::min(tasks, rounds) : 1;  // rounds at a time
-    const Buffer<T> parts = allocate<T>((points + sums) * together);
-    const auto round = [&](const ThreadPool& threads, std::int64_t i, T* of_round, T* of_units) {
+    const auto round = [&](const ThreadPool& threads, std::int64_t of_tasks, std::int64_t i, T* memory) {
       const std::int64_t first = i * p.round_units, last = std::min(first + p.round_units, p.units);
-      const std::int64_t of_threads = std::min<std::int64_t>(std::max(1, threads.threads), tasks);
-      if (!run_round(threads, of_threads, call, first, last, of_round, of_round + points, of_units, scratch))
+      if (!run_round(threads, of_tasks, call, first, last, memory, memory + points, scratch))
         finite.store(false, std::memory_order_relaxed);
     };
-    if (!own)
-      for (std::int64_t i = 0; i < rounds; ++i) round(pool, i, parts.get(), memory);
-    else
-      run_units(pool, together, rounds, [&](std::int64_t task, std::int64_t i) {
-        round(alone(), i, parts.get() + task * (points + sums), memory + task * scratch);
-      });
+    if (p.own_rounds) {
+      run_units<T>(pool, std::min(tasks, rounds), rounds, points + sums,
+                   [&](std::int64_t i, T* memory) { round(alone(), 1, i, memory); });
+    } else {
+      const Buffer<T> shared = allocate<T>(points + sums);
+      for (std::int64_t i = 0; i < rounds; ++i) round(pool, tasks, i, shared.get());
+    }
   }
 
   // Units [first, last) by `tasks` threads; false where an output is not finite.
   bool run_round(const ThreadPool& pool, std::int64_t tasks, const ConvCall<T>& call, std::int64_t first,
-                 std::int64_t last, T* points, T* sums, T* memory, std::int64_t scratch) const {
+                 std::int64_t last, T* points, T* sums, std::int64_t scratch) const {
     const Kernels<T>& k = kernels_of<T>(isa_);
     const ConvPlan& p = *call.plan;
     const WinogradGrid& w = p.winograd;
@@ -285,18 +281,17 @@ class Prepared final : public PreparedConv::State {
     const int blocks = int(p.blocks.size()),
               splits = tasks == 1 ? 1 : int(std::min<std::int64_t>(blocks, (4 * tasks + w.points() - 1) / w.points()));
     const TileOrder order(w, p.tile_row(first), p.tile_row(last));
-    run_units(pool, std::min(tasks, units), units, [&](std::int64_t task, std::int64_t u) {
-      k.round_points(call, first + u, order, points, memory + task * scratch);
+    run_units<T>(pool, std::min(tasks, units), units, scratch, [&](std::int64_t u, T* memory) {
+      k.round_points(call, first + u, order, points, memory);
     });
-    run_units(pool, tasks, w.points() * splits, [&](std::int64_t, std::int64_t i) {
+    run_units<T>(pool, tasks, w.points() * splits, 0, [&](std::int64_t i, T*) {
       const int part = int(i % splits);
       k.round_products(call, int(i / splits), blocks * part / splits, blocks * (part + 1) / splits, order, points,
                        sums);
     });
     std::atomic<bool> finite{true};
-    run_units(pool, std::min(tasks, units), units, [&](std::int64_t task, std::int64_t u) {
-      if (!k.round_outputs(call, first + u, order, sums, memory + task * scratch))
-        finite.store(false, std::memory_order_relaxed);
+    run_units<T>(pool, std::min(tasks, units), units, scratch, [&](std::int64_t u, T* memory) {
+      if (!k.round_outputs(call, first + u, order, sums, memory)) finite.store(false, std::memory_order_relaxed);
     });
     return finite.load();
   }

@@ -34,13 +34,13 @@ void over_rows(const ThreadPool& pool, const View& v, std::int64_t scratch, Rows
   const std::int64_t total = v.n * v.h, values = total * v.w * v.c;
   if (values == 0) return;
   const std::int64_t tasks = std::clamp<std::int64_t>(values / 32768, 1, std::min<std::int64_t>(pool.threads, total));
-  const Buffer<T> memory = allocate<T>(scratch * tasks);
   const auto work = [&](std::int64_t task) {
+    const Buffer<T> memory = allocate<T>(scratch);
     std::int64_t r = total * task / tasks;
     const std::int64_t end = total * (task + 1) / tasks;
     while (r < end) {
       const std::int64_t n = r / v.h, h0 = r % v.h, h1 = std::min(v.h, h0 + end - r);
-      rows(task, n, h0, h1, memory.get() + task * scratch);
+      rows(task, n, h0, h1, memory.get());
       r += h1 - h0;
     }
   };

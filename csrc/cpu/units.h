@@ -5,6 +5,7 @@
 #include <utility>
 #include <vector>
 
+#include "buffer.h"
 #include "engine.h"
 
 namespace lmser {
@@ -46,11 +47,13 @@ class Parts {
 };
 
 // Units on `tasks` threads, each of which has a stretch of them: what a thread wrote of some images it reads again in
-// the next call, out of its own cache. Only for work whose result does not depend on who does it.
-template <class F>
-void run_units(const ThreadPool& pool, std::int64_t tasks, std::int64_t units, F&& f) {
+// the next call, out of its own cache. `scratch` values of T belong to a thread, out of its own store for the same
+// reason. f(unit, memory), only for work whose result does not depend on who does it.
+template <class T, class F>
+void run_units(const ThreadPool& pool, std::int64_t tasks, std::int64_t units, std::int64_t scratch, F&& f) {
   if (tasks <= 1) {
-    for (std::int64_t u = 0; u < units; ++u) f(0, u);
+    const Buffer<T> memory = allocate<T>(scratch);
+    for (std::int64_t u = 0; u < units; ++u) f(u, memory.get());
     return;
   }
   Parts parts(tasks);
@@ -59,8 +62,9 @@ void run_units(const ThreadPool& pool, std::int64_t tasks, std::int64_t units, F
     return u < end ? std::pair{u, u + 1} : std::pair{end, end};
   };
   pool.run(tasks, [&](std::int64_t task) {
+    const Buffer<T> memory = allocate<T>(scratch);
     parts.take(task, true, range, [&](std::int64_t u, std::int64_t) {
-      f(task, u);
+      f(u, memory.get());
       return true;
     });
   });

@@ -123,7 +123,7 @@ class Sum final : public WeightGradSum::State {
 
   // Points of a pair, a round of its units at a time, and their products; those of a pair that is no more than a round
   // wait for the next pairs.
-  void accumulate_rounds(const WeightGradCall<T>& call, T* memory, std::int64_t scratch) {
+  void accumulate_rounds(const WeightGradCall<T>& call, std::int64_t scratch) {
     if (!points_) {
       std::int64_t most = 0;
       for (std::int64_t u = 0; u < plan_.units; u += plan_.round_units) most = std::max(most, round(u).count());
@@ -133,8 +133,8 @@ class Sum final : public WeightGradSum::State {
       const TileOrder order = round(first);
       const std::int64_t units = std::min(plan_.round_units, plan_.units - first);
       T* const points = points_.get() + waiting_ * plan_.all_points(order.count());
-      run_units(pool_, std::min(tasks_, units), units, [&](std::int64_t task, std::int64_t u) {
-        k_.grad_points(call, first + u, order, points, memory + task * scratch);
+      run_units<T>(pool_, std::min(tasks_, units), units, scratch, [&](std::int64_t u, T* memory) {
+        k_.grad_points(call, first + u, order, points, memory);
       });
       ++waiting_;
       if (units < plan_.units || waiting_ == plan_.round_pairs) add_products(first);
@@ -147,7 +147,7 @@ class Sum final : public WeightGradSum::State {
     const TileOrder order = round(first);
     const WeightGradCall<T> call{&plan_, {}, {}, sum_.get(), fresh_};
     const std::int64_t pieces = tasks_ == 1 ? 1 : std::min(bands_, 4 * tasks_);
-    run_units(pool_, tasks_, pieces, [&](std::int64_t, std::int64_t i) {
+    run_units<T>(pool_, tasks_, pieces, 0, [&](std::int64_t i, T*) {
       k_.grad_products(call, waiting_, bands_ * i / pieces, bands_ * (i + 1) / pieces, order, points_.get());
     });
     waiting_ = 0, fresh_ = false;
@@ -169,12 +169,12 @@ class Sum final : public WeightGradSum::State {
       calls.push_back({&plan_, pair.big, pair.small, nullptr});
       scratch = std::max(scratch, k_.weight_grad_scratch(calls.back()));
     }
-    const Buffer<T> memory = allocate<T>(scratch * tasks_);
     if (plan_.round_units) {
-      for (const WeightGradCall<T>& call : calls) accumulate_rounds(call, memory.get(), scratch);
+      for (const WeightGradCall<T>& call : calls) accumulate_rounds(call, scratch);
       return;
     }
     over_tasks([&](std::int64_t task) {
+      const Buffer<T> memory = allocate<T>(scratch);
       T* const own = sum_.get() + (plan_.split_pixels ? task * plan_.sum_values : 0);
       const std::int64_t band0 = plan_.split_pixels ? 0 : bands_ * task / tasks_,
                          band1 = plan_.split_pixels ? bands_ : bands_ * (task + 1) / tasks_;
@@ -193,7 +193,7 @@ class Sum final : public WeightGradSum::State {
         call.sum = own;
         for (std::int64_t u = unit0; u < unit1; ++u, fresh = false) {
           call.fresh = fresh;
-          k_.weight_grad_unit(call, u, band0, band1, memory.get() + task * scratch);
+          k_.weight_grad_unit(call, u, band0, band1, memory.get());
         }
       }
     });
