@@ -82,7 +82,7 @@ LMSER_HD void store_partial(T* p, Vec<T> v, int n) {
 // x where it is not above (below) c, else c; NaN stays. One instruction, where a comparison and a blend are two.
 LMSER_HD Vec<float> at_most(Vec<float> x, float c) {
 #if defined(__AVX512F__)
-  return (Vec<float>)_mm512_min_ps(_mm512_set1_ps(c), (__m512)x);
+  return (Vec<float>)_mm512_maskz_min_ps(__mmask16(-1), _mm512_set1_ps(c), (__m512)x);
 #elif defined(__AVX2__)
   return (Vec<float>)_mm256_min_ps(_mm256_set1_ps(c), (__m256)x);
 #else
@@ -91,7 +91,7 @@ LMSER_HD Vec<float> at_most(Vec<float> x, float c) {
 }
 LMSER_HD Vec<float> at_least(Vec<float> x, float c) {
 #if defined(__AVX512F__)
-  return (Vec<float>)_mm512_max_ps(_mm512_set1_ps(c), (__m512)x);
+  return (Vec<float>)_mm512_maskz_max_ps(__mmask16(-1), _mm512_set1_ps(c), (__m512)x);
 #elif defined(__AVX2__)
   return (Vec<float>)_mm256_max_ps(_mm256_set1_ps(c), (__m256)x);
 #else
