@@ -14,7 +14,7 @@ inline constexpr int kTileValues =
     kLanes<T> * greater(LMSER_REGISTERS, greater(greater(kTilePixels[1], 2 * kTilePixels[2]), 3 * kTilePixels[3])) +
     kLanes<T>;
 
-// Of few channels: pixels x channels of the widest planar tile, and whole registers behind them.
+// Of few channels: pixels x channels of the largest planar tile, and whole registers behind them.
 template <class T>
 inline constexpr int kFewValues = (LMSER_REGISTERS + 1) * kLanes<T>;
 
@@ -76,7 +76,7 @@ Ahead input_ahead(const ConvCall<T>& call, std::int64_t index, const UnitRange& 
   std::int64_t bytes = (last - first) * v.sh * value;
   if (p.unit_images > 1) bytes = lesser(p.unit_images, v.n - image) * v.sn * value;
   const std::int64_t pixels = (unit.n1 - unit.n0) * (unit.r1 - unit.r0) * p.geometry.out_w,
-                     tile = p.planar ? planar_width<T>(int(p.geometry.out_c)) * kLanes<T>
+                     tile = p.planar ? planar_width<T>(int(p.geometry.out_c), 1) * kLanes<T>
                             : p.dot  ? greater<std::int64_t>(1, kLanes<T> / p.geometry.out_c)
                                      : p.tile.pixels,
                      tiles = greater<std::int64_t>(1, pixels / tile * (unit.block1 - unit.block0));
@@ -169,21 +169,34 @@ bool conv_unit(const ConvCall<T>& call, std::int64_t index, T* scratch) {
                         to.drive.data, finish);
       };
       if (p.planar) {
-        const int most = planar_width<T>(channels);
-        PlanarTile<T> args{
-            nullptr, from.slab.row,   p.planar_pitch, ph.taps_h, ph.taps_w, g.in_c, call.weight + ph.weight_offset,
-            planes,  most * kLanes<T>};
-        for (std::int64_t row = 0; row < pixels; row += ph.cols)
+        PlanarTile<T> args{nullptr,
+                           from.slab.row,
+                           p.planar_pitch,
+                           ph.taps_h,
+                           ph.taps_w,
+                           g.in_c,
+                           call.weight + ph.weight_offset,
+                           planes,
+                           0};
+        const std::int64_t all_rows = pixels / ph.cols;
+        for (std::int64_t row = 0; row < all_rows;) {
+          const bool two = planar_rows<T>(channels) == 2 && p.in_step_h == 1 && (row + 1) % (q1 - q0) != 0;
+          const int rows = two ? 2 : 1, most = planar_width<T>(channels, rows);
+          args.result_row = most * kLanes<T>;
           for (std::int64_t x = 0; x < ph.cols;) {
             const std::int64_t left = div_up(ph.cols - x, kLanes<T>), width = div_up(left, div_up(left, most));
             const int m = int(lesser<std::int64_t>(width * kLanes<T>, ph.cols - x));
-            args.slab = from.slab.data + in_offset[row] + x;
-            planar_fn<T>(channels, int(width))(args);
-            for (int c = 0; c < channels; ++c)
-              for (int i = 0; i < m; ++i) tile[i * channels + c] = planes[c * args.result_row + i];
-            write(tile, row + x, m);
+            args.slab = from.slab.data + in_offset[row * ph.cols] + x;
+            planar_fn<T>(channels, rows, int(width))(args);
+            for (int o = 0; o < rows; ++o) {
+              for (int c = 0; c < channels; ++c)
+                for (int i = 0; i < m; ++i) tile[i * channels + c] = planes[(o * channels + c) * args.result_row + i];
+              write(tile, (row + o) * ph.cols + x, m);
+            }
             x += m;
           }
+          row += rows;
+        }
         continue;
       }
       const int most = kLanes<T> / channels;

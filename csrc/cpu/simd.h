@@ -38,6 +38,15 @@ template <class T>
 LMSER_HD Vec<T> splat(T x) {
   return Vec<T>{} + x;
 }
+// Keeps what was loaded in its register, where the compiler would load it again for every use.
+template <class T>
+LMSER_HD Vec<T> loaded_once(const T* p) {
+  Vec<T> v = load<T>(p);
+#if defined(__x86_64__)
+  asm("" : "+v"(v));
+#endif
+  return v;
+}
 // The first `n` lanes (0 < n < lanes), zero elsewhere on loading: never touches what lies behind.
 template <class T>
 LMSER_HD Vec<T> load_partial(const T* p, int n) {
