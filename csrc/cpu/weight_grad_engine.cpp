@@ -133,9 +133,8 @@ class Sum final : public WeightGradSum::State {
       const TileOrder order = round(first);
       const std::int64_t units = std::min(plan_.round_units, plan_.units - first);
       T* const points = points_.get() + waiting_ * plan_.all_points(order.count());
-      run_units<T>(pool_, std::min(tasks_, units), units, scratch, [&](std::int64_t u, T* memory) {
-        k_.grad_points(call, first + u, order, points, memory);
-      });
+      run_units<T>(pool_, std::min(tasks_, units), units, scratch,
+                   [&](std::int64_t u, T* memory) { k_.grad_points(call, first + u, order, points, memory); });
       ++waiting_;
       if (units < plan_.units || waiting_ == plan_.round_pairs) add_products(first);
     }
