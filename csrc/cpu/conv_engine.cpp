@@ -281,9 +281,8 @@ class Prepared final : public PreparedConv::State {
     const int blocks = int(p.blocks.size()),
               splits = tasks == 1 ? 1 : int(std::min<std::int64_t>(blocks, (4 * tasks + w.points() - 1) / w.points()));
     const TileOrder order(w, p.tile_row(first), p.tile_row(last));
-    run_units<T>(pool, std::min(tasks, units), units, scratch, [&](std::int64_t u, T* memory) {
-      k.round_points(call, first + u, order, points, memory);
-    });
+    run_units<T>(pool, std::min(tasks, units), units, scratch,
+                 [&](std::int64_t u, T* memory) { k.round_points(call, first + u, order, points, memory); });
     run_units<T>(pool, tasks, w.points() * splits, 0, [&](std::int64_t i, T*) {
       const int part = int(i % splits);
       k.round_products(call, int(i / splits), blocks * part / splits, blocks * (part + 1) / splits, order, points,

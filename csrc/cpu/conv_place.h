@@ -35,8 +35,10 @@ bool direct_source(const ConvCall<T>& call) {
   }
   return true;
 }
+// Of one size: one offset finds a value in both. A stride along which there is one value says nothing.
 LMSER_HD bool same_layout(const View& a, const View& b) {
-  return a.dtype == b.dtype && a.sn == b.sn && a.sc == b.sc && a.sh == b.sh && a.sw == b.sw;
+  return a.dtype == b.dtype && (a.sn == b.sn || a.n == 1) && (a.sc == b.sc || a.c == 1) && (a.sh == b.sh || a.h == 1) &&
+         (a.sw == b.sw || a.w == 1);
 }
 inline bool repeats(const Sink& s) { return s.upsample_h != 1 || s.upsample_w != 1 || s.scale != 1; }
 // The output is written where it lies, straight from the tile; repeated by minimal filtering alone.

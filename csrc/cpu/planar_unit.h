@@ -112,6 +112,7 @@ template <class T>
 void stage_planar(const Source& s, std::int64_t n, std::int64_t row0, std::int64_t rows, std::int64_t col0,
                   std::int64_t cols, std::int64_t pitch, T* slab, T* line, const RowScratch<T>& scratch) {
   const View& v = s.base;
+  constexpr int L = kLanes<T>;
   const std::int64_t c = s.channels();
   const bool dense = s.plain() && v.dtype == kDType<T> && (v.sw == 1 || v.sc == 1);
   const std::int64_t before = col0 < 0 ? -col0 : 0, inside = (col0 + cols < v.w ? col0 + cols : v.w) - col0 - before;
@@ -119,13 +120,15 @@ void stage_planar(const Source& s, std::int64_t n, std::int64_t row0, std::int64
     const std::int64_t row = row0 + r;
     if (dense && row >= 0 && row < v.h && inside > 0) {
       const T* const from = static_cast<const T*>(v.data) + n * v.sn + row * v.sh + (col0 + before) * v.sw;
-      if (v.sw != 1) transpose(from, v.sw, inside, c, slab + before, pitch);
+      // Whole registers of zeros around the values, which come after them.
+      const std::int64_t end = before + inside;
       for (std::int64_t k = 0; k < c; ++k) {
         T* const to = slab + k * pitch;
-        std::memset(to, 0, sizeof(T) * before);
+        for (std::int64_t x = 0; x < before; x += L) store<T>(to + x, Vec<T>{});
+        for (std::int64_t x = end / L * L; x < pitch; x += L) store<T>(to + x, Vec<T>{});
         if (v.sw == 1) std::memcpy(to + before, from + k * v.sc, sizeof(T) * inside);
-        std::memset(to + before + inside, 0, sizeof(T) * (pitch - before - inside));
       }
+      if (v.sw != 1) transpose(from, v.sw, inside, c, slab + before, pitch);
       continue;
     }
     stage<T>(s, n, row, 1, col0, cols, c, line, scratch);
