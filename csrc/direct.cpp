@@ -1,4 +1,4 @@
-// The operators' CPU kernels for small plain calls, as functions of the module that take an operator's arguments and
+// The operators' CPU kernels for plain calls, as functions of the module that take an operator's arguments and
 // give what it gives bit for bit: with None for a result that was not asked for, and all in a list where the caller has
 // to record a gradient. None alone leaves the call to the operator, which says what is wrong.
 #include "direct.h"
@@ -54,7 +54,7 @@ py::object conv2d_add_act(Arguments& a) {
   const bool want_drive = a.flag();
   const Geometry g = edge(a, x, w, stride, padding, pool);
   a.require(shaped(add, g.batch, g.out_c, g.out_h, g.out_w) && (!bias || bias.c == g.out_c));
-  a.require_small(g.batch, g.out_c, g.out_h, g.out_w);
+  a.require_size(g.batch, g.out_c, g.out_h, g.out_w);
   if (!a.complete()) return py::none();
   const bool last = channels_last(x);
   const py::object h = a.empty(last, g.batch, g.out_c, g.out_h, g.out_w, sink.out);
@@ -83,7 +83,7 @@ py::object conv_transpose2d_add_act(Arguments& a) {
   a.require(shaped(add, g.batch, g.in_c, height, width) && shaped(gate, g.batch, g.in_c, height, width) &&
             alike(input_gate, z) && (!bias || bias.c == g.in_c) && slope_fits(sink.gate_slope) &&
             slope_fits(input_slope) && (sink.gate_slope == 0 || sink.activation <= Activation::leaky_relu));
-  a.require_small(g.batch, g.in_c, height, width);
+  a.require_size(g.batch, g.in_c, height, width);
   if (!a.complete()) return py::none();
   // Of a map of one pixel the layout cannot be told; what joins it tells.
   const bool last = channels_last(z.h * z.w > 1 ? z : add ? add : gate ? gate : z);
@@ -97,9 +97,9 @@ py::object conv_transpose2d_add_act(Arguments& a) {
 py::object backward(Arguments& a, const Geometry& g, const Incoming& in, const Source& side, const View& w,
                     const View& h, std::array<bool, 4> needs) {
   const View& v = side.base;
-  if (needs[0]) a.require_small(v.n, v.c, v.h, v.w);
-  if (needs[1]) a.require_small(w.n, w.c, w.h, w.w);
-  if (needs[2]) a.require_small(h.n, h.c, h.h, h.w);
+  if (needs[0]) a.require_size(v.n, v.c, v.h, v.w);
+  if (needs[1]) a.require_size(w.n, w.c, w.h, w.w);
+  if (needs[2]) a.require_size(h.n, h.c, h.h, h.w);
   if (!a.complete()) return py::none();
   GradientViews out;
   py::object input = py::none(), weight = py::none(), add = py::none(), bias = py::none();
@@ -152,7 +152,7 @@ py::object tied_conv2d(Arguments& a) {
   const Pair stride = a.pair(1), padding = a.pair(0);
   const Geometry g = edge(a, x, w, stride, padding, {1, 1});
   a.require(shaped(z, g.batch, g.out_c, g.out_h, g.out_w));
-  a.require_small(x.n, x.c, x.h, x.w), a.require_small(z.n, z.c, z.h, z.w);
+  a.require_size(x.n, x.c, x.h, x.w), a.require_size(z.n, z.c, z.h, z.w);
   if (!a.complete()) return py::none();
   const bool last = channels_last(x);
   Sink up, down;
@@ -171,7 +171,7 @@ py::object tied_conv2d_weight_grad(Arguments& a) {
   w.n = grad_y.c, w.c = x.c, w.h = kernel.h, w.w = kernel.w;
   const Geometry g = edge(a, x, w, stride, padding, {1, 1});
   a.require(shaped(grad_y, g.batch, g.out_c, g.out_h, g.out_w));
-  a.require_small(w.n, w.c, w.h, w.w);
+  a.require_size(w.n, w.c, w.h, w.w);
   if (!a.complete()) return py::none();
   View view;
   py::object grad = a.empty(false, w.n, w.c, w.h, w.w, view);
@@ -189,7 +189,7 @@ py::object add_act(Arguments& a) {
   const Activation activation = a.activation();
   const double slope = a.number();
   a.require(alike(u, y) && (!bias || bias.c == y.c));
-  a.require_small(y.n, y.c, y.h, y.w);
+  a.require_size(y.n, y.c, y.h, y.w);
   if (!a.complete()) return py::none();
   View out;
   py::object h = a.empty(channels_last(y), y.n, y.c, y.h, y.w, out);
@@ -207,7 +207,7 @@ py::object add_act_backward(Arguments& a) {
   if (source.activation != Activation::identity) source.output = h;
   const bool needs_bias = a.flag();
   a.require(alike(grad, h));
-  a.require_small(h.n, h.c, h.h, h.w);
+  a.require_size(h.n, h.c, h.h, h.w);
   if (!a.complete()) return py::none();
   View pre, bias;
   py::object g = a.empty(channels_last(h), h.n, h.c, h.h, h.w, pre);
@@ -225,6 +225,8 @@ PyObject* call(PyObject*, PyObject* const* values, Py_ssize_t count) noexcept {
     if (!undisturbed()) Py_RETURN_NONE;
     Arguments arguments(values, count);
     return function(arguments).release().ptr();
+  } catch (const std::bad_alloc&) {  // the operator says what could not be had
+    Py_RETURN_NONE;
   } catch (py::error_already_set& error) {
     error.restore();
   } catch (const std::exception& error) {

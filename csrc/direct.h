@@ -53,9 +53,9 @@ class Arguments {
   double number();
   bool flag();
   std::array<bool, 4> flags();  // a list of them
-  // A result of this size may be made here: larger ones come from the output store.
-  bool require_small(std::int64_t n, std::int64_t c, std::int64_t h, std::int64_t w);
-  // Of the dtype of the tensors, uninitialised, and the view of it.
+  // A result of this size can be made.
+  bool require_size(std::int64_t n, std::int64_t c, std::int64_t h, std::int64_t w);
+  // Of the dtype of the tensors, uninitialised, and the view of it; a large one from the output store.
   pybind11::object empty(bool last, std::int64_t n, std::int64_t c, std::int64_t h, std::int64_t w, View& view);
   pybind11::object empty(std::int64_t n, View& view);
 
@@ -68,6 +68,9 @@ class Arguments {
   View read(PyObject* value, int dimensions);
   Pair pair_in(PyObject* value, std::int64_t least);
   pybind11::object made(const pybind11::tuple& size, const pybind11::tuple& strides, View& view);
+  pybind11::object made_large(std::size_t bytes, const std::array<std::int64_t, 4>& size,
+                              const std::array<std::int64_t, 4>& strides, View& view);
+  std::int64_t value_bytes() const { return dtype_ == DType::f64 ? 8 : dtype_ == DType::f32 ? 4 : 2; }
 
   PyObject* const* next_;
   Py_ssize_t left_;

@@ -2,6 +2,7 @@
 
 #include "dlpack.h"
 
+#include <memory>
 #include <stdexcept>
 
 namespace lmser::direct {
@@ -45,7 +46,8 @@ struct Torch {
     const auto* const table =
         static_cast<const dlpack::ExchangeApi*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
     if (!table) throw py::error_already_set();
-    if (table->major_version == dlpack::kMajorVersion && table->view_from_python) exchange = table;
+    if (table->major_version == dlpack::kMajorVersion && table->view_from_python && table->managed_to_python)
+      exchange = table;
   }
 };
 const Torch& torch() {
@@ -170,11 +172,11 @@ std::array<bool, 4> Arguments::flags() {
   return flags;
 }
 
-bool Arguments::require_small(std::int64_t n, std::int64_t c, std::int64_t h, std::int64_t w) {
-  std::int64_t bytes = dtype_ == DType::f64 ? 8 : dtype_ == DType::f32 ? 4 : 2;
+bool Arguments::require_size(std::int64_t n, std::int64_t c, std::int64_t h, std::int64_t w) {
+  std::int64_t bytes = value_bytes();
   for (const std::int64_t s : {n, c, h, w})
     if (!require(s > 0 && !__builtin_mul_overflow(bytes, s, &bytes))) return false;
-  return require(bytes < std::int64_t(output_store::kLeast));
+  return true;
 }
 py::object Arguments::made(const py::tuple& size, const py::tuple& strides, View& view) {
   PyObject* const values[] = {first_, size.ptr(), strides.ptr()};
@@ -185,9 +187,51 @@ py::object Arguments::made(const py::tuple& size, const py::tuple& strides, View
   if (!fit_) throw std::runtime_error("new_empty_strided did not give a plain tensor");
   return result;
 }
+py::object Arguments::made_large(std::size_t bytes, const std::array<std::int64_t, 4>& size,
+                                 const std::array<std::int64_t, 4>& strides, View& view) {
+  struct Large {
+    dlpack::ManagedTensor managed{};
+    std::array<std::int64_t, 4> size, strides;
+    output_store::Piece piece;
+  };
+  auto large = std::make_unique<Large>();
+  large->size = size, large->strides = strides;
+  large->piece = output_store::take(bytes);
+  dlpack::ManagedTensor& m = large->managed;
+  m.major_version = dlpack::kMajorVersion;
+  m.context = large.get();
+  m.deleter = [](dlpack::ManagedTensor* self) {
+    const std::unique_ptr<Large> own(static_cast<Large*>(self->context));
+    output_store::give(own->piece);
+  };
+  m.tensor = {large->piece.data,
+              dlpack::kCPU,
+              0,
+              4,
+              std::uint8_t(dtype_ == DType::bf16 ? dlpack::kBfloat : dlpack::kFloat),
+              std::uint8_t(8 * value_bytes()),
+              1,
+              large->size.data(),
+              large->strides.data(),
+              0};
+  void* object = nullptr;
+  if (torch().exchange->managed_to_python(&m, &object) != 0) {
+    output_store::give(large->piece);
+    throw py::error_already_set();
+  }
+  static_cast<void>(large.release());  // the tensor's
+  const auto result = py::reinterpret_steal<py::object>(static_cast<PyObject*>(object));
+  view = read(result.ptr(), 4);
+  if (!fit_) throw std::runtime_error("PyTorch did not make a plain tensor of memory");
+  return result;
+}
 py::object Arguments::empty(bool last, std::int64_t n, std::int64_t c, std::int64_t h, std::int64_t w, View& view) {
   const std::int64_t pixel = last ? c : 1;  // from one to the next of a row
-  return made(py::make_tuple(n, c, h, w), py::make_tuple(c * h * w, last ? 1 : h * w, w * pixel, pixel), view);
+  const std::array<std::int64_t, 4> size{n, c, h, w}, strides{c * h * w, last ? 1 : h * w, w * pixel, pixel};
+  const std::size_t bytes = std::size_t(value_bytes() * n * c * h * w);
+  if (bytes >= output_store::kLeast) return made_large(bytes, size, strides, view);
+  const auto tuple = [](const auto& a) { return py::make_tuple(a[0], a[1], a[2], a[3]); };
+  return made(tuple(size), tuple(strides), view);
 }
 py::object Arguments::empty(std::int64_t n, View& view) { return made(py::make_tuple(n), py::make_tuple(1), view); }
 

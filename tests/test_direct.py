@@ -16,6 +16,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import lmser_kernels
 from lmser_kernels import _library, add_act, conv2d_add_act, conv_transpose2d_add_act, tied_conv2d
 
 pytestmark = pytest.mark.native
@@ -107,8 +108,8 @@ PUBLIC: dict[str, Callable[[Tensor, Tensor, Tensor], Any]] = {
 }
 
 
-def operands(requires_grad: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-    shapes = ((2, 3, 8, 7), (4, 3, 3, 3), (2, 4, 4, 4))
+def operands(requires_grad: bool = False, scale: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+    shapes = ((2, 3, 8 * scale, 7 * scale), (4, 3, 3, 3), (2, 4, 4 * scale, (7 * scale + 1) // 2))
     x, w, z = (torch.randn(s, requires_grad=requires_grad) for s in shapes)
     return x, w, z
 
@@ -145,8 +146,9 @@ class TestGradients:
         )
         return [*results, *first, *second]
 
-    def test_are_those_of_the_operators(self, name):
-        inputs = operands(True)
+    @pytest.mark.parametrize("scale", [1, 64], ids=["small", "large"])
+    def test_are_those_of_the_operators(self, name, scale):
+        inputs = operands(True, scale)
         found = self.gradients(name, inputs)
         with Seen() as seen:
             wanted = self.gradients(name, inputs)
@@ -217,7 +219,28 @@ class TestOnlyPlainCalls:
         assert torch.equal(add_act(negated, activation="identity"), -x)
 
     def test_large_results_come_from_the_store(self):
-        assert not taken(torch.ones(1, 1, 512, 512))
+        lmser_kernels.empty_cache()
+        x = torch.randn(2, 3, 512, 512).to(memory_format=torch.channels_last)
+        found = _library.module.add_act(x, None, None, "identity", 0.0)
+        same(found, x, "add_act")
+        assert type(found) is Tensor
+        assert found.is_contiguous(memory_format=torch.channels_last)
+        assert not found.requires_grad
+        assert _library.module.idle_bytes() == 0
+        address, view = found.data_ptr(), found[1]
+        del found
+        assert _library.module.idle_bytes() == 0  # the view keeps it
+        assert torch.equal(view, x[1])
+        del view
+        assert _library.module.idle_bytes() >= x.numel() * 4
+        assert _library.module.add_act(x, None, None, "identity", 0.0).data_ptr() == address
+        lmser_kernels.empty_cache()
+
+    def test_what_cannot_be_had_is_said_by_the_operator(self):
+        x = torch.ones(1, 1, 1, 1).expand(1 << 20, 1 << 20, 4, 1)
+        assert _library.module.add_act(x, None, None, "identity", 0.0) is None
+        with pytest.raises(MemoryError):
+            add_act(x, activation="identity")
 
     @pytest.mark.parametrize("arguments", [(), (1,), (1, 2, 3, 4, 5, 6, 7)])
     def test_a_wrong_number_of_arguments_is_not_for_it(self, arguments):

@@ -46,14 +46,15 @@ template <class T>
 bool direct_sink(const ConvCall<T>& call) {
   const Sink& s = call.sink;
   const Geometry& g = call.plan->geometry;
-  if (s.gate || (repeats(s) && !call.plan->winograd.m)) return false;
+  if (repeats(s) && !call.plan->winograd.m) return false;
   if (s.out.dtype != kDType<T> || (s.out.sc != 1 && s.out.c != 1)) return false;
   if (s.out.h != g.out_h * s.upsample_h || s.out.w != g.out_w * s.upsample_w) return false;
   // What is smaller than the output lies as it likes, in values of T with dense channels.
   const auto dense = [](const View& v) { return v.dtype == kDType<T> && (v.sc == 1 || v.c == 1); };
   const bool adds_once = s.add_h * s.add_w > 1;
   if (adds_once && repeats(s)) return false;
-  return (!s.add || (adds_once ? dense(s.add) : same_layout(s.add, s.out))) &&
+  return (!s.gate || same_layout(s.gate, s.out)) &&
+         (!s.add || (adds_once ? dense(s.add) : same_layout(s.add, s.out))) &&
          (!s.drive || (s.drive_once && repeats(s) ? dense(s.drive) : same_layout(s.drive, s.out)));
 }
 
@@ -186,10 +187,10 @@ struct UnitInput {
 template <class T>
 struct UnitOutput {
   Pixels<T> out, drive;
-  Pixels<const T> add;
+  Pixels<const T> add, gate;
   const T* bias = nullptr;
   Activation activation = Activation::identity;
-  T slope = 0;
+  T slope = 0, gate_slope = 0;
   bool direct;
   UnitOutput(const ConvCall<T>& call, const UnitRange& unit, T* linear, T* pooled) : direct(direct_sink(call)) {
     const Sink& s = call.sink;
@@ -203,7 +204,14 @@ struct UnitOutput {
     if (pools_by_unit(call)) out.data = pooled;
     if (s.add) add = from<const T>(s.add, unit.n0, r0 / s.add_h);
     if (s.drive) drive = from<T>(s.drive, unit.n0, s.drive_once ? unit.r0 : r0);
-    bias = static_cast<const T*>(s.bias), activation = s.activation, slope = T(s.slope);
+    if (s.gate) gate = from<const T>(s.gate, unit.n0, r0);
+    bias = static_cast<const T*>(s.bias), activation = s.activation, slope = T(s.slope), gate_slope = T(s.gate_slope);
+  }
+  // Of channels from `channel` on, for tiles that have their offsets.
+  TileFinish<T> tile_finish(int channel) const {
+    const auto at = [&](auto* data) { return data ? data + channel : data; };
+    return {at(out.data), at(add.data), at(drive.data), at(gate.data), gate_slope,
+            at(bias),     nullptr,      nullptr,        activation,    slope};
   }
 
  private:

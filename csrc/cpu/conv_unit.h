@@ -18,41 +18,35 @@ inline constexpr int kTileValues =
 template <class T>
 inline constexpr int kFewValues = (LMSER_REGISTERS + 1) * kLanes<T>;
 
-template <class T>
-struct Finish {
-  const T* bias;
-  Activation activation;
-  T slope;
-};
-
 // What a tile will read and write outside the caches is fetched while its products run.
 template <class T>
-LMSER_HD void prefetch_tile(const std::int64_t* offset, const std::int64_t* add_offset, int pixels, int channels,
-                            T* out, const T* add, T* drive) {
+LMSER_HD void prefetch_tile(int pixels, int channels, const TileFinish<T>& f) {
   constexpr int kLine = 64 / sizeof(T);
   for (int m = 0; m < pixels; ++m)
     for (int c = 0; c < channels; c += kLine) {
-      __builtin_prefetch(out + offset[m] + c, 1);
-      if (add) __builtin_prefetch(add + add_offset[m] + c, 0);
-      if (drive) __builtin_prefetch(drive + offset[m] + c, 1);
+      __builtin_prefetch(f.out + f.offset[m] + c, 1);
+      if (f.add) __builtin_prefetch(f.add + f.add_offset[m] + c, 0);
+      if (f.drive) __builtin_prefetch(f.drive + f.offset[m] + c, 1);
+      if (f.gate) __builtin_prefetch(f.gate + f.offset[m] + c, 0);
     }
 }
 
 // From the tile to memory: one pixel row at a time, whole registers then the remaining channels.
 template <class T>
-void write_tile(const T* tile, int pixels, int tile_stride, int channels, const std::int64_t* offset,
-                const std::int64_t* add_offset, T* out, const T* add, T* drive, const Finish<T>& finish) {
-  with_activation(finish.activation, [&]<Activation A>() {
+void write_tile(const T* tile, int pixels, int tile_stride, int channels, const TileFinish<T>& f) {
+  with_activation(f.activation, [&]<Activation A>() {
     for (int m = 0; m < pixels; ++m) {
       const T* src = tile + m * tile_stride;
-      const std::int64_t at = offset[m], add_at = add_offset[m];
+      const std::int64_t at = f.offset[m], add_at = f.add_offset[m];
       for_lanes<T>(channels, [&](std::int64_t i, int k) {
         const Vec<T> z = load<T>(src + i);  // the tile holds whole registers
         Vec<T> v = z;
-        if (finish.bias) v = v + load_n<T>(finish.bias + i, k);
-        if (add) v = v + load_n<T>(add + add_at + i, k);
-        if (drive) store_n<T>(drive + at + i, z, k);  // may lie where `add` does
-        store_n<T>(out + at + i, act<A, T>(v, finish.slope), k);
+        if (f.bias) v = v + load_n<T>(f.bias + i, k);
+        if (f.add) v = v + load_n<T>(f.add + add_at + i, k);
+        if (f.drive) store_n<T>(f.drive + at + i, z, k);  // may lie where `add` does
+        v = act<A, T>(v, f.slope);
+        if (f.gate) v = gated<T>(v, load_n<T>(f.gate + at + i, k), f.gate_slope);
+        store_n<T>(f.out + at + i, v, k);
       });
     }
   });
@@ -150,23 +144,20 @@ bool conv_unit(const ConvCall<T>& call, std::int64_t index, T* scratch) {
     const std::int64_t depth = std::int64_t(ph.taps_h) * ph.taps_w * g.in_c;
     if (p.dot) {
       const int channels = int(g.out_c);
-      const Finish<T> finish{to.bias, to.activation, to.slope};
+      TileFinish<T> finish = to.tile_finish(0);
       // Pixels that follow each other in memory leave as one piece, with the bias repeated for each.
       alignas(64) T repeated[kFewValues<T>];
-      Finish<T> joined = finish;
-      if (finish.bias) {
-        for (int i = 0; i < kFewValues<T>; ++i) repeated[i] = finish.bias[i % channels];
-        joined.bias = repeated;
-      }
+      if (to.bias)
+        for (int i = 0; i < kFewValues<T>; ++i) repeated[i] = to.bias[i % channels];
       const auto write = [&](const T* values, std::int64_t done, int m) {
         ahead.step();
         const bool joins = !add_apart && out_offset[done + m - 1] - out_offset[done] == (m - 1) * channels;
+        finish.offset = out_offset + done, finish.add_offset = add_offset + done;
+        finish.bias = to.bias && joins ? repeated : to.bias;
         if (joins)
-          write_tile<T>(values, 1, 0, m * channels, out_offset + done, add_offset + done, to.out.data, to.add.data,
-                        to.drive.data, joined);
+          write_tile<T>(values, 1, 0, m * channels, finish);
         else
-          write_tile<T>(values, m, channels, channels, out_offset + done, add_offset + done, to.out.data, to.add.data,
-                        to.drive.data, finish);
+          write_tile<T>(values, m, channels, channels, finish);
       };
       if (p.planar) {
         PlanarTile<T> args{nullptr,
@@ -222,14 +213,7 @@ bool conv_unit(const ConvCall<T>& call, std::int64_t index, T* scratch) {
         const std::int64_t tiles = div_up(last - first, kTilePixels[block.vectors]);
         const int width = block.vectors * kLanes<T>,
                   channels = int(lesser<std::int64_t>(width, g.out_c - block.channel));
-        TileFinish<T> finish{to.out.data + block.channel,
-                             to.add ? to.add.data + block.channel : nullptr,
-                             to.drive ? to.drive.data + block.channel : nullptr,
-                             to.bias ? to.bias + block.channel : nullptr,
-                             nullptr,
-                             nullptr,
-                             to.activation,
-                             to.slope};
+        TileFinish<T> finish = to.tile_finish(block.channel);
         const bool whole = channels == width && in_registers(to.activation) && !p.unpacked;
         // Kernel rows whose weights stay in the second-level cache from one tile to the next; sums wait for the others.
         const std::int64_t length = ph.taps_w * g.in_c, step = kernel_rows_together<T>(length, width, ph.taps_h);
@@ -250,8 +234,7 @@ bool conv_unit(const ConvCall<T>& call, std::int64_t index, T* scratch) {
             args.offset = in_offset + done;
             if (pieces) args.result = sums + (done - first) * width;
             finish.offset = out_offset + done, finish.add_offset = add_offset + done;
-            if (ends && to.direct)
-              prefetch_tile<T>(finish.offset, finish.add_offset, m, channels, finish.out, finish.add, finish.drive);
+            if (ends && to.direct) prefetch_tile<T>(m, channels, finish);
             ahead.step();
             if (p.unpacked) {
               const WeightLayout<T>& w = call.unpacked;
@@ -261,9 +244,7 @@ bool conv_unit(const ConvCall<T>& call, std::int64_t index, T* scratch) {
             } else {
               product_fn<T>(m, block.vectors)(args);
             }
-            if (ends && !whole)
-              write_tile<T>(args.result, m, width, channels, finish.offset, finish.add_offset, finish.out, finish.add,
-                            finish.drive, {finish.bias, to.activation, to.slope});
+            if (ends && !whole) write_tile<T>(args.result, m, width, channels, finish);
             done += m;
           }
         }

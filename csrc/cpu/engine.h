@@ -56,9 +56,11 @@ void run_epilogue(const InstructionSet& isa, const ThreadPool& pool, const Epilo
 struct WeightGradPair {
   Source big, small;
 };
-// `accumulate` adds to what `grad` holds (float32 and float64 only).
+// `accumulate` adds to what `grad` holds (float32 and float64 only), and to `bias` (C_out,), where it is given: the
+// sums over pixels of the small sides.
 void run_weight_grad(const InstructionSet& isa, const ThreadPool& pool, const Geometry& geometry,
-                     const std::vector<WeightGradPair>& pairs, const View& grad, bool accumulate = false);
+                     const std::vector<WeightGradPair>& pairs, const View& grad, bool accumulate = false,
+                     const View& bias = {});
 
 // The same over many calls: what is added stays in the form it is summed in until the end. `finish` gives false, and
 // writes nothing, where a minimal-filtering sum is not finite: all must then be added once more to a sum without it.
@@ -69,8 +71,10 @@ class WeightGradSum {
   WeightGradSum(WeightGradSum&&) noexcept;
   WeightGradSum& operator=(WeightGradSum&&) noexcept;
   ~WeightGradSum();
+  void add_channels();                          // before any pair: the channels of the small sides are summed as well
   void add(std::vector<WeightGradPair> pairs);  // whose tensors lie as those of the first call
   bool finish(const View& grad, bool accumulate = false);
+  void finish_channels(const View& bias, bool accumulate) const;
   // Adds what `other` holds, a sum of the same weight over other pixels; false, and nothing is done, where the two are
   // formed differently.
   bool merge(WeightGradSum& other, const ThreadPool& pool);

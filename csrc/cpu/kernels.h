@@ -30,6 +30,9 @@ struct WeightGradCall {
   Source big, small;
   T* sum;              // as the plan says, added to
   bool fresh = false;  // the unit is the first of its sum, which holds nothing yet
+  // The sums over the unit's pixels of the channels of `small`, or of `big`, are added; null where nobody asks.
+  double* channels = nullptr;
+  bool channels_of_big = false;
 };
 
 // g = base * f'(output) [* (gate > 0 ? 1 : gate_slope)] over a range of rows, written to `pre`; g + extra to `total`;

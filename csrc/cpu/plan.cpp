@@ -11,11 +11,11 @@ namespace {
 // Half of the smallest second-level cache of the machines aimed at (512 KiB): the other half is for weights.
 constexpr std::int64_t kSlabBytes = 192 * 1024;
 
-// Images a unit so that no thread has a unit more than another where that can be had: `most` of them at most.
-std::int64_t even_images(std::int64_t batch, std::int64_t most, int threads) {
+// How many of `total` a unit so that no thread has a unit more than another where that can be had: `most` at most.
+std::int64_t even(std::int64_t total, std::int64_t most, int threads) {
   most = std::max<std::int64_t>(1, most);
-  const std::int64_t units = ceil_div(std::max<std::int64_t>(1, batch), most);
-  return units == 1 ? most : ceil_div(batch, round_up(units, threads));
+  const std::int64_t units = ceil_div(std::max<std::int64_t>(1, total), most);
+  return units == 1 ? most : ceil_div(total, round_up(units, threads));
 }
 // How many of `total` a unit, at most `most` and at least half of that, so that the busiest thread has least to do;
 // `copies` times `total` there are in all.
@@ -115,7 +115,7 @@ void split_tiles(ConvPlan& p, std::int64_t wanted, int threads) {
     p.row_units = 1;
     p.unit_rows = w.rows * w.out_step;
     p.unit_images =
-        w.stride1() ? balanced(g.batch, 1, wanted / image, threads) : even_images(g.batch, wanted / image, threads);
+        w.stride1() ? balanced(g.batch, 1, wanted / image, threads) : even(g.batch, wanted / image, threads);
   }
   p.image_units = ceil_div(g.batch, p.unit_images);
   p.units = p.image_units * p.row_units;
@@ -225,6 +225,7 @@ ConvPlan plan_conv(const Geometry& g, const TileShape& tile, std::int64_t value_
     const std::int64_t least = ceil_div(4 * tile.pixels, std::max<std::int64_t>(1, g.out_w));
     rows = std::clamp<std::int64_t>(std::min(rows, ceil_div(g.out_h * g.batch, want_units)), std::min(least, g.out_h),
                                     g.out_h);
+    if (g.batch == 1) rows = even(g.out_h, rows, threads);
     rows = round_up(rows, p.out_step_h);
     p.row_units = ceil_div(g.out_h, rows);
     p.unit_rows = round_up(ceil_div(g.out_h, p.row_units), p.out_step_h);
@@ -274,7 +275,7 @@ static void split_tiles(WeightGradPlan& p, std::int64_t wanted, int threads) {
     p.row_units = ceil_div(w.rows, p.tile_rows);
   } else {
     p.tile_rows = w.rows;
-    p.unit_images = even_images(g.batch, wanted / (w.rows * w.cols), threads);
+    p.unit_images = even(g.batch, wanted / (w.rows * w.cols), threads);
   }
   p.unit_rows = p.tile_rows * w.m;
   p.image_units = ceil_div(g.batch, p.unit_images);
@@ -327,13 +328,14 @@ WeightGradPlan plan_weight_grad(const Geometry& g, const TileShape& tile, std::i
                                                std::max<std::int64_t>(1, g.out_h));
   rows = std::clamp<std::int64_t>(std::min(rows, ceil_div(g.out_h * g.batch, threads)), 1,
                                   std::max<std::int64_t>(1, g.out_h));
+  if (g.batch == 1) rows = even(g.out_h, rows, threads);
   p.row_units = ceil_div(g.out_h, rows);
   p.unit_rows = ceil_div(g.out_h, std::max<std::int64_t>(1, p.row_units));
   p.row_units = ceil_div(g.out_h, std::max<std::int64_t>(1, p.unit_rows));  // none of them empty
   if (p.row_units <= 1) {
     const std::int64_t images = kSlabBytes / std::max<std::int64_t>(1, row_bytes * g.out_h);
-    p.unit_images = even_images(
-        g.batch, std::clamp<std::int64_t>(images, 1, std::max<std::int64_t>(1, g.batch / threads)), threads);
+    p.unit_images =
+        even(g.batch, std::clamp<std::int64_t>(images, 1, std::max<std::int64_t>(1, g.batch / threads)), threads);
   }
   p.image_units = ceil_div(g.batch, p.unit_images);
   p.units = p.row_units * p.image_units;

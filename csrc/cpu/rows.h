@@ -128,7 +128,7 @@ struct RowScratch {
 };
 
 // The gradient before the activation, g = base * f'(output) [* (gate > 0 ? 1 : gate_slope)] [+ extra], for row h of
-// image n.
+// image n: where it lies, or in `scratch.value`.
 template <class T>
 const T* transformed_row(const Source& s, std::int64_t n, std::int64_t h, const RowScratch<T>& scratch,
                          bool with_extra = true) {
@@ -159,9 +159,12 @@ void read_value_row(const Source& s, std::int64_t n, std::int64_t h, std::int64_
                     const RowScratch<T>& scratch) {
   const std::int64_t c = s.base.c;
   if (s.pool_h == 1 && s.pool_w == 1) {
-    const T* row = transformed_row<T>(s, n, h, scratch);
-    if (s.scale == 1 && stride == c) {
-      std::memcpy(dst, row, sizeof(T) * columns * c);
+    const bool dense = s.scale == 1 && stride == c;
+    RowScratch<T> own = scratch;
+    if (dense && columns == s.base.w) own.value = dst;
+    const T* row = transformed_row<T>(s, n, h, own);
+    if (dense) {
+      if (row != dst) std::memcpy(dst, row, sizeof(T) * columns * c);
     } else {
       for (std::int64_t x = 0; x < columns; ++x)
         if (s.scale == 1)

@@ -67,7 +67,9 @@ void run_conv_backward(const Geometry& geometry, const Incoming& in, const Sourc
     const Source pre = images_of(in.pre, n0, n1), input = images_of(side, n0, n1);
     Source total = images_of(in.total, n0, n1);
     const bool later = i > 0;
-    if (out.add || out.bias) {
+    // Summed where the weight gradient reads the same values, if nothing else asks for a pass over them.
+    const bool bias_beside = out.bias && out.weight && !out.add && !down && !total.extra;
+    if (out.add || (out.bias && !bias_beside)) {
       const View add = images_of(out.add, n0, n1);
       run_transform(isa, pool, pre, add, {}, out.bias, later);
       if (add && (pre.output || pre.gate)) {  // formed already: read it instead of forming it again
@@ -89,7 +91,8 @@ void run_conv_backward(const Geometry& geometry, const Incoming& in, const Sourc
         sink.upsample_h = side.pool_h, sink.upsample_w = side.pool_w, sink.scale = side.scale;
         run_conv(isa, pool, transposed(g), total, sink, w, {});
       }
-      if (out.weight) run_weight_grad(isa, pool, g, {{input, total}}, out.weight, later);
+      if (out.weight)
+        run_weight_grad(isa, pool, g, {{input, total}}, out.weight, later, bias_beside ? out.bias : View{});
     }
   }
 }

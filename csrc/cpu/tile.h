@@ -11,18 +11,25 @@
 
 namespace lmser::LMSER_ISA {
 
-// What follows the sums of a tile while they are in registers: out = f(z + add + bias), drive = z, at each pixel's
-// offset, that of `add` its own. Of whole registers of channels, and of the activations that `in_registers` names.
+// What follows the sums of a tile while they are in registers: out = f(z + add + bias) [* (gate > 0 ? 1 : gate_slope)],
+// drive = z, at each pixel's offset, that of `add` its own. Of whole registers of channels, and of the activations that
+// `in_registers` names.
 template <class T>
 struct TileFinish {
   T* out;
   const T* add;
   T* drive;  // may lie where `add` does
+  const T* gate;
+  T gate_slope;
   const T* bias;
   const std::int64_t *offset, *add_offset;
   Activation activation;
   T slope;
 };
+template <class T>
+LMSER_HD Vec<T> gated(Vec<T> v, Vec<T> gate, T slope) {
+  return v * (gate > T(0) ? splat<T>(T(1)) : splat<T>(slope));
+}
 constexpr bool in_registers(Activation a) { return a != Activation::sigmoid && a != Activation::tanh; }
 
 template <class T>
@@ -56,7 +63,9 @@ LMSER_HD void finish_as(const Vec<T> (&sum)[M][V], const TileFinish<T>& f) {
       Vec<T> h = sum[m][v] + bias[v];
       if (f.add) h = h + load<T>(f.add + add_at + v * L);
       if (f.drive) store<T>(f.drive + at + v * L, sum[m][v]);
-      store<T>(f.out + at + v * L, act<A, T>(h, f.slope));
+      h = act<A, T>(h, f.slope);
+      if (f.gate) h = gated<T>(h, load<T>(f.gate + at + v * L), f.gate_slope);
+      store<T>(f.out + at + v * L, h);
     }
   }
 }

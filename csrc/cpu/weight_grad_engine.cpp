@@ -18,8 +18,10 @@ struct WeightGradSum::State {
   virtual ~State() = default;
   virtual void add(std::vector<WeightGradPair> pairs) = 0;
   virtual bool finish(View grad, bool accumulate) = 0;
+  virtual void finish_channels(const View& bias, bool accumulate) const = 0;
   virtual bool merge(State& other, const ThreadPool& pool) = 0;
   virtual void finish_by(const ThreadPool& pool) = 0;
+  bool channels = false;
 };
 
 namespace {
@@ -76,6 +78,14 @@ class Sum final : public WeightGradSum::State {
     return true;
   }
 
+  void finish_channels(const View& bias, bool accumulate) const override {
+    for (std::int64_t c = 0; c < channel_count(); ++c) {
+      double total = accumulate ? value_at<double>(bias, c * bias.sc) : 0;
+      for (std::int64_t u = 0; u < plan_.units; ++u) total += unit_channels_.get()[u * channel_count() + c];
+      store_value<double>(bias, c * bias.sc, total);
+    }
+  }
+
   bool merge(WeightGradSum::State& state, const ThreadPool& pool) override {
     Sum& other = static_cast<Sum&>(state);
     add_products(), other.add_products();
@@ -115,6 +125,17 @@ class Sum final : public WeightGradSum::State {
     if (double(plan_.sum_values) * double(g.batch) * double(g.out_h) * double(g.out_w) < kSerialWork) tasks_ = 1;
     sums_ = plan_.split_pixels ? tasks_ : 1;
     sum_ = allocate<T>(plan_.sum_values * sums_);
+    if (channels) {
+      unit_channels_ = allocate<double>(plan_.units * channel_count());
+      std::fill_n(unit_channels_.get(), plan_.units * channel_count(), 0.0);
+    }
+  }
+
+  // Those of the small side, before the sides were exchanged.
+  std::int64_t channel_count() const { return swapped_ ? plan_.geometry.in_c : plan_.geometry.out_c; }
+  WeightGradCall<T> of_unit(WeightGradCall<T> call, std::int64_t unit) const {
+    if (channels) call.channels = unit_channels_.get() + unit * channel_count(), call.channels_of_big = swapped_;
+    return call;
   }
 
   TileOrder round(std::int64_t first) const {
@@ -133,8 +154,9 @@ class Sum final : public WeightGradSum::State {
       const TileOrder order = round(first);
       const std::int64_t units = std::min(plan_.round_units, plan_.units - first);
       T* const points = points_.get() + waiting_ * plan_.all_points(order.count());
-      run_units<T>(pool_, std::min(tasks_, units), units, scratch,
-                   [&](std::int64_t u, T* memory) { k_.grad_points(call, first + u, order, points, memory); });
+      run_units<T>(pool_, std::min(tasks_, units), units, scratch, [&](std::int64_t u, T* memory) {
+        k_.grad_points(of_unit(call, first + u), first + u, order, points, memory);
+      });
       ++waiting_;
       if (units < plan_.units || waiting_ == plan_.round_pairs) add_products(first);
     }
@@ -192,7 +214,7 @@ class Sum final : public WeightGradSum::State {
         call.sum = own;
         for (std::int64_t u = unit0; u < unit1; ++u, fresh = false) {
           call.fresh = fresh;
-          k_.weight_grad_unit(call, u, band0, band1, memory.get());
+          k_.weight_grad_unit(of_unit(call, u), u, band0, band1, memory.get());
         }
       }
     });
@@ -267,6 +289,7 @@ class Sum final : public WeightGradSum::State {
   WeightGradPlan plan_;
   std::int64_t bands_ = 0, tasks_ = 1, sums_ = 1;
   Buffer<T> sum_;
+  Buffer<double> unit_channels_;  // of every unit, so that they are added in the order of units
   // Of rounds: the points of pairs that wait for their products, how many there are, and whether the sum holds nothing.
   Buffer<T> points_;
   std::int64_t waiting_ = 0;
@@ -286,17 +309,24 @@ WeightGradSum::WeightGradSum(WeightGradSum&&) noexcept = default;
 WeightGradSum& WeightGradSum::operator=(WeightGradSum&&) noexcept = default;
 WeightGradSum::~WeightGradSum() = default;
 
+void WeightGradSum::add_channels() { state_->channels = true; }
 void WeightGradSum::add(std::vector<WeightGradPair> pairs) { state_->add(std::move(pairs)); }
 bool WeightGradSum::finish(const View& grad, bool accumulate) { return state_->finish(grad, accumulate); }
+void WeightGradSum::finish_channels(const View& bias, bool accumulate) const {
+  state_->finish_channels(bias, accumulate);
+}
 bool WeightGradSum::merge(WeightGradSum& other, const ThreadPool& pool) { return state_->merge(*other.state_, pool); }
 void WeightGradSum::finish_by(const ThreadPool& pool) { state_->finish_by(pool); }
 
 void run_weight_grad(const InstructionSet& isa, const ThreadPool& pool, const Geometry& geometry,
-                     const std::vector<WeightGradPair>& pairs, const View& grad, bool accumulate) {
+                     const std::vector<WeightGradPair>& pairs, const View& grad, bool accumulate, const View& bias) {
   for (const bool winograd : {true, false}) {
     WeightGradSum sum(isa, pool, geometry, grad.dtype, winograd);
+    if (bias) sum.add_channels();
     sum.add(pairs);
-    if (sum.finish(grad, accumulate)) return;
+    if (!sum.finish(grad, accumulate)) continue;
+    if (bias) sum.finish_channels(bias, accumulate);
+    return;
   }
 }
 

@@ -39,6 +39,25 @@ std::int64_t weight_grad_scratch(const WeightGradCall<T>& call) {
   return WeightGradScratch<T>(call).values();
 }
 
+// Adds the sums of channels over pixels: of some of them in T, of all in double.
+template <class T>
+void add_channel_sums(const T* data, std::int64_t images, std::int64_t rows, std::int64_t cols, std::int64_t image,
+                      std::int64_t row, std::int64_t col, std::int64_t channels, double* to) {
+  constexpr std::int64_t kPixels = 64;
+  if (cols == 1) cols = rows, rows = 1, col = row;
+  for (std::int64_t n = 0; n < images; ++n)
+    for (std::int64_t r = 0; r < rows; ++r)
+      for (std::int64_t x0 = 0; x0 < cols; x0 += kPixels) {
+        const T* const from = data + n * image + r * row + x0 * col;
+        const std::int64_t count = lesser(kPixels, cols - x0);
+        for_lanes<T>(channels, [&](std::int64_t c, int lanes) {
+          Vec<T> sum{};
+          for (std::int64_t x = 0; x < count; ++x) sum = sum + load_n<T>(from + x * col + c, lanes);
+          for (int i = 0; i < lanes; ++i) to[c + i] += double(sum[i]);
+        });
+      }
+}
+
 // One tile: a band's height of the sum, a column's width. `big` is the first value under the band's kernel row, or of
 // its distinct weight.
 template <class T>
@@ -96,6 +115,9 @@ inline void grad_points(const WeightGradCall<float>& call, std::int64_t unit, co
     stage<float>(call.small, n, t0 * w.m, (t1 - t0) * w.m, 0, w.cols * w.m, p.padded_out_c,
                  small + (n - n0) * small_image, small_rows);
   }
+  if (call.channels)
+    add_channel_sums<float>(small, n1 - n0, (t1 - t0) * w.m, w.cols * w.m, small_image, w.cols * w.m * p.padded_out_c,
+                            p.padded_out_c, g.out_c, call.channels);
   with_filter(w, [&]<class F>() {
     winograd_grad_transform<F>(p, order, p.tile_row(unit), big, small, n1 - n0, t1 - t0, points);
   });
@@ -146,23 +168,31 @@ void weight_grad_unit(const WeightGradCall<T>& call, std::int64_t unit, std::int
     big = big_memory;
   }
   const std::int64_t rows = r1 - r0, all = (n1 - n0) * rows * g.out_w;
+  double* const channels = band0 == 0 ? call.channels : nullptr;  // of tasks that share a unit the first one's
+  if (channels && call.channels_of_big)
+    add_channel_sums<T>(big, n1 - n0, rows, g.out_w, t.big_image, t.big_row, t.big_col, g.in_c, channels);
+  double* const small_channels = call.channels_of_big ? nullptr : channels;
   const T* small = small_memory;
   if (direct_small(call)) {
     const View& v = call.small.base;
     t.small_image = v.sn, t.small_row = v.sh, t.small_col = v.sw;
     small = static_cast<const T*>(v.data) + n0 * v.sn + r0 * v.sh;
+    if (small_channels) add_channel_sums<T>(small, n1 - n0, rows, g.out_w, v.sn, v.sh, v.sw, g.out_c, small_channels);
   } else {
     const auto row_scratch = RowScratch<T>::at(row_memory, call.small.base.w * call.small.base.c);
     const std::int64_t row_values = g.out_w * p.padded_out_c;
     T* const line = small_memory + layout.small;
     for (std::int64_t n = n0; n < n1; ++n) {
       if (one_column<T>(p)) {
-        stage<T>(call.small, n, r0, rows, 0, g.out_w, p.padded_out_c, small_memory + (n - n0) * rows * row_values,
-                 row_scratch);
+        T* const to = small_memory + (n - n0) * rows * row_values;
+        stage<T>(call.small, n, r0, rows, 0, g.out_w, p.padded_out_c, to, row_scratch);
+        if (small_channels)
+          add_channel_sums<T>(to, 1, rows, g.out_w, 0, row_values, p.padded_out_c, g.out_c, small_channels);
         continue;
       }
       for (std::int64_t r = r0; r < r1; ++r) {
         stage<T>(call.small, n, r, 1, 0, g.out_w, p.padded_out_c, line, row_scratch);
+        if (small_channels) add_channel_sums<T>(line, 1, 1, g.out_w, 0, 0, p.padded_out_c, g.out_c, small_channels);
         const std::int64_t before = ((n - n0) * rows + r - r0) * g.out_w;
         for_columns<T>(p, [&](int v, int width) {
           const std::int64_t values = width * kLanes<T>;

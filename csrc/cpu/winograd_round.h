@@ -9,7 +9,7 @@ namespace lmser::LMSER_ISA {
 template <class T>
 WinogradOut winograd_out(const ConvCall<T>& call, const UnitRange& unit, const UnitOutput<T>& to) {
   const Sink& s = call.sink;
-  WinogradOut out{to.out, to.drive, to.add, to.bias, unit.r0, unit.r1, to.activation, to.slope};
+  WinogradOut out{to.out, to.drive, to.add, to.gate, to.bias, unit.r0, unit.r1, to.activation, to.slope, to.gate_slope};
   if (!to.direct) return out;
   out.add_h = s.add_h, out.add_w = s.add_w;
   out.repeat = repeats(s), out.up_h = s.upsample_h, out.up_w = s.upsample_w, out.scale = float(s.scale);

@@ -13,11 +13,11 @@ namespace lmser::LMSER_ISA {
 // with drive_once.
 struct WinogradOut {
   Pixels<float> dst, drive;
-  Pixels<const float> add;
+  Pixels<const float> add, gate;  // the gate lies as dst does
   const float* bias;
   std::int64_t r0, r1;
   Activation activation;
-  float slope;
+  float slope, gate_slope;
   bool repeat = false;
   int up_h = 1, up_w = 1;
   float scale = 1;
@@ -60,9 +60,10 @@ void winograd_store_as(const ConvPlan& p, const WinogradSums& sums, const TileOr
   const bool add_apart = !Repeat && out.add && out.add_h * out.add_w > 1, drive_apart = Repeat && out.drive_once;
   float *const dst = out.dst.data, *const drive = drive_apart ? nullptr : out.drive.data;
   const float *const add = add_apart ? nullptr : out.add.data, *const few_add = add_apart ? out.add.data : nullptr;
+  const float* const gate = out.gate.data;
   const bool compares = out.change;
   Magnitude<float> moved;
-  const float slope = out.slope, scale = out.scale;
+  const float slope = out.slope, gate_slope = out.gate_slope, scale = out.scale;
   const int up_h = Repeat ? out.up_h : 1, up_w = Repeat ? out.up_w : 1;
   const std::int64_t row_step = up_h * out.dst.row, col_step = up_w * out.dst.col;
   alignas(64) float linear[O * O * kRun * L], bias[kRun * L];
@@ -137,7 +138,11 @@ void winograd_store_as(const ConvPlan& p, const WinogradSums& sums, const TileOr
               sum = sum + load_n<float>(few_add + add_at, lanes);
             }
             if (drive) store_n<float>(drive + at, z, lanes);  // may lie where `add` does
-            const Vec<float> state = act<A, float>(sum, slope);
+            Vec<float> state = act<A, float>(sum, slope);
+            if (gate) {
+              __builtin_prefetch(gate + at + ahead, 0);
+              state = gated<float>(state, load_n<float>(gate + at, lanes), gate_slope);
+            }
             const Vec<float> before = compares ? load_n<float>(dst + at, lanes) : Vec<float>{};
             store_n<float>(dst + at, state, lanes);
             // Behind the last channel a register holds f(0), which need not be zero.

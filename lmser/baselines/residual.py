@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from lmser.baselines.residual_passes import operators_for, residual_down, residual_up
 from lmser.inversion.gated import Activation, Step, conv_down, conv_step
+from lmser.inversion.step import laid_out_as
 from lmser_kernels import conv2d_add_act
 from lmser_kernels.nn import Conv2dAddAct
 
@@ -108,9 +110,39 @@ class ResidualBlock(nn.Module):
         return h
 
     def gated(self, x: Tensor, f: Activation | None) -> Step:
-        inner = self.inner
+        inner, outer, pool = self.inner, self.outer, self.inner.pool
         weight = inner.inhibited_weight() if isinstance(inner, InhibitorConv2d) else inner.weight
         activation = Activation(inner.activation, inner.slope)
+        # Sizes that the windows of the pool take in, and the leaks of what can be told by a sign.
+        size = (x.shape[2] // pool[0], x.shape[3] // pool[1]) if x.dim() == 4 else (0, 0)
+        covered = x.shape[2:] == (size[0] * pool[0], size[1] * pool[1])
+        leak, slope = activation.gate_slope, 0.0 if f is None else f.gate_slope
+        ops = None
+        if covered and leak is not None and slope is not None:
+            ops = operators_for(x, (weight, outer.weight), inner.impl)
+        if ops is None:
+            return self._gated_by_layers(x, f, weight, activation)
+        assert leak is not None
+        assert slope is not None
+        padding, gate = inner.padding, (None if f is None else x, slope)
+        output, r = residual_up(
+            ops, x, (weight, inner.bias), (outer.weight, outer.bias),
+            padding=padding, pool=pool, activation=inner.activation, slope=leak,
+        )  # fmt: skip
+
+        def pull(g: Tensor) -> Tensor:
+            u = residual_down(
+                ops, laid_out_as(g, output), weight, outer.weight,
+                opened=(r, leak), gate=gate, size=size, padding=padding, pool=pool,
+            )  # fmt: skip
+            return laid_out_as(u, x)
+
+        return Step(output, None, pull)
+
+    def _gated_by_layers(
+        self, x: Tensor, f: Activation | None, weight: Tensor, activation: Activation
+    ) -> Step:
+        inner = self.inner
         r = inner._up(x, weight) if isinstance(inner, InhibitorConv2d) else inner(x)
         output = self.outer(x, r)
 
