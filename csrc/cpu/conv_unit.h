@@ -55,10 +55,13 @@ void write_tile(const T* tile, int pixels, int tile_stride, int channels, const 
 // The input of the next unit, this thread's as a rule, which nothing else would fetch before it is staged.
 template <class T>
 Ahead input_ahead(const ConvCall<T>& call, std::int64_t index, const UnitRange& unit) {
+  // Short pixels that are read one after the other come by themselves, and their tiles are over before it pays to ask.
+  constexpr std::int64_t kShort = 256;
   const ConvPlan& p = *call.plan;
   const View& v = call.source.base;
   const std::int64_t next = (index + 1) / p.block_splits;
   if (index + 1 >= p.units || next == index / p.block_splits) return {};
+  if (v.c * std::int64_t(sizeof(T)) <= kShort && direct_source(call)) return {};
   if (v.sc != 1 || v.sw != v.c || v.sh != v.w * v.c) return {};
   if (p.unit_images > 1 && v.sn != v.h * v.sh) return {};  // what lies between images is not needed
   const std::int64_t value = v.dtype == DType::f64 ? 8 : v.dtype == DType::f32 ? 4 : 2;
@@ -122,24 +125,34 @@ bool conv_unit(const ConvCall<T>& call, std::int64_t index, T* scratch) {
   Ahead ahead = input_ahead<T>(call, index, unit);
   for (const Phase& ph : p.phases) {
     const std::int64_t q0 = div_up(greater<std::int64_t>(unit.r0 - ph.out_h0, 0), p.out_step_h);
-    const std::int64_t q1 = lesser(ph.rows, div_up(greater<std::int64_t>(unit.r1 - ph.out_h0, 0), p.out_step_h));
+    const std::int64_t q1 =
+        greater(q0, lesser(ph.rows, div_up(greater<std::int64_t>(unit.r1 - ph.out_h0, 0), p.out_step_h)));
     std::int64_t pixels = 0;
-    for (std::int64_t n = 0; n < unit.n1 - unit.n0; ++n)
-      for (std::int64_t q = q0; q < q1; ++q) {
-        const std::int64_t first_in = n * from.slab.image +
-                                      (ph.off_h + q * p.in_step_h - from.first_row) * from.slab.row +
-                                      (ph.off_w - p.slab_w0) * from.slab.col;
-        const std::int64_t first_out = to.out.at(n, ph.out_h0 + q * p.out_step_h - unit.r0, ph.out_w0);
-        if (add_apart) {
+    // From one pixel to the next along the axis that is counted fastest: one column is counted along its rows.
+    const bool column = ph.cols == 1;
+    const std::int64_t in_row = p.in_step_h * from.slab.row, in_col = p.in_step_w * from.slab.col,
+                       out_row_step = p.out_step_h * to.out.row, out_col = p.out_step_w * to.out.col;
+    for (std::int64_t n = 0; n < unit.n1 - unit.n0; ++n) {
+      std::int64_t first_in = n * from.slab.image + (ph.off_h + q0 * p.in_step_h - from.first_row) * from.slab.row +
+                              (ph.off_w - p.slab_w0) * from.slab.col,
+                   first_out = to.out.at(n, ph.out_h0 + q0 * p.out_step_h - unit.r0, ph.out_w0);
+      if (add_apart)
+        for (std::int64_t q = q0; q < q1; ++q) {
           const std::int64_t row = (ph.out_h0 + q * p.out_step_h) / add_h - unit.r0 / add_h;
           for (std::int64_t x = 0; x < ph.cols; ++x)
-            add_offset[pixels + x] = to.add.at(n, row, (ph.out_w0 + x * p.out_step_w) / add_w);
+            add_offset[pixels + (q - q0) * ph.cols + x] = to.add.at(n, row, (ph.out_w0 + x * p.out_step_w) / add_w);
         }
-        for (std::int64_t x = 0; x < ph.cols; ++x, ++pixels) {
-          in_offset[pixels] = ph.taps_h ? first_in + x * p.in_step_w * from.slab.col : 0;
-          out_offset[pixels] = first_out + x * p.out_step_w * to.out.col;
+      const std::int64_t runs = column ? 1 : q1 - q0, run = column ? q1 - q0 : ph.cols,
+                         in_step = ph.taps_h ? column ? in_row : in_col : 0, out_step = column ? out_row_step : out_col;
+      for (std::int64_t q = 0; q < runs; ++q, first_in += in_row, first_out += out_row_step) {
+        const std::int64_t in0 = ph.taps_h ? first_in : 0;
+        for (std::int64_t x = 0; x < run; ++x) {
+          in_offset[pixels + x] = in0 + x * in_step;
+          out_offset[pixels + x] = first_out + x * out_step;
         }
+        pixels += run;
       }
+    }
     if (pixels == 0) continue;
     const std::int64_t depth = std::int64_t(ph.taps_h) * ph.taps_w * g.in_c;
     if (p.dot) {

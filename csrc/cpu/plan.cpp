@@ -297,7 +297,9 @@ WeightGradPlan plan_weight_grad(const Geometry& g, const TileShape& tile, std::i
   p.tile = tile;
   p.padded_out_c = round_up(g.out_c, tile.lanes);
   // Without output channels there is nothing to sum, but bands are counted all the same.
-  const int most = tile.pixels_by_width[std::clamp<std::int64_t>(p.padded_out_c / tile.lanes, 1, tile.max_vectors)];
+  const std::int64_t vectors = std::max<std::int64_t>(p.padded_out_c / tile.lanes, 1),
+                     widest = ceil_div(vectors, ceil_div(vectors, tile.max_vectors));
+  const int most = tile.pixels_by_width[widest];
   p.winograd = chosen_grid(p, value_bytes, threads, filtering);
   if (p.winograd.m) {
     const WinogradGrid& w = p.winograd;

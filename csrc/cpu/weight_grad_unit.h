@@ -16,8 +16,11 @@ bool direct_big(const WeightGradCall<T>& call) {
 template <class T>
 bool direct_small(const WeightGradCall<T>& call) {
   const View& v = call.small.base;
-  return !call.plan->winograd.m && one_column<T>(*call.plan) && call.small.plain() && v.dtype == kDType<T> &&
-         v.sc == 1 && v.c % kLanes<T> == 0;
+  const Geometry& g = call.plan->geometry;
+  // Columns of a wide side are read once for every band: where there are many, they had better lie together.
+  const bool near = one_column<T>(*call.plan) || g.kernel_h * g.kernel_w == 1;
+  return !call.plan->winograd.m && near && call.small.plain() && v.dtype == kDType<T> && v.sc == 1 &&
+         v.c % kLanes<T> == 0;
 }
 
 template <class T>
@@ -225,7 +228,7 @@ void weight_grad_unit(const WeightGradCall<T>& call, std::int64_t unit, std::int
           part.small_col = width * kLanes<T>, part.small_row = g.out_w * part.small_col;
           part.small_image = rows * part.small_row;
         }
-        part.small = small + (direct ? 0 : v * kLanes<T> * all) + n * part.small_image + r * part.small_row;
+        part.small = small + v * kLanes<T> * (direct ? 1 : all) + n * part.small_image + r * part.small_row;
         const T* const from = big + n * t.big_image + r * t.big_row;
         if (part.cols == 1) {  // one pixel a row: let rows be the inner loop
           part.cols = part.rows, part.big_col = part.big_row, part.small_col = part.small_row;
