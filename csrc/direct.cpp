@@ -1,50 +1,11 @@
 // The operators' CPU kernels for plain calls, as functions of the module that take an operator's arguments and
 // give what it gives bit for bit: with None for a result that was not asked for, and all in a list where the caller has
 // to record a gradient. None alone leaves the call to the operator, which says what is wrong.
-#include "direct.h"
-
-#include "cpu/tied_conv.h"
-#include "cpu/torch_pool.h"
+#include "direct_call.h"
 
 namespace lmser::direct {
 namespace py = pybind11;
 namespace {
-
-bool shaped(const View& v, std::int64_t n, std::int64_t c, std::int64_t h, std::int64_t w) {
-  return !v || (v.n == n && v.c == c && v.h == h && v.w == w);
-}
-bool alike(const View& v, const View& other) { return shaped(v, other.n, other.c, other.h, other.w); }
-
-// Of a convolution from x (after pooling by `pool`), or none where x, the weight and the settings do not go together.
-Geometry edge(Arguments& a, const View& x, const View& w, Pair stride, Pair padding, Pair pool) {
-  const std::int64_t height = x.h / pool.h, width = x.w / pool.w;
-  if (!a.require(x.c == w.c && height > 0 && width > 0 && height + 2 * padding.h >= w.h &&
-                 width + 2 * padding.w >= w.w))
-    return {};
-  return conv_geometry(x.n, x.c, height, width, w.n, w.h, w.w, stride, padding);
-}
-// The same from its small side z, for a big side of `size` or the smallest.
-Geometry edge_below(Arguments& a, const View& z, const View& w, Pair stride, Pair padding, std::optional<Pair> size) {
-  const std::int64_t height = size ? size->h : (z.h - 1) * stride.h - 2 * padding.h + w.h,
-                     width = size ? size->w : (z.w - 1) * stride.w - 2 * padding.w + w.w;
-  if (!a.require(z.c == w.n && height > 0 && width > 0 && height <= kMostOfPair && width <= kMostOfPair &&
-                 height + 2 * padding.h >= w.h && width + 2 * padding.w >= w.w))
-    return {};
-  const Geometry g = conv_geometry(z.n, w.c, height, width, w.n, w.h, w.w, stride, padding);
-  a.require(g.out_h == z.h && g.out_w == z.w);
-  return g;
-}
-Source gated(const View& z, const View& gate, double slope) {
-  Source s = source_of(z);
-  s.gate = gate, s.gate_slope = slope;
-  return s;
-}
-bool slope_fits(double slope) { return slope >= 0 && slope <= 1e300; }
-
-void run(const Geometry& g, const Source& source, const Sink& sink, const View& w, const View& bias) {
-  const py::gil_scoped_release release;
-  run_conv(instruction_set(), torch_pool(), g, source, sink, w, bias);
-}
 
 py::object conv2d_add_act(Arguments& a) {
   const View x = a.tensor(), w = a.tensor(), add = a.maybe_tensor(), bias = a.maybe_bias();
@@ -119,7 +80,7 @@ py::object conv2d_add_act_backward(Arguments& a) {
   const Pair stride = a.pair(1), padding = a.pair(0), pool = a.pair(1);
   const Activation activation = a.activation();
   const double slope = a.number();
-  const std::array<bool, 4> needs = a.flags();
+  const std::array<bool, 4> needs = a.flags<4>();
   const Geometry g = edge(a, x, w, stride, padding, pool);
   a.require(shaped(h, g.batch, g.out_c, g.out_h, g.out_w) && alike(grad, h) && alike(grad_drive, h));
   Source side = source_of(x);
@@ -133,7 +94,7 @@ py::object conv_transpose2d_add_act_backward(Arguments& a) {
   const Pair stride = a.pair(1), padding = a.pair(0), up = a.pair(1);
   const Activation activation = a.activation();
   const double slope = a.number();
-  const std::array<bool, 4> needs = a.flags();
+  const std::array<bool, 4> needs = a.flags<4>();
   const double gate_slope = a.number();
   const View input_gate = a.maybe_tensor();
   const double input_slope = a.number();
@@ -219,29 +180,6 @@ py::object add_act_backward(Arguments& a) {
   return a.give(std::move(g), std::move(grad_bias));
 }
 
-template <py::object (*function)(Arguments&)>
-PyObject* call(PyObject*, PyObject* const* values, Py_ssize_t count) noexcept {
-  try {
-    if (!undisturbed()) Py_RETURN_NONE;
-    Arguments arguments(values, count);
-    return function(arguments).release().ptr();
-  } catch (const std::bad_alloc&) {  // the operator says what could not be had
-    Py_RETURN_NONE;
-  } catch (py::error_already_set& error) {
-    error.restore();
-  } catch (const std::exception& error) {
-    PyErr_SetString(PyExc_RuntimeError, error.what());
-  }
-  return nullptr;
-}
-
-template <py::object (*function)(Arguments&)>
-PyMethodDef method(const char* name) {
-  return {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&call<function>)), METH_FASTCALL,
-          "The operator's results without the dispatcher, in a list if they are to be recorded; None if not for this "
-          "call."};
-}
-
 }  // namespace
 
 void add_functions(py::module_& module) {
@@ -256,6 +194,7 @@ void add_functions(py::module_& module) {
                                   {}};
   if (!ready()) return;
   if (PyModule_AddFunctions(module.ptr(), methods) != 0) throw py::error_already_set();
+  add_residual_functions(module);
 }
 
 }  // namespace lmser::direct

@@ -52,7 +52,12 @@ class Arguments {
   Activation activation();
   double number();
   bool flag();
-  std::array<bool, 4> flags();  // a list of them
+  template <std::size_t N>
+  std::array<bool, N> flags() {  // a list of them
+    std::array<bool, N> flags{};
+    read_flags(flags.data(), N);
+    return flags;
+  }
   // A result of this size can be made.
   bool require_size(std::int64_t n, std::int64_t c, std::int64_t h, std::int64_t w);
   // Of the dtype of the tensors, uninitialised, and the view of it; a large one from the output store.
@@ -66,6 +71,7 @@ class Arguments {
     return --left_, *next_++;
   }
   View read(PyObject* value, int dimensions);
+  void read_flags(bool* flags, std::size_t count);
   Pair pair_in(PyObject* value, std::int64_t least);
   pybind11::object made(const pybind11::tuple& size, const pybind11::tuple& strides, View& view);
   pybind11::object made_large(std::size_t bytes, const std::array<std::int64_t, 4>& size,
@@ -81,5 +87,6 @@ class Arguments {
 
 // Adds the functions that have operators' names to the module; none where `ready` is false.
 void add_functions(pybind11::module_& module);
+void add_residual_functions(pybind11::module_& module);  // direct_residual.cpp
 
 }  // namespace lmser::direct

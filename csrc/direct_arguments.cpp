@@ -160,16 +160,14 @@ bool Arguments::flag() {
   return value == Py_True;
 }
 
-std::array<bool, 4> Arguments::flags() {
+void Arguments::read_flags(bool* flags, std::size_t count) {
   PyObject* const value = take();
-  std::array<bool, 4> flags{};
-  if (!require(PyList_CheckExact(value) && PyList_GET_SIZE(value) == Py_ssize_t(flags.size()))) return flags;
-  for (std::size_t i = 0; i < flags.size(); ++i) {
+  if (!require(PyList_CheckExact(value) && PyList_GET_SIZE(value) == Py_ssize_t(count))) return;
+  for (std::size_t i = 0; i < count; ++i) {
     PyObject* const flag = PyList_GET_ITEM(value, Py_ssize_t(i));
     require(flag == Py_True || flag == Py_False);
     flags[i] = flag == Py_True;
   }
-  return flags;
 }
 
 bool Arguments::require_size(std::int64_t n, std::int64_t c, std::int64_t h, std::int64_t w) {

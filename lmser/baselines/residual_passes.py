@@ -2,6 +2,9 @@
 
 Two layers read one tensor, so two gradients meet at it. Written one after the other, the second is formed where the
 first is added, in the kernel that writes it; autograd by itself would form both and then pass over them a third time.
+On the CPU a way and its gradient are one call of the compiled module each (csrc/direct_residual.cpp): between large
+tensors nothing of Python stays in the caches, and every call fetches it again. Elsewhere, and where a gradient is to be
+differentiated, they are calls of the operators.
 """
 
 from __future__ import annotations
@@ -11,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lmser_kernels.dispatch import Operators, chosen
+from lmser_kernels import _library
+from lmser_kernels.dispatch import Operators, chosen, compiled
 
 __all__ = ["operators_for", "residual_down", "residual_up"]
 
@@ -72,14 +76,28 @@ def residual_down(
     return u
 
 
+def _at_once(ops: Operators, name: str, *args: Any) -> Any:
+    """What the module's function gives; None where it is not for this call, or where its operations are recorded."""
+    function = getattr(_library.module, name, None) if ops is compiled else None
+    return None if function is None or torch.is_grad_enabled() else function(*args)
+
+
 class _Up(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, ops: Operators, x: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
         w_inner, b_inner, w_outer, b_outer, padding, pool, activation, slope = args
-        r = ops.conv2d_add_act(
-            x, w_inner, None, b_inner, _ONE, padding, pool, activation, slope, False
-        )[0]  # fmt: skip
-        h = ops.conv2d_add_act(x, w_outer, r, b_outer, _ONE, _ZERO, pool, "identity", 0.0, False)[0]
+        found = _at_once(
+            ops, "residual_up", x, w_inner, b_inner, w_outer, b_outer, padding, pool, activation, slope
+        )
+        if found is None:
+            r = ops.conv2d_add_act(
+                x, w_inner, None, b_inner, _ONE, padding, pool, activation, slope, False
+            )[0]  # fmt: skip
+            found = (
+                ops.conv2d_add_act(x, w_outer, r, b_outer, _ONE, _ZERO, pool, "identity", 0.0, False)[0],
+                r,
+            )
+        h, r = found
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(r)
         ctx.save_for_backward(x, w_inner, w_outer, r)
@@ -92,7 +110,13 @@ class _Up(torch.autograd.Function):
             return (None,) * 10
         x, w_inner, w_outer, r = ctx.saved_tensors
         ops, (padding, pool, activation, slope) = ctx.ops, ctx.settings
-        want_x, *wants = ctx.needs_input_grad[1:6]
+        wanted = list(ctx.needs_input_grad[1:6])
+        found = _at_once(
+            ops, "residual_up_backward", g, r, x, w_inner, w_outer, padding, pool, activation, slope, wanted
+        )
+        if found is not None:
+            return None, *found, None, None, None, None
+        want_x, *wants = wanted
         needs = [want_x, wants[0], False, wants[1]]
         gx, gw_inner, _, gb_inner = ops.conv2d_add_act_backward(
             g, None, r, x, w_inner, _ONE, padding, pool, activation, slope, needs
@@ -103,7 +127,7 @@ class _Up(torch.autograd.Function):
         if want_x:
             gx = _down(ops, g, w_outer, gx, (x.shape[2] // pool[0], x.shape[3] // pool[1]), pool)
         gradients = (gx, gw_inner, gb_inner, gw_outer, gb_outer)
-        kept = (g if want else None for g, want in zip(gradients, (want_x, *wants), strict=True))
+        kept = (g if want else None for g, want in zip(gradients, wanted, strict=True))
         return None, *kept, None, None, None, None
 
 
@@ -111,11 +135,15 @@ class _Down(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, ops: Operators, g: Tensor, *args: Any) -> Tensor:
         w_inner, w_outer, opened, leak, gate, slope, size, padding, pool = args
-        by_outer = _down(ops, g, w_outer, None, size, pool)
-        u: Tensor = ops.conv_transpose2d_add_act(
-            g, w_inner, by_outer, None, gate, _ONE, padding, size, pool, "identity", 0.0, False, slope, opened, leak,
-            True,
-        )[0]  # fmt: skip
+        u: Tensor | None = _at_once(
+            ops, "residual_down", g, w_inner, w_outer, opened, leak, gate, slope, size, padding, pool
+        )
+        if u is None:
+            by_outer = _down(ops, g, w_outer, None, size, pool)
+            u = ops.conv_transpose2d_add_act(
+                g, w_inner, by_outer, None, gate, _ONE, padding, size, pool, "identity", 0.0, False, slope, opened,
+                leak, True,
+            )[0]  # fmt: skip
         ctx.save_for_backward(g, w_inner, w_outer, opened, gate)
         ctx.ops, ctx.settings = ops, (leak, slope, padding, pool)
         return u
@@ -124,7 +152,25 @@ class _Down(torch.autograd.Function):
     def backward(ctx: Any, c: Tensor) -> tuple[Any, ...]:
         g, w_inner, w_outer, opened, gate = ctx.saved_tensors
         ops, (leak, slope, padding, pool) = ctx.ops, ctx.settings
-        want_g, want_inner, want_outer = ctx.needs_input_grad[1:4]
+        wanted = list(ctx.needs_input_grad[1:4])
+        found = _at_once(
+            ops,
+            "residual_down_backward",
+            c,
+            g,
+            w_inner,
+            w_outer,
+            opened,
+            leak,
+            gate,
+            slope,
+            padding,
+            pool,
+            wanted,
+        )
+        if found is not None:
+            return None, *found, *(None,) * 7
+        want_g, want_inner, want_outer = wanted
         gated = gate is not None
         gg, gw_inner, gated_c, _ = ops.conv_transpose2d_add_act_backward(
             c, None, c, g, w_inner, gate, _ONE, padding, pool, "identity", 0.0, [want_g, want_inner, gated, False],
