@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lmser.inversion.step import Activation, Step, laid_out_as
+from lmser.inversion.step import Activation, Step, is_channels_last, laid_out_as
 from lmser_kernels import (
     conv2d_add_act,
     conv_transpose2d_add_act,
@@ -154,6 +154,9 @@ def conv_down(
     size = (x.shape[2] // pool[0], x.shape[3] // pool[1])
     rest = (x.shape[2] - size[0] * pool[0], x.shape[3] - size[1] * pool[1])
     slope = None if f is None or rest != (0, 0) else f.gate_slope
+    # A map of one pixel has no layout to pass on: a gate that lets all through tells that of x.
+    tells = g.shape[2:] == (1, 1) and add is None and rest == (0, 0) and is_channels_last(x)
+    gate = x if slope is not None or tells else None
     u = conv_transpose2d_add_act(
         g,
         weight,
@@ -163,8 +166,8 @@ def conv_down(
         output_size=size,
         upsample=pool,
         spread=True,
-        gate=None if slope is None else x,
-        gate_slope=slope or 0.0,
+        gate=gate,
+        gate_slope=1.0 if slope is None else slope,
         input_gate=opened,
         input_slope=leak,
         impl=impl,
