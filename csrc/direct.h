@@ -1,6 +1,6 @@
-// The shortest way from Python to a small computation on the CPU: the arguments of an operator as they come from
-// Python, read without PyTorch's dispatcher. Tensors are read through the table of DLPack's exchange protocol that
-// torch.Tensor carries, the results are made by its methods.
+// The shortest way from Python to a computation on the CPU: the arguments of an operator as they come from Python, read
+// without PyTorch's dispatcher. Tensors are read through the table of DLPack's exchange protocol that torch.Tensor
+// carries; results are made by its methods, large ones of memory of the output store.
 #pragma once
 
 #include <pybind11/pybind11.h>

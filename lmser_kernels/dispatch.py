@@ -40,7 +40,7 @@ def at_once(name: str, impl: str, *args: Any) -> Any:
 
     That is for plain CPU tensors in eager mode, recording gradients or not, where all arguments are what the operator
     takes as it is: then nothing else has to be checked, and a small layer costs little more than its arithmetic.
-    Everything else (autocast, subclasses, modes, transforms, tracing, large results, what does not fit) is None, with
+    Everything else (autocast, subclasses, modes, transforms, tracing, what does not fit) is None, with
     nothing done.
     """
     if torch.compiler.is_compiling() or impl not in ("auto", "native") or torch._C._is_any_autocast_enabled():

@@ -88,10 +88,10 @@ RowSpan input_rows(const ConvPlan& p, std::int64_t r0, std::int64_t r1) {
 }
 
 // Units of whole tile rows: transformed input and sums of one block of channels stay in the second-level cache.
-constexpr std::int64_t kStride1Bytes = 512 << 10, kWinogradBytes = 640 * 1024, kWinogradGradBytes = 1 << 20;
-// Of a weight gradient: fewest tiles between two passes over its sum; what the points of a round may fill of the third
-// level.
-constexpr std::int64_t kLeastGradTiles = 96, kGradRoundBytes = 12 << 20;
+constexpr std::int64_t kStride1Bytes = 512 << 10, kWinogradBytes = 640 * 1024, kWinogradGradBytes = 512 << 10;
+// Of a weight gradient: fewest tiles between two passes over its sum, of a unit and of a round; what the points of a
+// round may fill of the third level.
+constexpr std::int64_t kLeastGradTiles = 64, kLeastGradRoundTiles = 96, kGradRoundBytes = 12 << 20;
 // A weight that every unit would fetch from beyond the second-level cache; what a round of one thread, and one of all,
 // may fill of the third; tiles of a unit of a round, fewest of all, and fewest of a thread that has rounds of its own,
 // which are more where the weight comes from memory.
@@ -316,7 +316,7 @@ WeightGradPlan plan_weight_grad(const Geometry& g, const TileShape& tile, std::i
         p.units >= threads && fits(p, value_bytes, threads) && (!w.stride1() || own_sums(p, value_bytes, threads));
     if (!p.split_pixels && p.units > 0) {
       split_tiles(p, std::min(kRoundUnitTiles, ceil_div(all, threads)), threads);
-      const std::int64_t most = std::max(kLeastGradTiles, kGradRoundBytes / tile_bytes);
+      const std::int64_t most = std::max(kLeastGradRoundTiles, kGradRoundBytes / tile_bytes);
       p.round_units = ceil_div(p.units, std::min(p.units, ceil_div(all, most)));
       p.round_pairs = std::max<std::int64_t>(1, most / all);
     }

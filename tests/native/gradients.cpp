@@ -28,6 +28,16 @@ struct Pair {
     return weight_gradient(g, source_values(views.big), source_values(views.small));
   }
 };
+// Sums over pixels of the channels of the small side.
+Numbers channel_sums(const Geometry& g, const Source& small) {
+  Numbers sums(g.out_c, 1, 1, 1);
+  const Numbers values = source_values(small);
+  for (std::int64_t n = 0; n < values.n; ++n)
+    for (std::int64_t c = 0; c < values.c; ++c)
+      for (std::int64_t y = 0; y < values.h; ++y)
+        for (std::int64_t x = 0; x < values.w; ++x) sums(c, 0, 0, 0) += values(n, c, y, x);
+  return sums;
+}
 void add(Numbers& sum, const Numbers& more) {
   for (std::size_t i = 0; i < sum.at.size(); ++i) sum.at[i] += more.at[i];
 }
@@ -58,11 +68,19 @@ void any(const InstructionSet& isa) {
     Numbers expected = accumulate ? numbers(grad.view) : Numbers(g.out_c, g.in_c, g.kernel_h, g.kernel_w);
     std::vector<lmser::WeightGradPair> views;
     for (const Pair& p : pairs) add(expected, p.expected(g)), views.push_back(p.views);
-    run_weight_grad(isa, threads(int(random.between(1, 3))), g, views, grad.view, accumulate);
+    Array channels(dtype, g.out_c, 1, 1, 1, Layout::nchw);
+    if (accumulate) channels.fill(random);
+    Numbers sums = accumulate ? numbers(channels.view) : Numbers(g.out_c, 1, 1, 1);
+    for (const Pair& p : pairs) add(sums, channel_sums(g, p.views.small));
+    const bool wanted = random.one_in(2);
+    View bias = channels.view;  // of channels
+    std::swap(bias.n, bias.c), std::swap(bias.sn, bias.sc);
+    run_weight_grad(isa, threads(int(random.between(1, 3))), g, views, grad.view, accumulate, wanted ? bias : View{});
     const std::string what = "weight gradient, " + std::to_string(count) + " pairs, dtype " +
                              std::to_string(int(dtype)) + (accumulate ? ", added: " : ": ") + text(g);
     expect(grad.view, expected, what);
     expect(grad.gaps_are_whole(), what + ": wrote between the values");
+    if (wanted) expect(channels.view, sums, what + ": channel sums");
   }
 }
 

@@ -1,0 +1,223 @@
+"""A residual block's two ways as single calls: the module's functions, the operators, and the layers one by one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lmser.baselines import ResidualBlock
+from lmser.baselines import residual as block_module
+from lmser.baselines import residual_passes as passes
+from lmser.inversion import inverted
+from lmser_kernels import _library
+
+pytestmark = pytest.mark.native
+DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+
+
+def network(pool: int = 1, dtype: torch.dtype = torch.float64, **settings: Any) -> nn.Sequential:
+    """Blocks behind an activation and behind each other, the last one down to a pixel."""
+    torch.manual_seed(0)
+    made = nn.Sequential(
+        block_module.Conv2dAddAct(2, 5, 3, 1, 1, activation="relu"),
+        ResidualBlock(5, 5, **settings),
+        ResidualBlock(5, 17, pool=pool, **settings),
+        nn.Flatten(),
+        nn.Linear(17 * (8 // pool) * (6 // pool), 3),
+    ).to(dtype)
+    for parameter in made.parameters():
+        if parameter.dim() == 1:
+            nn.init.normal_(parameter, std=0.1)
+    return made
+
+
+def images(dtype: torch.dtype = torch.float64, layout: torch.memory_format = torch.channels_last) -> Tensor:
+    torch.manual_seed(1)
+    return torch.randn(3, 2, 8, 6).to(dtype).to(memory_format=layout)
+
+
+def results(model: nn.Module, x: Tensor, order: int = 1) -> list[Tensor]:
+    """Output, reconstruction, gradients of both errors, and with `order` 2 those of the gradients' squares."""
+    x = x.clone().requires_grad_()
+    found = inverted(model, x, method="gated")
+    loss = (found.reconstructions[0] - x).square().sum() + found.output.logsumexp(1).sum()
+    sources = [x, *model.parameters()]
+    first = torch.autograd.grad(loss, sources, create_graph=order > 1)
+    more = torch.autograd.grad(sum(g.square().sum() for g in first), sources) if order > 1 else ()
+    return [found.output, *found.reconstructions, *first, *more]
+
+
+def by_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(block_module, "operators_for", lambda *_: None)
+
+
+def by_operators(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(passes, "_at_once", lambda *_: None)
+
+
+def close(found: list[Tensor], wanted: list[Tensor], tolerance: float) -> None:
+    for one, other in zip(found, wanted, strict=True):
+        assert one.dtype == other.dtype
+        largest = float(other.detach().abs().max())
+        torch.testing.assert_close(one, other, rtol=0, atol=tolerance * largest)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("pool", [1, 2])
+class TestSame:
+    def test_calls_of_the_module_are_the_operators(self, monkeypatch, pool, dtype, layout):
+        """Gradients may lie otherwise in memory, and then be summed in another order."""
+        model, x = network(pool, dtype), images(dtype, layout)
+        found = results(model, x)
+        by_operators(monkeypatch)
+        close(found, results(model, x), {torch.float64: 1e-14, torch.float32: 1e-6}.get(dtype, 0.01))
+
+    def test_layers_one_by_one(self, monkeypatch, pool, dtype, layout):
+        model, x = network(pool, dtype), images(dtype, layout)
+        found = results(model, x)
+        by_layers(monkeypatch)
+        close(found, results(model, x), {torch.float64: 1e-12, torch.float32: 1e-5}.get(dtype, 0.05))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"inhibitor": True}, {"activation": "leaky_relu"}, {"activation": "leaky_relu", "slope": 0.3}],
+    ids=str,
+)
+def test_settings(monkeypatch, settings):
+    model, x = network(2, **settings), images()
+    found = results(model, x)
+    by_layers(monkeypatch)
+    close(found, results(model, x), 1e-12)
+
+
+@pytest.mark.parametrize("pool", [1, 2])
+def test_second_order(monkeypatch, pool):
+    model, x = network(pool, activation="leaky_relu"), images()
+    found = results(model, x, order=2)
+    by_layers(monkeypatch)
+    close(found, results(model, x, order=2), 1e-10)
+
+
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool]]:
+    """Names of what is asked of the module from now on, and whether it gave something."""
+    seen = []
+    real = passes._at_once
+
+    def watched(ops: Any, name: str, *args: Any) -> Any:
+        found = real(ops, name, *args)
+        seen.append((name, found is not None))
+        return found
+
+    monkeypatch.setattr(passes, "_at_once", watched)
+    return seen
+
+
+def test_every_pass_is_a_call(monkeypatch):
+    seen = calls(monkeypatch)
+    results(network(2), images())
+    ups, downs = ["residual_up"] * 2, ["residual_down"] * 2
+    backwards = ["residual_down_backward"] * 2 + ["residual_up_backward"] * 2
+    assert seen == [(name, True) for name in (*ups, *downs, *backwards)]
+
+
+def test_a_gradient_to_be_differentiated_is_left_to_the_operators(monkeypatch):
+    seen = calls(monkeypatch)
+    model = network(2)
+    loss = inverted(model, images(), method="gated").reconstructions[0].square().sum()
+    torch.autograd.grad(loss, list(model.parameters())[:2], create_graph=True)
+    backwards = [given for name, given in seen if name.endswith("backward")]
+    assert backwards == [False] * 4
+
+
+@pytest.mark.parametrize("activation", ["tanh", "sigmoid", "leaky_sigmoid"])
+def test_activations_that_no_sign_tells(monkeypatch, activation):
+    seen = calls(monkeypatch)
+    model, x = network(activation=activation), images()
+    found = results(model, x)
+    assert not seen
+    close(found[1:2], list(inverted(model, x, method="autograd").reconstructions), 1e-10)
+
+
+def test_a_rest_that_no_window_takes_in(monkeypatch):
+    seen = calls(monkeypatch)
+    model = nn.Sequential(ResidualBlock(2, 3, pool=2), nn.Flatten()).double()
+    x = torch.randn(2, 2, 5, 6, dtype=torch.float64)
+    got = inverted(model, x, method="gated").reconstructions
+    assert not seen
+    close(list(got), list(inverted(model, x, method="autograd").reconstructions), 1e-12)
+
+
+def test_only_what_needs_a_gradient_gets_one():
+    model, x = network(), images()
+    model[1].inner.weight.requires_grad_(False)
+    model[2].outer.bias.requires_grad_(False)
+    inverted(model, x, method="gated").reconstructions[0].square().sum().backward()
+    assert model[1].inner.weight.grad is None
+    assert model[2].outer.bias.grad is None
+    assert model[1].outer.weight.grad is not None
+
+
+def test_without_gradients_and_under_autocast():
+    model, x = network(dtype=torch.float32), images(torch.float32)
+    wanted = inverted(model, x, method="gated").reconstructions[0]
+    with torch.no_grad():
+        close([inverted(model, x, method="gated").reconstructions[0]], [wanted.detach()], 1e-6)
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = inverted(model, x, method="gated").reconstructions[0]
+    close([cast.float()], [wanted], 0.1)
+
+
+def test_values_that_are_not_finite(monkeypatch):
+    """Minimal filtering gives way to the direct sum, whose results the 1x1 convolution is added to."""
+    model = nn.Sequential(ResidualBlock(40, 40), nn.Flatten(), nn.Linear(40 * 12 * 12, 2)).float()
+    x = torch.randn(2, 40, 12, 12)
+    x[0, 3, 5, 5], x[1, 7, 2, 9] = float("nan"), float("inf")
+    found = results(model, x)
+    by_layers(monkeypatch)
+    for one, other in zip(found, results(model, x), strict=True):
+        assert torch.equal(one.isnan(), other.isnan())
+        finite = one.isfinite() & other.isfinite()
+        torch.testing.assert_close(one[finite], other[finite], rtol=1e-4, atol=1e-4)
+
+
+class TestArguments:
+    """What does not fit is left to the operators."""
+
+    def up(self, **changed: Any) -> Any:
+        values = {
+            "x": torch.randn(2, 3, 4, 4), "inner": torch.randn(5, 3, 3, 3), "inner_bias": None,
+            "outer": torch.randn(5, 3, 1, 1), "outer_bias": torch.randn(5), "padding": (1, 1), "pool": (2, 2),
+            "activation": "relu", "slope": 0.0,
+        }  # fmt: skip
+        return _library.module.residual_up(*(values | changed).values())
+
+    def test_what_fits(self):
+        h, r = self.up()
+        assert h.shape == r.shape == (2, 5, 2, 2)
+
+    @pytest.mark.parametrize(
+        "changed",
+        [
+            {"x": torch.randn(2, 3, 5, 4)},
+            {"x": torch.randn(2, 4, 4, 4)},
+            {"x": torch.randn(0, 3, 4, 4)},
+            {"x": torch.randn(2, 3, 4, 4).double()},
+            {"inner": torch.randn(6, 3, 3, 3)},
+            {"inner": torch.randn(5, 3, 5, 5)},
+            {"outer": torch.randn(5, 3, 3, 3)},
+            {"outer": torch.randn(5, 4, 1, 1)},
+            {"outer_bias": torch.randn(4)},
+            {"inner_bias": torch.randn(6)},
+            {"padding": (0, 0)},
+            {"pool": (0, 2)},
+            {"activation": "swish"},
+            {"slope": None},
+        ],
+    )
+    def test_what_does_not(self, changed):
+        assert self.up(**changed) is None
