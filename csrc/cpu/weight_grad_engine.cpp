@@ -79,11 +79,12 @@ class Sum final : public WeightGradSum::State {
   }
 
   void finish_channels(const View& bias, bool accumulate) const override {
-    for (std::int64_t c = 0; c < channel_count(); ++c) {
-      double total = accumulate ? value_at<double>(bias, c * bias.sc) : 0;
-      for (std::int64_t u = 0; u < plan_.units; ++u) total += unit_channels_.get()[u * channel_count() + c];
-      store_value<double>(bias, c * bias.sc, total);
-    }
+    const std::int64_t count = channel_count();
+    const Buffer<double> total = allocate<double>(count);
+    for (std::int64_t c = 0; c < count; ++c) total[c] = accumulate ? value_at<double>(bias, c * bias.sc) : 0;
+    for (std::int64_t i = 0; i < channel_sums_; ++i)
+      for (std::int64_t c = 0; c < count; ++c) total[c] += channels_[i * channel_stride() + c];
+    for (std::int64_t c = 0; c < count; ++c) store_value<double>(bias, c * bias.sc, total[c]);
   }
 
   bool merge(WeightGradSum::State& state, const ThreadPool& pool) override {
@@ -126,15 +127,17 @@ class Sum final : public WeightGradSum::State {
     sums_ = plan_.split_pixels ? tasks_ : 1;
     sum_ = allocate<T>(plan_.sum_values * sums_);
     if (channels) {
-      unit_channels_ = allocate<double>(plan_.units * channel_count());
-      std::fill_n(unit_channels_.get(), plan_.units * channel_count(), 0.0);
+      channel_sums_ = plan_.round_units ? plan_.units : tasks_;
+      channels_ = allocate<double>(channel_sums_ * channel_stride());
+      std::fill_n(channels_.get(), channel_sums_ * channel_stride(), 0.0);
     }
   }
 
   // Those of the small side, before the sides were exchanged.
   std::int64_t channel_count() const { return swapped_ ? plan_.geometry.in_c : plan_.geometry.out_c; }
-  WeightGradCall<T> of_unit(WeightGradCall<T> call, std::int64_t unit) const {
-    if (channels) call.channels = unit_channels_.get() + unit * channel_count(), call.channels_of_big = swapped_;
+  std::int64_t channel_stride() const { return (channel_count() + 7) / 8 * 8; }  // each in lines of its own
+  WeightGradCall<T> with_channels(WeightGradCall<T> call, std::int64_t sum) const {
+    if (channels) call.channels = channels_.get() + sum * channel_stride(), call.channels_of_big = swapped_;
     return call;
   }
 
@@ -155,7 +158,7 @@ class Sum final : public WeightGradSum::State {
       const std::int64_t units = std::min(plan_.round_units, plan_.units - first);
       T* const points = points_.get() + waiting_ * plan_.all_points(order.count());
       run_units<T>(pool_, std::min(tasks_, units), units, scratch, [&](std::int64_t u, T* memory) {
-        k_.grad_points(of_unit(call, first + u), first + u, order, points, memory);
+        k_.grad_points(with_channels(call, first + u), first + u, order, points, memory);
       });
       ++waiting_;
       if (units < plan_.units || waiting_ == plan_.round_pairs) add_products(first);
@@ -214,7 +217,7 @@ class Sum final : public WeightGradSum::State {
         call.sum = own;
         for (std::int64_t u = unit0; u < unit1; ++u, fresh = false) {
           call.fresh = fresh;
-          k_.weight_grad_unit(of_unit(call, u), u, band0, band1, memory.get());
+          k_.weight_grad_unit(with_channels(call, task), u, band0, band1, memory.get());
         }
       }
     });
@@ -289,7 +292,9 @@ class Sum final : public WeightGradSum::State {
   WeightGradPlan plan_;
   std::int64_t bands_ = 0, tasks_ = 1, sums_ = 1;
   Buffer<T> sum_;
-  Buffer<double> unit_channels_;  // of every unit, so that they are added in the order of units
+  // Sums of channels: of every task, or, of rounds, whose units are whoever's comes first, of every unit.
+  Buffer<double> channels_;
+  std::int64_t channel_sums_ = 0;
   // Of rounds: the points of pairs that wait for their products, how many there are, and whether the sum holds nothing.
   Buffer<T> points_;
   std::int64_t waiting_ = 0;
