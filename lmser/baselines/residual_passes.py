@@ -127,7 +127,7 @@ class _Up(torch.autograd.Function):
         if want_x:
             gx = _down(ops, g, w_outer, gx, (x.shape[2] // pool[0], x.shape[3] // pool[1]), pool)
         gradients = (gx, gw_inner, gb_inner, gw_outer, gb_outer)
-        kept = (g if want else None for g, want in zip(gradients, wanted, strict=True))
+        kept = (found if want else None for found, want in zip(gradients, wanted, strict=True))
         return None, *kept, None, None, None, None
 
 
@@ -154,20 +154,9 @@ class _Down(torch.autograd.Function):
         ops, (leak, slope, padding, pool) = ctx.ops, ctx.settings
         wanted = list(ctx.needs_input_grad[1:4])
         found = _at_once(
-            ops,
-            "residual_down_backward",
-            c,
-            g,
-            w_inner,
-            w_outer,
-            opened,
-            leak,
-            gate,
-            slope,
-            padding,
-            pool,
+            ops, "residual_down_backward", c, g, w_inner, w_outer, opened, leak, gate, slope, padding, pool,
             wanted,
-        )
+        )  # fmt: skip
         if found is not None:
             return None, *found, *(None,) * 7
         want_g, want_inner, want_outer = wanted
