@@ -152,6 +152,19 @@ def test_a_rest_that_no_window_takes_in(monkeypatch):
     close(list(got), list(inverted(model, x, method="autograd").reconstructions), 1e-12)
 
 
+def test_layers_with_kernels_of_their_own(monkeypatch):
+    """What one of them was told to take is taken."""
+    seen = calls(monkeypatch)
+    model, x = network(), images()
+    wanted = results(model, x)
+    seen.clear()
+    for block in model[1:3]:
+        block.outer.impl = "reference"
+    found = results(model, x)
+    assert not seen
+    close(found, wanted, 1e-12)
+
+
 def test_only_what_needs_a_gradient_gets_one():
     model, x = network(), images()
     model[1].inner.weight.requires_grad_(False)

@@ -118,7 +118,7 @@ class ResidualBlock(nn.Module):
         covered = x.shape[2:] == (size[0] * pool[0], size[1] * pool[1])
         leak, slope = activation.gate_slope, 0.0 if f is None else f.gate_slope
         ops = None
-        if covered and leak is not None and slope is not None:
+        if covered and leak is not None and slope is not None and inner.impl == outer.impl:
             ops = operators_for(x, (weight, outer.weight), inner.impl)
         if ops is None:
             return self._gated_by_layers(x, f, weight, activation)
