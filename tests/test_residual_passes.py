@@ -103,6 +103,19 @@ def test_second_order(monkeypatch, pool):
     close(found, results(model, x, order=2), 1e-10)
 
 
+@pytest.mark.parametrize("pool", [1, 2])
+def test_triton(monkeypatch, pool):
+    pytest.importorskip("triton")
+    model, x = network(pool, torch.float32), images(torch.float32)
+    wanted = results(model, x)
+    for block in model[1:3]:
+        block.inner.impl = block.outer.impl = "triton"
+    seen = calls(monkeypatch)
+    found = results(model, x)
+    assert [given for _, given in seen] == [False] * 8
+    close(found, wanted, 1e-5)
+
+
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool]]:
     """Names of what is asked of the module from now on, and whether it gave something."""
     seen = []
