@@ -69,13 +69,22 @@ def test_every_network_of_table_2_has_its_three_rows() -> None:
 
 def test_tables_and_figure(root: Path, tmp_path: Path) -> None:
     results = run(root, tmp_path / "out", SEMI, FEW, MANY, GRID)
-    table, grid = results.tables
+    table, grid, errors = results.tables
     assert table.columns == COLUMNS
     assert [row.label for row in table.rows] == ["SmallCNNmean (0.7, 0.2)", "SmallUCNN (0.5, 0.2)"]
     for row in table.rows:
         assert all(len(cell.ours) == 2 for cell in row.cells)
     assert [cell.paper for cell in table.rows[0].cells] == [99.07, None, None, 94.9]
     assert [row.label for row in grid.rows] == ["0.7, 0.2"]
+    assert [(row.group, row.label[:23]) for row in errors.rows] == [
+        (network, f"labels drawn by seed {seed}:")
+        for network in ("SmallCNNmean", "SmallUCNN")
+        for seed in (0, 1)
+    ]
+    for network, line in zip(("SmallCNNmean", "SmallUCNN"), table.rows, strict=True):
+        of = [row.cells[0].ours[0] for row in errors.rows if row.group == network]
+        assert of == pytest.approx(line.cells[0].ours)
+    assert all(row.cells[2].mean is not None for row in errors.rows)
     assert len(results.claims) == 6
     (figure,) = results.figures
     assert (tmp_path / "out" / figure.file).is_file()

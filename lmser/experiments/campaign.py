@@ -109,12 +109,14 @@ def row_times(trained: Trained) -> dict[str, float]:
     return {row.path: sum(job.seconds for job in found) for row, found in trained.items()}
 
 
-def load_trained(request: Request, row: RowConfig, seed: int) -> nn.Module:
+def load_trained(
+    request: Request, row: RowConfig, seed: int, build: Callable[[], nn.Module] | None = None
+) -> nn.Module:
     """The trained network of a finished run, in evaluation mode on the request's device.
 
-    Raises FileNotFoundError where the run is not finished or its loss left the finite numbers.
+    build: as that of `Job`. Raises FileNotFoundError where the run is not finished or its loss left the finite numbers.
     """
-    network = build_network(row.model)
+    network = build_network(row.model) if build is None else build()
     load_weights(network, request.out / row.path / f"seed-{seed}" / "weights.safetensors")
     return network.to(request.device).eval()
 

@@ -31,7 +31,9 @@ from torch import Tensor, nn
 
 from lmser.data import Split, few_labels, load_mnist
 from lmser.experiments import Request
-from lmser.experiments.campaign import Job, Trained, row_times, train_rows
+from lmser.experiments.campaign import Job, Trained, load_trained, row_times, train_rows
+from lmser.experiments.class_errors import ClassErrors, class_errors
+from lmser.experiments.few_label_errors import DrawErrors, errors_table
 from lmser.experiments.figures import picture_grid, save_figure
 from lmser.experiments.inversion_objective import build_semi_supervised
 from lmser.experiments.labelled_images import UNIT_RANGE, LabelledImages
@@ -69,6 +71,8 @@ def run(request: Request, rows: list[RowConfig] | None = None) -> Results:
     tables = [_table(trained, differs)] if any(row.table != GRID for row in rows) else []
     if any(row.table == GRID for row in rows):
         tables.append(_grid(trained, differs))
+    if found := _errors(request, trained, images):
+        tables.append(errors_table(found))
     results = Results(
         experiment=NAME,
         title="Digits from 50 labels, by network inversion",
@@ -145,6 +149,42 @@ def reconstructions(model: nn.Module, images: Tensor) -> Tensor:
     """What the network, inverted, makes of `images`, on the CPU."""
     assert isinstance(model, SemiSupervised)
     return model.reconstruct(images.to(next(model.parameters()).device)).cpu()
+
+
+def _errors(request: Request, trained: Trained, images: LabelledImages) -> list[DrawErrors]:
+    """Those of the networks of Table 2 that learned from all images, but for the diverged ones."""
+
+    def network(row: RowConfig, seed: int) -> nn.Module:
+        return load_trained(request, row, seed, build=functools.partial(build_semi_supervised, row))
+
+    def on_test(row: RowConfig, seed: int) -> ClassErrors:
+        return class_errors(network(row, seed), images.test, images.test_labels)
+
+    done = {
+        (row, seed)
+        for row, found in trained.items()
+        for seed, job in zip(request.seeds, found, strict=True)
+        if job.diverged_at is None
+    }
+    alone = {row.label: row for row in trained if row.table == FEW}
+    errors = []
+    for row in trained:
+        for seed in request.seeds:
+            if row.table != SEMI or (row, seed) not in done:
+                continue
+            few = alone.get(row.label)
+            left = few_labels(images.train_labels, row.data["per_class"], seed)
+            known = left >= 0
+            errors.append(
+                DrawErrors(
+                    row.label,
+                    seed,
+                    test=on_test(row, seed),
+                    labelled=class_errors(network(row, seed), images.train[known], left[known]),
+                    alone=on_test(few, seed) if few is not None and (few, seed) in done else None,
+                )
+            )
+    return errors
 
 
 def _table(trained: Trained, differs: tuple[str, ...]) -> Table:
