@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from lmser.cli import main
 from lmser.data import few_labels
 from lmser.experiments import Request, semisup_mnist
+from lmser.experiments.balanced_loss import balanced_loss
 from lmser.experiments.labelled_images import LabelledImages
 from lmser.experiments.networks import build_network
 from lmser.experiments.paper import paper_table
@@ -141,6 +142,24 @@ def test_measures() -> None:
     )
 
 
+@pytest.mark.parametrize("balance", [0.0, 0.5])
+def test_balance_is_of_what_has_no_label(balance: float) -> None:
+    torch.manual_seed(0)
+    model = SemiSupervised(build_network({"kind": "SmallCNN", "pooling": "mean"}), 0.7, 0.2).double()
+    images = torch.rand(6, 1, 28, 28, dtype=torch.float64)
+    labels = torch.tensor([3, -1, -1, 0, -1, -7])
+    mean = model(images)[labels < 0].softmax(1).mean(0)
+    expected = model.eval().loss(images, labels) + balance * (mean * mean.log()).sum()
+    torch.testing.assert_close(balanced_loss(model, images, labels, balance=balance), expected)
+    assert int(model.step) == 0
+    assert torch.equal(
+        balanced_loss(model, images, labels.abs(), balance=balance), model.loss(images, labels.abs())
+    )
+    model.train()
+    balanced_loss(model, images, labels, balance=balance)
+    assert int(model.step) == 1
+
+
 def table(semi: float, few: float, many: float) -> Table:
     cells = (Cell((semi,), 99.07), Cell((0.1,)), Cell((few,)), Cell((many,), 94.9))
     return Table("t", COLUMNS, (Row("SmallCNNmean (0.7, 0.2)", cells),))
@@ -161,7 +180,7 @@ def test_claims(values: tuple[float, ...], confirmed: list[bool]) -> None:
 def test_a_part_of_the_rows() -> None:
     rows = load_rows("semisup-mnist", "paper")
     assert {row.label for row in chosen_rows(rows, ("LargeU",))} == {"LargeUCNN"}
-    assert len(chosen_rows(rows, ("grid/", "semi/"))) == 51
+    assert len(chosen_rows(rows, ("grid/", "semi/"))) == 55
     assert chosen_rows(rows, ()) == rows
     with pytest.raises(ValueError, match="rows: none has one of Tiny in its path"):
         chosen_rows(rows, ("Tiny",))

@@ -43,6 +43,7 @@ from lmser._extras import require
 from lmser.cluster_metrics import cluster_accuracy, normalised_mutual_information, used_clusters
 from lmser.data import Split, load_mnist
 from lmser.experiments import Request
+from lmser.experiments.balanced_loss import BALANCE, balanced_loss
 from lmser.experiments.campaign import Job, Trained, row_times, table_row, train_rows
 from lmser.experiments.figures import save_figure
 from lmser.experiments.figures_blocks import picture_blocks
@@ -125,25 +126,17 @@ def _job(pixels: LabelledImages, row: RowConfig) -> Job:
     images, labels = (part[: row.evaluation["images"]] for part in (pixels.test, pixels.test_labels))
     return Job(
         data=pixels.train,
-        loss=functools.partial(_loss, balance=float(row.objective.get("balance", 0.0))),
+        loss=functools.partial(_loss, balance=float(row.objective.get(BALANCE, 0.0))),
         evaluate=functools.partial(_measure, images=images, labels=labels),
         metrics=COLUMNS,
         pictures=functools.partial(_members, images=images),
-        build=functools.partial(build_semi_supervised, row, ("balance",)),
+        build=functools.partial(build_semi_supervised, row, (BALANCE,)),
     )
 
 
 def _loss(model: nn.Module, images: Tensor, balance: float) -> Tensor:
-    assert isinstance(model, SemiSupervised)
     unlabelled = torch.full((len(images),), UNLABELLED, device=images.device)
-    if not balance:
-        return model.loss(images, unlabelled)
-    weights = model.weights()
-    terms = model.terms(images, unlabelled, reconstruct=weights[2] != 0)
-    model.step += 1
-    # H of the mean prediction, which log_softmax keeps finite where a cluster is empty.
-    log_mean = terms.logits.log_softmax(1).logsumexp(0) - math.log(len(images))
-    return terms.weighted(weights) + balance * (log_mean.exp() * log_mean).sum()
+    return balanced_loss(model, images, unlabelled, balance=balance)
 
 
 @torch.no_grad()
