@@ -10,8 +10,8 @@ tables of "grid" is, whose networks never see those; `--rows grid/draw-` is what
 runs give. Without it, at 20,000 steps and with one draw of the labels, the three SmallCNN had come to 92.8, 86.8 and
 86.8 % of the test images. What limits the accuracy is measured on the networks themselves
 (`lmser.experiments.few_label_errors`), and by rows of the search whose loss has a term that 003 does not
-(`lmser.experiments.balanced_loss`). The
-sizes of the networks are those of `lmser.baselines.topologies`, which says where from.
+(`lmser.experiments.balanced_loss`). The sizes of the networks are those of `lmser.baselines.topologies`, which says
+where from.
 
 Beside each network stand the same one trained on the same 50 labels by the cross-entropy alone, and on 1000 labels
 (100 of each class), 003's supervised column.
