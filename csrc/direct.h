@@ -6,6 +6,8 @@
 #include <pybind11/pybind11.h>
 
 #include <array>
+#include <optional>
+#include <vector>
 
 #include "cpu/output_store.h"
 #include "tensor.h"
@@ -47,8 +49,15 @@ class Arguments {
     PyObject* const value = take();
     return value == Py_None ? View{} : read(value, 1);
   }
+  // A sequence of kernels (C_out, C_in, kh, kw), or (C_out, C_in) for 1x1; none for None. `flat`: which are 2-D.
+  std::vector<View> kernels(std::vector<bool>* flat = nullptr);
+  // A sequence of (C,).
+  std::vector<View> biases();
   Pair pair(std::int64_t least);
   std::optional<Pair> maybe_pair(std::int64_t least);
+  // One for all of `count`, or a list of one for each; nothing for None.
+  std::optional<std::vector<Pair>> maybe_pairs(std::size_t count, std::int64_t least);
+  std::int64_t integer(std::int64_t least);
   Activation activation();
   double number();
   bool flag();
@@ -63,20 +72,27 @@ class Arguments {
   // Of the dtype of the tensors, uninitialised, and the view of it; a large one from the output store.
   pybind11::object empty(bool last, std::int64_t n, std::int64_t c, std::int64_t h, std::int64_t w, View& view);
   pybind11::object empty(std::int64_t n, View& view);
+  // Like a kernel that was read: (C_out, C_in) where `flat`.
+  pybind11::object empty_kernel(const View& like, bool flat, View& view);
+  // Whether a gradient has to be recorded for a tensor that was read.
+  bool recorded() const;
 
  private:
-  bool recorded() const;
   PyObject* take() {
     if (!require(left_ > 0)) return Py_None;
     return --left_, *next_++;
   }
-  View read(PyObject* value, int dimensions);
+  View read(PyObject* value, int dimensions, bool* flat = nullptr);  // kKernel: 4 or 2, which `flat` says
+  template <class F>
+  bool each(PyObject* sequence, F&& f);
   void read_flags(bool* flags, std::size_t count);
   Pair pair_in(PyObject* value, std::int64_t least);
-  pybind11::object made(const pybind11::tuple& size, const pybind11::tuple& strides, View& view);
-  pybind11::object made_large(std::size_t bytes, const std::array<std::int64_t, 4>& size,
-                              const std::array<std::int64_t, 4>& strides, View& view);
+  using Sizes = std::array<std::int64_t, 4>;
+  pybind11::object made(int dimensions, const Sizes& size, const Sizes& strides, View& view);
+  pybind11::object made_large(std::size_t bytes, int dimensions, const Sizes& size, const Sizes& strides, View& view);
   std::int64_t value_bytes() const { return dtype_ == DType::f64 ? 8 : dtype_ == DType::f32 ? 4 : 2; }
+
+  static constexpr int kKernel = 0;
 
   PyObject* const* next_;
   Py_ssize_t left_;
@@ -88,5 +104,6 @@ class Arguments {
 // Adds the functions that have operators' names to the module; none where `ready` is false.
 void add_functions(pybind11::module_& module);
 void add_residual_functions(pybind11::module_& module);  // direct_residual.cpp
+void add_reflect_functions(pybind11::module_& module);   // direct_reflect.cpp
 
 }  // namespace lmser::direct

@@ -2,7 +2,9 @@
 
 #include "dlpack.h"
 
+#include <functional>
 #include <memory>
+#include <numeric>
 #include <stdexcept>
 
 namespace lmser::direct {
@@ -77,7 +79,7 @@ bool undisturbed() {
 
 bool Arguments::recorded() const { return requires_grad_ && is_true(torch().grad); }
 
-View Arguments::read(PyObject* value, int dimensions) {
+View Arguments::read(PyObject* value, int dimensions, bool* flat) {
   const Torch& t = torch();
   PyObject* const type = reinterpret_cast<PyObject*>(Py_TYPE(value));
   if (!require(type == t.tensor || type == t.parameter)) return {};
@@ -86,6 +88,8 @@ View Arguments::read(PyObject* value, int dimensions) {
     PyErr_Clear();
     return require(false), View{};
   }
+  if (dimensions == kKernel) dimensions = d.dimensions == 2 ? 2 : 4;
+  if (flat) *flat = dimensions == 2;
   if (!require(d.device_type == dlpack::kCPU && d.dimensions == dimensions && d.data && d.strides && d.type_lanes == 1))
     return {};
   View v;
@@ -106,6 +110,9 @@ View Arguments::read(PyObject* value, int dimensions) {
   if (dimensions == 4) {
     v.n = d.shape[0], v.c = d.shape[1], v.h = d.shape[2], v.w = d.shape[3];
     v.sn = d.strides[0], v.sc = d.strides[1], v.sh = d.strides[2], v.sw = d.strides[3];
+  } else if (dimensions == 2) {
+    v.n = d.shape[0], v.c = d.shape[1], v.h = v.w = 1;
+    v.sn = d.strides[0], v.sc = d.strides[1], v.sh = v.sw = 1;
   } else {
     v.n = v.h = v.w = 1, v.c = d.shape[0], v.sc = d.strides[0];
   }
@@ -119,6 +126,32 @@ View Arguments::read(PyObject* value, int dimensions) {
     requires_grad_ = requires_grad.ptr() == Py_True;
   }
   return v;
+}
+
+template <class F>
+bool Arguments::each(PyObject* sequence, F&& f) {
+  const bool list = PyList_CheckExact(sequence);
+  if (!require(list || PyTuple_CheckExact(sequence))) return false;
+  const Py_ssize_t count = list ? PyList_GET_SIZE(sequence) : PyTuple_GET_SIZE(sequence);
+  for (Py_ssize_t i = 0; i < count && fit_; ++i) f(list ? PyList_GET_ITEM(sequence, i) : PyTuple_GET_ITEM(sequence, i));
+  return fit_;
+}
+std::vector<View> Arguments::kernels(std::vector<bool>* flat) {
+  std::vector<View> views;
+  PyObject* const value = take();
+  if (value == Py_None) return views;
+  each(value, [&](PyObject* t) {
+    bool two = false;
+    views.push_back(read(t, kKernel, &two));
+    if (flat) flat->push_back(two);
+  });
+  require(!views.empty());
+  return views;
+}
+std::vector<View> Arguments::biases() {
+  std::vector<View> views;
+  each(take(), [&](PyObject* t) { views.push_back(read(t, 1)); });
+  return views;
 }
 
 Pair Arguments::pair(std::int64_t least) { return pair_in(take(), least); }
@@ -139,6 +172,23 @@ Pair Arguments::pair_in(PyObject* value, std::int64_t least) {
   if (!require(!overflow[0] && !overflow[1] && h >= least && w >= least && h <= kMostOfPair && w <= kMostOfPair))
     return {1, 1};
   return {int(h), int(w)};
+}
+
+std::optional<std::vector<Pair>> Arguments::maybe_pairs(std::size_t count, std::int64_t least) {
+  PyObject* const value = take();
+  if (value == Py_None) return std::nullopt;
+  if (!PyList_CheckExact(value)) return std::vector<Pair>(count, pair_in(value, least));
+  std::vector<Pair> pairs;
+  each(value, [&](PyObject* p) { pairs.push_back(pair_in(p, least)); });
+  require(pairs.size() == count);
+  return pairs;
+}
+std::int64_t Arguments::integer(std::int64_t least) {
+  PyObject* const value = take();
+  if (!require(PyLong_CheckExact(value))) return least;
+  int overflow = 0;
+  const long long found = PyLong_AsLongLongAndOverflow(value, &overflow);
+  return require(!overflow && found >= least) ? found : least;
 }
 
 Activation Arguments::activation() {
@@ -176,20 +226,30 @@ bool Arguments::require_size(std::int64_t n, std::int64_t c, std::int64_t h, std
     if (!require(s > 0 && !__builtin_mul_overflow(bytes, s, &bytes))) return false;
   return true;
 }
-py::object Arguments::made(const py::tuple& size, const py::tuple& strides, View& view) {
-  PyObject* const values[] = {first_, size.ptr(), strides.ptr()};
+py::object Arguments::made(int dimensions, const Sizes& size, const Sizes& strides, View& view) {
+  const auto tuple = [&](const Sizes& s) {
+    py::tuple t{std::size_t(dimensions)};
+    for (int i = 0; i < dimensions; ++i) t[std::size_t(i)] = s[std::size_t(i)];
+    return t;
+  };
+  const std::int64_t values =
+      std::accumulate(size.begin(), size.begin() + dimensions, std::int64_t(1), std::multiplies());
+  const std::size_t bytes = std::size_t(value_bytes() * values);
+  if (bytes >= output_store::kLeast) return made_large(bytes, dimensions, size, strides, view);
+  const py::tuple sizes = tuple(size), steps = tuple(strides);
+  PyObject* const arguments[] = {first_, sizes.ptr(), steps.ptr()};
   py::object result =
-      py::reinterpret_steal<py::object>(PyObject_Vectorcall(torch().new_empty_strided, values, 3, nullptr));
+      py::reinterpret_steal<py::object>(PyObject_Vectorcall(torch().new_empty_strided, arguments, 3, nullptr));
   if (!result) throw py::error_already_set();
-  view = read(result.ptr(), int(size.size()));
+  view = read(result.ptr(), dimensions);
   if (!fit_) throw std::runtime_error("new_empty_strided did not give a plain tensor");
   return result;
 }
-py::object Arguments::made_large(std::size_t bytes, const std::array<std::int64_t, 4>& size,
-                                 const std::array<std::int64_t, 4>& strides, View& view) {
+py::object Arguments::made_large(std::size_t bytes, int dimensions, const Sizes& size, const Sizes& strides,
+                                 View& view) {
   struct Large {
     dlpack::ManagedTensor managed{};
-    std::array<std::int64_t, 4> size, strides;
+    Sizes size, strides;
     output_store::Piece piece;
   };
   auto large = std::make_unique<Large>();
@@ -205,7 +265,7 @@ py::object Arguments::made_large(std::size_t bytes, const std::array<std::int64_
   m.tensor = {large->piece.data,
               dlpack::kCPU,
               0,
-              4,
+              dimensions,
               std::uint8_t(dtype_ == DType::bf16 ? dlpack::kBfloat : dlpack::kFloat),
               std::uint8_t(8 * value_bytes()),
               1,
@@ -219,18 +279,17 @@ py::object Arguments::made_large(std::size_t bytes, const std::array<std::int64_
   }
   static_cast<void>(large.release());  // the tensor's
   const auto result = py::reinterpret_steal<py::object>(static_cast<PyObject*>(object));
-  view = read(result.ptr(), 4);
+  view = read(result.ptr(), dimensions);
   if (!fit_) throw std::runtime_error("PyTorch did not make a plain tensor of memory");
   return result;
 }
 py::object Arguments::empty(bool last, std::int64_t n, std::int64_t c, std::int64_t h, std::int64_t w, View& view) {
   const std::int64_t pixel = last ? c : 1;  // from one to the next of a row
-  const std::array<std::int64_t, 4> size{n, c, h, w}, strides{c * h * w, last ? 1 : h * w, w * pixel, pixel};
-  const std::size_t bytes = std::size_t(value_bytes() * n * c * h * w);
-  if (bytes >= output_store::kLeast) return made_large(bytes, size, strides, view);
-  const auto tuple = [](const auto& a) { return py::make_tuple(a[0], a[1], a[2], a[3]); };
-  return made(tuple(size), tuple(strides), view);
+  return made(4, {n, c, h, w}, {c * h * w, last ? 1 : h * w, w * pixel, pixel}, view);
 }
-py::object Arguments::empty(std::int64_t n, View& view) { return made(py::make_tuple(n), py::make_tuple(1), view); }
+py::object Arguments::empty(std::int64_t n, View& view) { return made(1, {n}, {1}, view); }
+py::object Arguments::empty_kernel(const View& like, bool flat, View& view) {
+  return flat ? made(2, {like.n, like.c}, {like.c, 1}, view) : empty(false, like.n, like.c, like.h, like.w, view);
+}
 
 }  // namespace lmser::direct

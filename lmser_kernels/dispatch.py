@@ -35,6 +35,11 @@ triton = Operators(_library.TRITON)
 _FAMILIES = (compiled, triton) if _library.triton_error is None else (compiled,)
 
 
+def immediate(name: str, function: Callable[..., Any]) -> None:
+    """Has `at_once` call `function` for `name`."""
+    _immediate[name] = function
+
+
 def at_once(name: str, impl: str, *args: Any) -> Any:
     """What the compiled operator `name` gives for these arguments, taken the shortest way; None where it cannot be.
 

@@ -226,9 +226,9 @@ class Prepared final : public PreparedConv::State {
       call.sink.epilogue = &epilogue;
     }
     const std::int64_t scratch = k.conv_scratch(call), unit_tasks = std::min<std::int64_t>(pool.threads, p.plan.units),
-                       tasks = p.plan.flops() / 2 < kSerialWork ? 1
-                               : p.plan.round_units             ? pool.threads
-                                                                : unit_tasks;
+                       tasks = p.plan.work() < kSerialWork ? 1
+                               : p.plan.round_units        ? pool.threads
+                                                           : unit_tasks;
     std::atomic<bool> finite{true};
     if (p.plan.round_units)
       run_rounds(pool, tasks, call, scratch, finite);

@@ -61,6 +61,11 @@ void split_blocks(ConvPlan& p) {
 
 }  // namespace
 
+double ConvPlan::work() const {
+  const double rows = double(geometry.batch) * double(geometry.out_h) * double(geometry.out_w);
+  return flops() / 2 * (takes_unpacked(*this, geometry) && rows > 0 ? kRowsOfReading / rows : 1);
+}
+
 double ConvPlan::flops() const {
   const Geometry& g = geometry;
   const double pixels = g.transposed ? double(g.in_h) * double(g.in_w) : double(g.out_h) * double(g.out_w);
@@ -247,13 +252,13 @@ ConvPlan plan_conv(const Geometry& g, const TileShape& tile, std::int64_t value_
   if (p.planar) p.planar_pitch = round_up(p.slab_cols + tile.lanes, tile.lanes);
   p.slab_values = p.unit_images * p.slab_rows * (p.planar ? p.planar_pitch : p.slab_cols) * g.in_c;
   const std::int64_t pixel_units = p.image_units * p.row_units;
-  if (pixel_units > 0 && pixel_units < threads && p.flops() / 2 > kSerialWork)
+  if (pixel_units > 0 && pixel_units < threads && p.work() > kSerialWork)
     p.block_splits = int(std::min<std::int64_t>(std::int64_t(p.blocks.size()), ceil_div(threads, pixel_units)));
   p.units = pixel_units * p.block_splits;
   // Few pixels under a large weight: threads share the weight, so that each reads its own part of it once.
   const std::int64_t input = g.batch * image_rows * row_bytes;
   if (!p.dot && threads > 1 && pixel_units > 1 && pixel_units < want_units && input <= kSlabBytes &&
-      p.packed_size * value_bytes > input && std::int64_t(p.blocks.size()) >= threads && p.flops() / 2 > kSerialWork) {
+      p.packed_size * value_bytes > input && std::int64_t(p.blocks.size()) >= threads && p.work() > kSerialWork) {
     p.unit_rows = round_up(g.out_h, p.out_step_h), p.row_units = 1;
     p.unit_images = g.batch, p.image_units = 1;
     p.slab_rows = image_rows;

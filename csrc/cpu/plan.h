@@ -149,6 +149,8 @@ struct WinogradGrid {
 
 // Below this many multiply-adds (some ten microseconds) a second thread costs more than it brings.
 inline constexpr double kSerialWork = 1e6;
+// A weight that is read once for few rows takes the time of so many rows of products.
+inline constexpr double kRowsOfReading = 8;
 
 struct ConvPlan {
   Geometry geometry;
@@ -179,6 +181,8 @@ struct ConvPlan {
   // Staged input of a unit: columns [slab_w0, slab_w0 + slab_cols), rows as the unit needs them.
   std::int64_t slab_w0 = 0, slab_cols = 0, slab_rows = 0, slab_values = 0;
   double flops() const;
+  // Multiply-adds, or as many as could be done in the time that reading the weight takes.
+  double work() const;
   // The number of a unit's first row of tiles, from the first of image 0 on; of `units`, how many there are.
   std::int64_t tile_row(std::int64_t unit) const {
     const std::int64_t pixel_unit = unit / block_splits,

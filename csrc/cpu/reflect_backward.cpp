@@ -9,27 +9,17 @@
 namespace lmser {
 namespace {
 
-struct ReflectWanted {
-  bool x, weights, biases;
-};
-
 template <class T>
 class ReflectBackward {
  public:
-  ReflectBackward(const ReflectNetwork& net, const Maybe& grad_reconstruction, const Maybe& grad_code, const Tensor& x,
-                  const Tensors& weights, const Tensor& trajectory, const ReflectWanted& want, bool filtering)
-      : net_(net), x_(view_of(x, "x")), kept_(static_cast<const T*>(trajectory.data_ptr())), want_(want) {
-    const Layer &visible = net.layers[0], &top = net.layers.back();
-    STD_TORCH_CHECK(dtype_of(trajectory, "trajectory") == kType && trajectory.numel() == net.kept * visible.n,
-                    "trajectory has ", trajectory.numel(), " values; expected ", net.kept * visible.n);
-    grad_ =
-        same_shape_view(grad_reconstruction, "grad_reconstruction", x, "x", visible.n, visible.c, visible.h, visible.w);
+  ReflectBackward(const ReflectNetwork& net, const View& grad_reconstruction, const View& grad_code, const View& x,
+                  const T* trajectory, const ReflectGradients& to, bool filtering)
+      : net_(net), x_(x), grad_(grad_reconstruction), kept_(trajectory), to_(to) {
     if (!grad_) {
-      nothing_ = zeros<T>(visible.values());
-      grad_ = visible.view(nothing_.get(), kType);
+      nothing_ = zeros<T>(net.layers[0].values());
+      grad_ = net.layers[0].view(nothing_.get(), kType);
     }
-    if (grad_code)
-      grad_code_ = Dense<T>(isa_, pool_, same_shape_view(grad_code, "grad_code", x, "x", top.n, top.c, top.h, top.w));
+    if (grad_code) grad_code_ = Dense<T>(isa_, pool_, grad_code);
     const std::int64_t tasks = std::max(1, pool_.threads);
     for (const ReflectEdge& e : net.edges) {
       up_.emplace_back(isa_, e.up, kType, e.back, net.calls, filtering);  // the transpose of going down
@@ -39,7 +29,6 @@ class ReflectBackward {
     }
     for (const Layer& l : net.layers) first_bias_.push_back(biases_in_all_), biases_in_all_ += l.c;
     bias_sums_.assign(std::size_t(biases_in_all_ * (tasks + 1)), 0.0);
-    allocate_results(x, weights);
   }
 
   // False where a result is not finite and was not made by direct sums alone.
@@ -50,46 +39,23 @@ class ReflectBackward {
     pieces([&](std::int64_t n0, std::int64_t n1) { return most_ = std::max(most_, n1 - n0), true; });
     places_.resize(net_.layers.size());
     if (!pieces([&](std::int64_t n0, std::int64_t n1) { return piece(n0, n1); })) return false;
-    if (want_.weights)
-      for (std::size_t e = 0; e < net_.edges.size(); ++e) {
-        if (!weights_[e].template finish<T>(edge_view(results[1 + e], "grad_weight"))) return false;
-        if (!net_.tied && !back_[e].template finish<T>(edge_view(results[1 + net_.edges.size() + e], "grad_weight")))
-          return false;
-      }
-    if (want_.biases) finish_biases();
+    for (std::size_t e = 0; e < to_.weights.size(); ++e) {
+      if (!weights_[e].template finish<T>(to_.weights[e])) return false;
+      if (!net_.tied && !back_[e].template finish<T>(to_.back[e])) return false;
+    }
+    if (!to_.biases.empty()) finish_biases();
     return true;
   }
-
-  Tensors results;  // of x, weights, decoder weights, biases; without values where they are not wanted
 
  private:
   static constexpr DType kType = kDTypeOf<T>;
 
-  void allocate_results(const Tensor& like, const Tensors& weights) {
-    const Layer& visible = net_.layers[0];
-    results.push_back(want_.x ? empty_4d(like, channels_last(x_), visible.n, visible.c, visible.h, visible.w)
-                              : empty_1d(like, 0));
-    for (int part = 0; part < (net_.tied ? 1 : 2); ++part)
-      for (const Tensor& w : weights) {
-        std::vector<std::int64_t> size{0};
-        if (want_.weights) {
-          size.clear();
-          for (std::int64_t i = 0; i < w.dim(); ++i) size.push_back(w.size(i));
-        }
-        results.push_back(torch::stable::empty(torch::headeronly::IntHeaderOnlyArrayRef(size.data(), size.size()),
-                                               like.scalar_type(), std::nullopt, like.device()));
-      }
-    for (const Layer& l : net_.layers) results.push_back(empty_1d(like, want_.biases ? l.c : 0));
-  }
-
   void finish_biases() {
     // The visible layer's: the gradient of the reconstruction itself.
-    Tensor& visible = results[results.size() - net_.layers.size()];
-    const View to{visible.data_ptr(), kType, 1, net_.layers[0].c, 1, 1, 0, 1, 0, 0};
-    run_transform(isa_, pool_, source_of(grad_), {}, {}, to);
+    run_transform(isa_, pool_, source_of(grad_), {}, {}, to_.biases[0]);
     const std::int64_t tasks = std::int64_t(bias_sums_.size()) / biases_in_all_;
     for (std::size_t l = 1; l < net_.layers.size(); ++l) {
-      T* const to = static_cast<T*>(results[results.size() - net_.layers.size() + l].data_ptr());
+      T* const to = static_cast<T*>(to_.biases[l].data);
       for (std::int64_t c = 0; c < net_.layers[l].c; ++c) {
         double sum = 0;
         for (std::int64_t t = 0; t < tasks; ++t) sum += bias_sums_[t * biases_in_all_ + first_bias_[l] + c];
@@ -130,7 +96,7 @@ class ReflectBackward {
       return l.view(memory, kType);
     };
     const auto weight = [&](Step<T>& step, std::size_t i, const View& t) {
-      if (!want_.weights) return;
+      if (to_.weights.empty()) return;
       const ReflectUpdate& u = net_.updates[i];
       const View from = state(int(i) - 1);
       WeightSums* const sums =
@@ -162,7 +128,7 @@ class ReflectBackward {
       sink.out = place(u.layer, d);
       Step<T>& step = steps.emplace_back();
       carry(step, next, above, sink);
-      if (want_.biases) step.bias_values = biases_in_all_;
+      if (!to_.biases.empty()) step.bias_values = biases_in_all_;
       if (i + 1 == last) weight(step, last, above);
       const View h = state(int(i));
       Epilogue& e = step.epilogue;
@@ -176,7 +142,7 @@ class ReflectBackward {
       } else {
         e.result = d, e.image = net_.layers[l].image(), e.channels = u.layer ? net_.layers[l].c : 0;
         e.activation = net_.activation, e.slope = net_.slope, e.output = h.data;
-        if (want_.biases) e.bias_grad = bias_sums_.data() + first_bias_[l];
+        if (!to_.biases.empty()) e.bias_grad = bias_sums_.data() + first_bias_[l];
         if (u.partner >= 0 && drive[std::size_t(u.partner)]) {
           // One more of those that share a partner; such an update has no drive of its own.
           drive[std::size_t(u.partner)] = sum_with(e, u.layer, drive[std::size_t(u.partner)]);
@@ -194,9 +160,9 @@ class ReflectBackward {
       above = total;
       above_place = t == d && partners ? nullptr : t;
     }
-    if (want_.x) {
+    if (to_.x) {
       Sink sink;
-      sink.out = images_of(view_of(results[0], "grad_x"), n0, n1);
+      sink.out = images_of(to_.x, n0, n1);
       carry(steps.emplace_back(), net_.updates[0], above, sink);
     }
     if (!later.pairs.empty()) steps.push_back(std::move(later));
@@ -226,7 +192,7 @@ class ReflectBackward {
       source.base = part, source.output = output, source.activation = net_.activation, source.slope = net_.slope;
       if (net_.activation != Activation::identity) run_transform(isa_, alone(), source, part, {}, {});
     }
-    if (!want_.biases) return;
+    if (to_.biases.empty()) return;
     double* const sums = bias_sums_.data() + task * biases_in_all_ + first_bias_.back();
     for (std::int64_t p = 0; p < pixels; ++p)
       for (std::int64_t c = 0; c < g.c; ++c) sums[c] += double(values[p * g.c + c]);
@@ -242,7 +208,7 @@ class ReflectBackward {
   const ReflectNetwork& net_;
   View x_, grad_;
   const T* kept_;
-  ReflectWanted want_;
+  const ReflectGradients& to_;
   Dense<T> grad_code_;
   Memory<T> nothing_;
   std::vector<PreparedConv> up_, down_;
@@ -253,26 +219,17 @@ class ReflectBackward {
   std::vector<std::deque<Place>> places_;
 };
 
-Tensors reflect_backward(const Maybe& grad_reconstruction, const Maybe& grad_code, const Tensor& x,
-                         const Tensors& weights, const Tensors& decoder_weights, const Tensor& trajectory,
-                         const Ints& stride, const Ints& padding, const Ints& linear, bool paired,
-                         std::int64_t reflections, const std::string& activation, double slope,
-                         const std::vector<bool>& needs) {
-  const ReflectNetwork net =
-      reflect_network(x, weights, decoder_weights, stride, padding, linear, paired, reflections, activation, slope);
-  STD_TORCH_CHECK(needs.size() == 3, "needs has ", needs.size(), " values; expected 3 (x, weights, biases)");
-  const ReflectWanted want{needs[0], needs[1], needs[2]};
-  const auto run = [&]<class T>(T) -> Tensors {
+}  // namespace
+
+void run_reflect_backward(const ReflectNetwork& net, const View& grad_reconstruction, const View& grad_code,
+                          const View& x, const void* trajectory, const ReflectGradients& to) {
+  const auto run = [&]<class T>(T) {
     for (const bool filtering : {true, false}) {
-      ReflectBackward<T> b(net, grad_reconstruction, grad_code, x, weights, trajectory, want, filtering);
-      if (b.run() || !filtering) return std::move(b.results);
+      ReflectBackward<T> b(net, grad_reconstruction, grad_code, x, static_cast<const T*>(trajectory), to, filtering);
+      if (b.run()) return;
     }
-    __builtin_unreachable();
   };
-  return dtype_of(x, "x") == DType::f64 ? run(double()) : run(float());
+  x.dtype == DType::f64 ? run(double()) : run(float());
 }
 
-}  // namespace
 }  // namespace lmser
-
-STABLE_TORCH_LIBRARY_IMPL(lmser, CPU, m) { m.impl("reflect_backward", TORCH_BOX(&lmser::reflect_backward)); }

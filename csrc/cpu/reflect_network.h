@@ -73,64 +73,43 @@ inline void chain_updates(ReflectNetwork& net, bool paired, std::int64_t reflect
   net.calls = int(std::min<std::int64_t>(reflections, 1 << 20));
 }
 
-// A fully connected edge's matrix is a 1x1 kernel.
-inline View edge_view(const Tensor& weight, const char* name) {
-  if (weight.dim() != 2) return view_of(weight, name);
-  return {weight.data_ptr(),
-          dtype_of(weight, name),
-          weight.size(0),
-          weight.size(1),
-          1,
-          1,
-          weight.stride(0),
-          weight.stride(1),
-          1,
-          1};
-}
-
-inline ReflectNetwork reflect_network(const Tensor& x, const Tensors& weights, const Tensors& back, const Ints& stride,
-                                      const Ints& padding, const Ints& linear, bool paired, std::int64_t reflections,
-                                      const std::string& activation, double slope) {
+// Throws where the sizes do not go together.
+inline ReflectNetwork reflect_network(const View& x, const std::vector<View>& weights, const std::vector<View>& back,
+                                      const std::vector<Pair>& stride, const std::vector<Pair>& padding, Linear linear,
+                                      bool paired, std::int64_t reflections, Activation activation, double slope) {
   const std::size_t edges = weights.size();
   STD_TORCH_CHECK(edges > 0, "weights: expected at least one");
   STD_TORCH_CHECK(back.empty() || back.size() == edges, "decoder_weights: expected ", edges, " or none, got ",
                   back.size());
-  STD_TORCH_CHECK(stride.size() == 2 * edges && padding.size() == 2 * edges,
+  STD_TORCH_CHECK(stride.size() == edges && padding.size() == edges,
                   "stride and padding: expected a pair for each weight");
   STD_TORCH_CHECK(reflections >= 1, "reflections is ", reflections, "; expected at least 1");
-  const View v = view_of(x, "x");
-  STD_TORCH_CHECK(v.dtype == DType::f32 || v.dtype == DType::f64, "x must be float32 or float64");
+  STD_TORCH_CHECK(x.dtype == DType::f32 || x.dtype == DType::f64, "x must be float32 or float64");
   ReflectNetwork net;
-  net.layers.push_back({v.n, v.c, v.h, v.w});
+  net.layers.push_back({x.n, x.c, x.h, x.w});
   for (std::size_t e = 0; e < edges; ++e) {
-    check_like(weights[e], "weights", x, "x");
     ReflectEdge edge;
-    edge.weight = edge.back = edge_view(weights[e], "weights");
-    if (!back.empty()) {
-      check_like(back[e], "decoder_weights", x, "x");
-      edge.back = edge_view(back[e], "decoder_weights");
-    }
+    edge.weight = weights[e], edge.back = back.empty() ? weights[e] : back[e];
     const View& w = edge.weight;
-    const Pair s = pair_of({stride[2 * e], stride[2 * e + 1]}, "stride", 1),
-               p = pair_of({padding[2 * e], padding[2 * e + 1]}, "padding", 0);
+    const Pair s = stride[e], p = padding[e];
     const Layer below = net.layers[e];
-    STD_TORCH_CHECK(w.n > 0 && w.c > 0 && w.h > 0 && w.w > 0 && w.c == below.c, "weights[", e, "] has shape ",
-                    shape_text(weights[e]), "; expected (*, ", below.c, ", *, *) and no empty dimension");
+    STD_TORCH_CHECK(w.n > 0 && w.c > 0 && w.h > 0 && w.w > 0 && w.c == below.c, "weights[", e, "] has shape (", w.n,
+                    ", ", w.c, ", ", w.h, ", ", w.w, "); expected (*, ", below.c, ", *, *) and no empty dimension");
     STD_TORCH_CHECK(edge.back.n == w.n && edge.back.c == w.c && edge.back.h == w.h && edge.back.w == w.w,
                     "decoder_weights[", e, "] has another shape than weights[", e, "]");
     STD_TORCH_CHECK(below.h + 2 * p.h >= w.h && below.w + 2 * p.w >= w.w, "weights[", e, "]: the kernel (", w.h, ", ",
                     w.w, ") is larger than the padded layer below it");
-    edge.up = conv_geometry(v.n, below.c, below.h, below.w, w.n, w.h, w.w, s, p);
+    edge.up = conv_geometry(x.n, below.c, below.h, below.w, w.n, w.h, w.w, s, p);
     edge.down = transposed(edge.up);
-    const Layer above{v.n, w.n, edge.up.out_h, edge.up.out_w};
+    const Layer above{x.n, w.n, edge.up.out_h, edge.up.out_w};
     net.edges.push_back(edge);
     net.layers.push_back(above);
   }
-  STD_TORCH_CHECK(
-      linear.size() == 2 && linear[0] >= 0 && linear[1] >= 0 && linear[0] + linear[1] <= net.layers.back().c,
-      "linear: expected two counts that fit into the top layer");
-  net.linear = {linear[0], linear[1]};
-  net.activation = activation_named(activation), net.slope = slope;
+  const std::int64_t top = net.layers.back().c;
+  STD_TORCH_CHECK(linear.first >= 0 && linear.last >= 0 && linear.first <= top && linear.last <= top - linear.first,
+                  "linear: expected two counts that fit into the top layer");
+  net.linear = linear;
+  net.activation = activation, net.slope = slope;
   net.tied = back.empty();
   chain_updates(net, paired, reflections);
   return net;
@@ -156,5 +135,20 @@ bool over_pieces(std::int64_t samples, std::int64_t image_bytes, int threads, F&
 
 // Steps touch this much before the next group of images.
 inline constexpr std::int64_t kReflectStageBytes = std::int64_t(3) << 20;
+
+// All passes: reconstruction and state of the top layer to views of any strides, and where `trajectory` is not null
+// the states of all updates to it, each for the whole batch, update after update: net.kept values an image of the
+// dtype of x.
+void run_reflect(const ReflectNetwork& net, const View& x, const std::vector<View>& biases, const View& noise,
+                 const View& reconstruction, const View& code, void* trajectory);
+
+// Where gradients go, of the dtype of x: none where they are not wanted. Weights are wanted all or not at all, as
+// kernels; so are biases.
+struct ReflectGradients {
+  View x;
+  std::vector<View> weights, back, biases;
+};
+void run_reflect_backward(const ReflectNetwork& net, const View& grad_reconstruction, const View& grad_code,
+                          const View& x, const void* trajectory, const ReflectGradients& to);
 
 }  // namespace lmser

@@ -109,7 +109,7 @@ Stages stages_of(const std::vector<Step<T>>& steps, std::int64_t samples, const 
       const DirectionCall call = whole.images(0, share);
       const ConvPlan& plan = call.conv->prepare(alone(), call.source, call.sink);
       const WinogradGrid& w = plan.winograd;
-      stages.work += double(threads) * plan.flops() / 2;
+      stages.work += double(threads) * plan.work();
       // A weight beyond the caches, and too few tiles for each thread to read all of it.
       const DirectionCall all = whole.images(0, samples);
       const ConvPlan& together = all.conv->prepare(threads > 1 ? pool : alone(), all.source, all.sink);

@@ -123,7 +123,8 @@ class Sum final : public WeightGradSum::State {
     bands_ = plan_.bands_per_row * plan_.sum_rows;
     tasks_ =
         std::max<std::int64_t>(1, std::min<std::int64_t>(pool_.threads, plan_.split_pixels ? plan_.units : bands_));
-    if (double(plan_.sum_values) * double(g.batch) * double(g.out_h) * double(g.out_w) < kSerialWork) tasks_ = 1;
+    const double rows = double(g.batch) * double(g.out_h) * double(g.out_w);
+    if (double(plan_.sum_values) * std::max(rows, kRowsOfReading) < kSerialWork) tasks_ = 1;
     sums_ = plan_.split_pixels ? tasks_ : 1;
     sum_ = allocate<T>(plan_.sum_values * sums_);
     if (channels) {

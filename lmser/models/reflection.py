@@ -172,9 +172,9 @@ class ReflectionNetwork(nn.Module):
         free = self.decoder_weights
         return reflect(
             visible,
-            list(self.weights),
-            [self.reconstruction_bias, *self.biases],
-            decoder_weights=None if free is None else list(free),
+            _entries(self.weights),
+            [self.reconstruction_bias, *_entries(self.biases)],
+            decoder_weights=None if free is None else _entries(free),
             stride=list(self.strides),
             padding=list(self.paddings),
             paired=self.dpn,
@@ -223,6 +223,13 @@ class ReflectionNetwork(nn.Module):
     def loss(self, x: Tensor, y: Tensor | None = None, *, generator: torch.Generator | None = None) -> Tensor:
         """`reflection_loss` of this network's output for `x` and, where labels are given, `y`."""
         return reflection_loss(self(x, generator=generator), x, y)
+
+
+def _entries(parameters: nn.ParameterList) -> list[Tensor]:
+    """What iterating gives, without looking each one up by its name, which costs a small network more than it computes.
+    Entries that are no parameters (parametrized ones, say) are found by iterating alone."""
+    found: list[Tensor] = [p for p in parameters._parameters.values() if p is not None]
+    return found if len(found) == len(parameters) else list(parameters)
 
 
 def four_dimensional(weight: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lmser_kernels import _library, dispatch
+from lmser_kernels import activation as activations
 from lmser_kernels.arguments import Pair, operands, same_shape
 from lmser_kernels.layout import channels_last
 from lmser_kernels.reflect.layers import layer_by_layer
@@ -85,6 +86,13 @@ def reflect(
 
     Source: "Deep CNN Based Lmser and Strengths of Two Built-In Dualities", Eqs. (3)-(5).
     """
+    if sent_down is None and not getattr(noise, "requires_grad", False):
+        found = dispatch.at_once(
+            "reflect", impl, x, weights, decoder_weights, stride, padding, linear, paired, reflections, activation,
+            activations.check(activation, slope), biases, noise, slope,
+        )  # fmt: skip
+        if found is not None:
+            return Reflection(*found)
     problem = checked(
         x, weights, biases, decoder_weights, stride, padding, paired, reflections, linear, noise, activation, slope
     )  # fmt: skip

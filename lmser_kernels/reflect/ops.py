@@ -16,11 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lmser_kernels import dispatch
+from lmser_kernels import _library, dispatch
+from lmser_kernels.arguments import pair
 from lmser_kernels.dispatch import fake
 from lmser_kernels.layout import empty_like_layout
 from lmser_kernels.reflect.layers import layer_by_layer
-from lmser_kernels.reflect.problem import Problem
+from lmser_kernels.reflect.problem import Problem, per_edge
 
 Maybe = Tensor | None
 _OPERATORS = dispatch.compiled
@@ -29,21 +30,65 @@ _OPERATORS = dispatch.compiled
 def reflect(problem: Problem) -> tuple[Tensor, Tensor]:
     """``(reconstruction, code)`` by the compiled operator."""
     p = problem
-    settings = (
-        _flat(p.strides), _flat(p.paddings), list(p.linear), p.paired, p.reflections, p.activation, p.leak,
-    )  # fmt: skip
+    operator = _OPERATORS.raw("reflect")
+    lists = (p.x, list(p.weights), list(p.decoder_weights), list(p.biases), p.noise)
+    settings = (list(p.strides), list(p.paddings), p.linear, p.paired, p.reflections, p.activation, p.leak)
     wants = torch.is_grad_enabled() and any(t.requires_grad for t in p.tensors())
-    if torch.compiler.is_compiling() or not wants:
-        lists = (p.x, list(p.weights), list(p.decoder_weights), list(p.biases), p.noise)
-        operator = _OPERATORS.raw("reflect")
-        if torch.compiler.is_compiling():
-            reconstruction, code, _ = operator(*lists, *settings, wants)
-        else:
-            with torch._C._AutoDispatchBelowAutograd():
-                reconstruction, code, _ = operator(*lists, *settings, False)
+    flat = _flat_settings(p.weights, settings)
+    if torch.compiler.is_compiling():
+        reconstruction, code, _ = operator(*lists, *flat, wants)
         return reconstruction, code
-    result: tuple[Tensor, Tensor] = _Eager.apply(problem, settings, p.noise, *p.tensors())
-    return result
+    with torch._C._AutoDispatchBelowAutograd():
+        results = operator(*lists, *flat, wants)
+    if not wants:
+        return results[0], results[1]
+    form = _Form(p.depth, bool(p.decoder_weights), p.slope)
+    recorded: tuple[Tensor, Tensor] = _record(form, settings, p.noise, results, *p.tensors())
+    return recorded
+
+
+def _immediate(x: Tensor, weights: Any, back: Any, *args: Any) -> tuple[Tensor, Tensor] | None:
+    """`reflect` with its own arguments, without the dispatcher and the checks (csrc/direct_reflect.cpp); None where the
+    call is not for that."""
+    *settings, biases, noise, slope = args
+    results = _directly("reflect", x, weights, back, *settings, biases, noise)
+    if results is None:
+        return None
+    if type(results) is tuple:
+        return results[0], results[1]
+    # A caller's own lists may change before the gradient is asked for.
+    kept = tuple(list(value) if type(value) is list else value for value in settings)
+    form = _Form(len(weights), back is not None, slope)
+    recorded: tuple[Tensor, Tensor] = _record(
+        form, kept, noise, results, x, *weights, *(() if back is None else back), *biases
+    )
+    return recorded
+
+
+dispatch.immediate("reflect", _immediate)
+
+
+def _directly(name: str, *args: Any) -> Any:
+    """What the module's function gives; None where it is not for this call, or not there."""
+    function = getattr(_library.module, name, None)
+    return None if function is None else function(*args)
+
+
+# Strides, paddings, counts of linear channels, whether paired, reflections, activation, leak: as `reflect` takes them.
+_Settings = tuple[Any, ...]
+
+
+def _flat_settings(weights: Sequence[Tensor], settings: _Settings) -> _Settings:
+    """The same as the operators take them."""
+    stride, padding, linear, *others = settings
+    edges = len(weights)
+    strides = per_edge("stride", stride, edges, 1)
+    paddings = (
+        [(w.shape[2] // 2, w.shape[3] // 2) if w.dim() == 4 else (0, 0) for w in weights]
+        if padding is None
+        else per_edge("padding", padding, edges, 0)
+    )
+    return _flat(strides), _flat(paddings), list(pair("linear", linear, 0)), *others
 
 
 def _flat(pairs: Sequence[tuple[int, int]]) -> list[int]:
@@ -67,37 +112,29 @@ class _Form:
 
 
 class _Eager(torch.autograd.Function):
-    """The operator with its derivative in eager mode: what is registered costs a small network more than it computes."""
+    """What the operator gave, with its derivative: what is registered costs a small network more than it computes."""
 
     @staticmethod
-    def forward(ctx: Any, problem: Problem, settings: tuple[Any, ...], noise: Maybe, *tensors: Tensor) -> Any:
-        p = problem
-        with torch._C._AutoDispatchBelowAutograd():
-            reconstruction, code, states = _OPERATORS.raw("reflect")(
-                p.x, list(p.weights), list(p.decoder_weights), list(p.biases), p.noise, *settings, True
-            )
+    def forward(
+        ctx: Any, form: _Form, settings: _Settings, noise: Maybe, results: Sequence[Tensor], *tensors: Tensor
+    ) -> Any:
+        reconstruction, code, states = results
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(states, noise, *tensors)
-        ctx.settings = settings
-        ctx.form = _Form(p.depth, bool(p.decoder_weights), p.slope)
+        ctx.settings, ctx.form = settings, form
         return reconstruction, code
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        grad_reconstruction, grad_code = grads
         states, noise, *tensors = ctx.saved_tensors
-        form: _Form = ctx.form
-        found = _gradients(
-            form,
-            states,
-            noise,
-            tensors,
-            ctx.settings,
-            grad_reconstruction,
-            grad_code,
-            ctx.needs_input_grad[3:],
-        )
-        return None, None, None, *found
+        of_reconstruction, of_code = grads
+        needs = ctx.needs_input_grad[4:]
+        found = _gradients(ctx.form, states, noise, tensors, ctx.settings, of_reconstruction, of_code, needs)
+        return None, None, None, None, *found
+
+
+# Without what `Function.apply` does for transforms first: none is active where this is called.
+_record = super(torch.autograd.Function, _Eager).apply
 
 
 def _gradients(
@@ -105,7 +142,7 @@ def _gradients(
     states: Tensor,
     noise: Maybe,
     tensors: Sequence[Tensor],
-    settings: tuple[Any, ...],
+    settings: _Settings,
     grad_reconstruction: Maybe,
     grad_code: Maybe,
     needs: Sequence[bool],
@@ -118,9 +155,28 @@ def _gradients(
         return _twice(form, noise, tensors, settings, grad_reconstruction, grad_code)
     behind = len(tensors) - len(biases)
     wanted = [bool(needs[0]), any(needs[1:behind]), any(needs[behind:])]
-    found = _OPERATORS.raw("reflect_backward")(
-        grad_reconstruction, grad_code, x, weights, back, states, *settings, wanted
+    found = _directly(
+        "reflect_backward",
+        grad_reconstruction,
+        grad_code,
+        x,
+        weights,
+        back or None,
+        *settings,
+        states,
+        wanted,
     )
+    if found is None:
+        found = _OPERATORS.raw("reflect_backward")(
+            grad_reconstruction,
+            grad_code,
+            x,
+            weights,
+            back,
+            states,
+            *_flat_settings(weights, settings),
+            wanted,
+        )
     return [g if need else None for g, need in zip(found, needs, strict=True)]
 
 
@@ -128,13 +184,13 @@ def _twice(
     form: _Form,
     noise: Maybe,
     tensors: Sequence[Tensor],
-    settings: tuple[Any, ...],
+    settings: _Settings,
     grad_reconstruction: Maybe,
     grad_code: Maybe,
 ) -> list[Maybe]:
     """The gradient as a function that can be differentiated again."""
     x, weights, back, biases = form.parts(tensors)
-    strides, paddings, linear, paired, reflections, activation, leak = settings
+    strides, paddings, linear, paired, reflections, activation, leak = _flat_settings(weights, settings)
     sizes = _sizes(x, weights, strides, paddings)
     with torch.enable_grad():
         problem = Problem(
@@ -162,7 +218,9 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.save_for_backward(output[2], noise, x, *weights, *back, *biases)
     # The leak is the slope where the activation has one.
     slope = settings[-1] if settings[-2] in ("leaky_relu", "leaky_sigmoid") else None
-    ctx.settings, ctx.form = tuple(settings), _Form(len(weights), bool(back), slope)
+    stride, padding, *others = settings
+    ctx.settings = (list(_paired(stride)), list(_paired(padding)), *others)
+    ctx.form = _Form(len(weights), bool(back), slope)
 
 
 def _differentiate(ctx: Any, grad_reconstruction: Maybe, grad_code: Maybe, _states: Maybe) -> tuple[Any, ...]:

@@ -83,9 +83,9 @@ def checked(
         found[edges + 1 + len(back) : -1],
     )
     four_dimensional("x", x, "(N, C, H, W)")
-    strides = _pairs("stride", stride, edges, 1)
+    strides = per_edge("stride", stride, edges, 1)
     sizes: list[Size] = [(x.shape[2], x.shape[3])]
-    paddings = None if padding is None else _pairs("padding", padding, edges, 0)
+    paddings = None if padding is None else per_edge("padding", padding, edges, 0)
     chosen: list[Size] = []
     channels = x.shape[1]
     for i, weight in enumerate(weights):
@@ -151,7 +151,7 @@ def _sequence(name: str, value: Sequence[Tensor]) -> Sequence[Tensor]:
     return tuple(value)
 
 
-def _pairs(name: str, value: Pair | Sequence[Pair], edges: int, least: int) -> tuple[Size, ...]:
+def per_edge(name: str, value: Pair | Sequence[Pair], edges: int, least: int) -> tuple[Size, ...]:
     """One pair for each edge: `value` is one for all of them, or a list of as many as there are."""
     if isinstance(value, list):
         if len(value) != edges:

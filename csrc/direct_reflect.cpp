@@ -1,0 +1,95 @@
+// The passes of a reflection network and their gradient, with the arguments of `lmser_kernels.reflect`.
+#include "cpu/reflect_network.h"
+#include "direct_call.h"
+
+namespace lmser::direct {
+namespace py = pybind11;
+namespace {
+
+// What follows x: weights, decoder weights, strides, paddings, counts of linear channels, whether paired, reflections,
+// activation and slope. None where the sizes do not go together.
+std::optional<ReflectNetwork> network(Arguments& a, const View& x, std::vector<bool>* flat = nullptr) {
+  const std::vector<View> weights = a.kernels(flat), back = a.kernels();
+  const auto stride = a.maybe_pairs(weights.size(), 1);
+  auto padding = a.maybe_pairs(weights.size(), 0);
+  const Pair linear = a.pair(0);
+  const bool paired = a.flag();
+  const std::int64_t reflections = a.integer(1);
+  const Activation activation = a.activation();
+  const double slope = a.number();
+  if (!a.require(stride.has_value())) return std::nullopt;
+  if (!padding) {
+    padding.emplace();
+    for (const View& w : weights) padding->push_back({int(w.h / 2), int(w.w / 2)});
+  }
+  if (!a.require(x.dtype == DType::f32 || x.dtype == DType::f64)) return std::nullopt;
+  try {
+    return reflect_network(x, weights, back, *stride, *padding, {linear.h, linear.w}, paired, reflections, activation,
+                           slope);
+  } catch (const std::exception&) {  // the caller says what is wrong
+    return a.require(false), std::nullopt;
+  }
+}
+
+// (reconstruction, code, states): the states of all updates where a gradient has to be recorded
+py::object reflect(Arguments& a) {
+  const View x = a.tensor();
+  const std::optional<ReflectNetwork> net = network(a, x);
+  const std::vector<View> biases = a.biases();
+  const View noise = a.maybe_tensor();
+  if (!net) return py::none();
+  const Layer& top = net->layers.back();
+  a.require(biases.size() == net->layers.size() && shaped(noise, top.n, net->linear.last, top.h, top.w));
+  for (std::size_t l = 0; l < biases.size(); ++l) a.require(biases[l].c == net->layers[l].c);
+  a.require_size(x.n, x.c, x.h, x.w), a.require_size(top.n, top.c, top.h, top.w);
+  a.require_size(net->kept, x.n, 1, 1);
+  if (!a.complete()) return py::none();
+  View to, code, states;
+  const py::object reconstruction = a.empty(channels_last(x), x.n, x.c, x.h, x.w, to),
+                   result = a.empty(top.h * top.w > 1, top.n, top.c, top.h, top.w, code),
+                   kept = a.recorded() ? a.empty(net->kept * x.n, states) : py::none();
+  {
+    const py::gil_scoped_release release;
+    run_reflect(*net, x, biases, noise, to, code, states.data);
+  }
+  return a.give(reconstruction, result, kept);
+}
+
+// Gradients of x, weights, decoder weights and biases, one after the other; None for those not asked for.
+py::object reflect_backward(Arguments& a) {
+  const View grad = a.maybe_tensor(), grad_code = a.maybe_tensor(), x = a.tensor();
+  std::vector<bool> flat;
+  const std::optional<ReflectNetwork> net = network(a, x, &flat);
+  const View states = a.maybe_bias();
+  const std::array<bool, 3> needs = a.flags<3>();
+  if (!net) return py::none();
+  const Layer& top = net->layers.back();
+  a.require(alike(grad, x) && shaped(grad_code, top.n, top.c, top.h, top.w) && states.c == net->kept * x.n &&
+            states.sc == 1);
+  a.require_size(x.n, x.c, x.h, x.w);
+  for (const ReflectEdge& e : net->edges) a.require_size(e.weight.n, e.weight.c, e.weight.h, e.weight.w);
+  if (!a.complete()) return py::none();
+  ReflectGradients to;
+  py::list results;
+  results.append(needs[0] ? a.empty(channels_last(x), x.n, x.c, x.h, x.w, to.x) : py::none());
+  for (std::vector<View>* const views : {&to.weights, &to.back}) {
+    if (views == &to.back && net->tied) break;
+    for (std::size_t e = 0; e < net->edges.size(); ++e)
+      results.append(needs[1] ? a.empty_kernel(net->edges[e].weight, flat[e], views->emplace_back()) : py::none());
+  }
+  for (const Layer& l : net->layers) results.append(needs[2] ? a.empty(l.c, to.biases.emplace_back()) : py::none());
+  {
+    const py::gil_scoped_release release;
+    run_reflect_backward(*net, grad, grad_code, x, states.data, to);
+  }
+  return a.give(py::tuple(results));
+}
+
+}  // namespace
+
+void add_reflect_functions(py::module_& module) {
+  static PyMethodDef methods[] = {method<reflect>("reflect"), method<reflect_backward>("reflect_backward"), {}};
+  if (PyModule_AddFunctions(module.ptr(), methods) != 0) throw py::error_already_set();
+}
+
+}  // namespace lmser::direct
