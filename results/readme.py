@@ -19,11 +19,13 @@ SHOWN = {
     "stl10-reconstruction-paper": ("As printed", "With a warm-up", "near-isometric"),
     "recognition-paper": ("accuracy %, attacks",),
     "classification-paper": ("Accuracy",),
-    "semisup-mnist-paper": ("Table 2",),
+    "semisup-mnist-paper": ("Table 2", "What limits it"),
     "semisup-mnist-draws-paper": ("The search",),
     "cban-bars-paper": ("As printed", "Calibrated"),
     "cban-mnist-paper": ("As printed", "Calibrated"),
 }
+# Those whose tables come with their notes.
+NOTED = ("semisup-mnist-paper",)
 # What was run of experiments that were run in part.
 ROWS = {
     "semisup-mnist-paper": "semi/Small,supervised-50/Small,supervised-1000/Small",
@@ -85,7 +87,9 @@ def main() -> None:
                 continue
             parts += _table(table)
             common = _differences(table)
-            parts.append(f"\nNot the paper's: {common}.\n" if common else "")
+            notes = table.notes if folder in NOTED else ()
+            said = [f"Not the paper's: {common}.", *notes] if common else list(notes)
+            parts.append("\n" + " ".join(said) + "\n" if said else "")
     parts += [
         "**What the papers say**, each sentence tested in every table above that can decide it:\n",
         *_claims(found),
