@@ -5,7 +5,7 @@ namespace lmser {
 namespace {
 
 // A fully connected edge's matrix is a 1x1 kernel.
-inline View edge_view(const Tensor& weight, const char* name) {
+View edge_view(const Tensor& weight, const char* name) {
   if (weight.dim() != 2) return view_of(weight, name);
   return {weight.data_ptr(),
           dtype_of(weight, name),
