@@ -240,7 +240,7 @@ def run_all(
 ) -> dict[str, str]:
     """Every stage in its turn, none with more time than leaves the later ones what is kept for them."""
     deadline = monotonic() + 60 * minutes
-    found = {}
+    found: dict[str, str] = {}
     with tempfile.TemporaryDirectory(prefix="lmser-gpu-") as folder:
         for place, stage in enumerate(chosen):
             if stage.instead_of is not None and found.get(stage.instead_of, "ok") == "ok":

@@ -48,7 +48,12 @@ def _kernels(rows: Sequence[Mapping[str, Any]], archs: Sequence[int]) -> list[st
     table: dict[tuple[str, ...], dict[int, list[str]]] = {}
     serves: dict[tuple[str, ...], set[str]] = {}
     for row in rows:
-        key = (row["kernel"], _constants(row), "/".join(row["kinds"]), f"{row['warps']}/{row['stages']}")
+        key: tuple[str, ...] = (
+            row["kernel"],
+            _constants(row),
+            "/".join(row["kinds"]),
+            f"{row['warps']}/{row['stages']}",
+        )
         table.setdefault(key, {}).setdefault(row["arch"], []).append(_cell(row["binary"]))
         serves.setdefault(key, set()).update(row["serves"])
     lines = [

@@ -36,12 +36,15 @@ def shapes() -> Iterator[Workload]:
 
 
 def _as(mode: str, run: Callable[[], Any]) -> Callable[[], Any]:
+    module = _library.module
+    assert module is not None  # `main` has asked
+
     def call() -> Any:
-        before = _library.module.choose_filtering(mode)
+        before = module.choose_filtering(mode)
         try:
             return run()
         finally:
-            _library.module.choose_filtering(before)
+            module.choose_filtering(before)
 
     return call
 

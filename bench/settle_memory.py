@@ -111,12 +111,12 @@ def main() -> None:
     for network in settling.NETWORKS:
         peaks = {name: peak_of(name, network) / 1e6 for name in CONTENDERS}
         result["peak_mb"][network] = peaks  # type: ignore[index]
-        least = min(value for name, value in peaks.items() if not name.startswith("fused"))
+        lowest = min(value for name, value in peaks.items() if not name.startswith("fused"))
         print(
             network,
             {k: round(v, 1) for k, v in peaks.items()},
             ", ".join(
-                f"{name} / least other: {peaks[name] / least:.2f}"
+                f"{name} / least other: {peaks[name] / lowest:.2f}"
                 for name in CONTENDERS
                 if name.startswith("fused")
             ),

@@ -7,6 +7,8 @@ pytest-benchmark time the fused one.
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from lmser.benchmarks.workloads import Workload, workloads
@@ -14,7 +16,7 @@ from lmser.contest import contest
 
 
 @pytest.mark.parametrize("work", workloads(), ids=lambda w: w.name)
-def test_workload(work: Workload, benchmark) -> None:
+def test_workload(work: Workload, benchmark: Any) -> None:
     contenders, wanted = work.build()
     timings = contest(contenders, wanted, tolerance=work.tolerance, repeats=5)
     benchmark.extra_info["medians_ms"] = {name: t.median * 1e3 for name, t in timings.items()}
