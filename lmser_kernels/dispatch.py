@@ -264,12 +264,12 @@ def _immediate_call(
     # Without what `Function.apply` does for transforms first, which is as long again: `direct` answers to none.
     record = super(torch.autograd.Function, function).apply
 
-    def immediate(*args: Any) -> Any:
+    def call(*args: Any) -> Any:
         results = direct(*args)
         return record(*args, results) if type(results) is list else results
 
-    _immediate[name] = immediate
-    return immediate
+    immediate(name, call)
+    return call
 
 
 def _function(name: str, **methods: Callable[..., Any]) -> Any:

@@ -154,10 +154,12 @@ def _errors(request: Request, trained: Trained, images: LabelledImages) -> list[
     """Those of the networks of Table 2 that learned from all images, but for the diverged ones."""
 
     def network(row: RowConfig, seed: int) -> nn.Module:
-        return load_trained(request, row, seed, build=functools.partial(build_semi_supervised, row))
+        return load_trained(
+            request, row, seed, build=functools.partial(build_semi_supervised, row, (BALANCE,))
+        )
 
-    def on_test(row: RowConfig, seed: int) -> ClassErrors:
-        return class_errors(network(row, seed), images.test, images.test_labels)
+    def on_test(trained: nn.Module) -> ClassErrors:
+        return class_errors(trained, images.test, images.test_labels)
 
     done = {
         (row, seed)
@@ -171,16 +173,16 @@ def _errors(request: Request, trained: Trained, images: LabelledImages) -> list[
         for seed in request.seeds:
             if row.table != SEMI or (row, seed) not in done:
                 continue
-            few = alone.get(row.label)
+            few, semi = alone.get(row.label), network(row, seed)
             left = few_labels(images.train_labels, row.data["per_class"], seed)
             known = left >= 0
             errors.append(
                 DrawErrors(
                     row.label,
                     seed,
-                    test=on_test(row, seed),
-                    labelled=class_errors(network(row, seed), images.train[known], left[known]),
-                    alone=on_test(few, seed) if few is not None and (few, seed) in done else None,
+                    test=on_test(semi),
+                    labelled=class_errors(semi, images.train[known], left[known]),
+                    alone=on_test(network(few, seed)) if few is not None and (few, seed) in done else None,
                 )
             )
     return errors
