@@ -3,13 +3,13 @@
 Loss (10) with the (alpha, beta) that Table 2 prints for each network. 50 training images, 5 of each class, keep their
 labels; which, the seed decides. Every batch holds all 50 and as many of all images. R is the mean square per pixel,
 which 003's text says is used; each term of the loss is the mean over the samples that it applies to. 003 gives the
-learning rates (Adam, 0.01 for SmallCNN, 0.01/3 for the others) and neither batches nor lengths: these, the fall of
-the rate, and that beta starts at 0.9 and comes to what is printed along the first half of the steps ("favoring
+learning rates (Adam, 0.01 for SmallCNN, 0.01/3 for the others) and neither batches nor lengths: these, the fall of the
+rate, and that beta starts at 0.9 and comes to what is printed along the first half of the steps ("favoring
 reconstruction at the beginning", below Eq. 13), were chosen on the last 10,000 training images, as the search in the
-tables of "grid" is, whose networks never see those. `--rows grid/draw-` is what decided the last, and shows what longer
-runs give; which draws end with two classes in one is a matter of rounding too, and differs from run to run of other
-kernels. With one draw of the labels, 20,000 steps and no such start the three SmallCNN had come to 92.8, 86.8 and 86.8 %
-of the test images. What limits the accuracy is measured on the networks themselves
+tables of "grid" is, whose networks never see those. `--rows grid/draw-` is what decided the last, and that SmallCNN
+learns for 10,000 steps; which draws end with two classes in one is a matter of rounding too, and differs from run to
+run of other kernels. With one draw of the labels, 20,000 steps and no such start the three SmallCNN had come to 92.8,
+86.8 and 86.8 % of the test images. What limits the accuracy is measured on the networks themselves
 (`lmser.experiments.few_label_errors`), and by rows of the search whose loss has a term that 003 does not
 (`lmser.experiments.balanced_loss`). The sizes of the networks are those of `lmser.baselines.topologies`, which says
 where from.
