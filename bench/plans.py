@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from lmser._atomic import atomic_write
+from lmser.benchmarks.measure import TURN_SECONDS
 from lmser.benchmarks.workloads import Workload, workloads
 from lmser.contest import Contender, contest
 from lmser.experiments.provenance import machine
@@ -54,7 +55,9 @@ def _row(work: Workload, repeats: int) -> dict[str, Any]:
     fused: Contender = next(c for c in contenders if c.name == "fused")
     results: list[Tensor] = wanted
     forms = [replace(fused, name=mode, run=_as(mode, fused.run), step=None) for mode in MODES]
-    timings = contest(forms, results, tolerance=work.tolerance, repeats=repeats, warm_up=2)
+    timings = contest(
+        forms, results, tolerance=work.tolerance, repeats=repeats, warm_up=2, turn_seconds=TURN_SECONDS
+    )
     times = {mode: timings[mode].median * 1e3 for mode in MODES}
     best = min(times, key=lambda mode: times[mode])
     return {"workload": work.name, "ms": times, "best": best, "lost": times[CHOSEN] / times[best]}

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from lmser.benchmarks.measure import TURN_SECONDS
 from lmser.benchmarks.workloads import Workload, workloads
 from lmser.contest import contest
 
@@ -18,7 +19,7 @@ from lmser.contest import contest
 @pytest.mark.parametrize("work", workloads(), ids=lambda w: w.name)
 def test_workload(work: Workload, benchmark: Any) -> None:
     contenders, wanted = work.build()
-    timings = contest(contenders, wanted, tolerance=work.tolerance, repeats=5)
+    timings = contest(contenders, wanted, tolerance=work.tolerance, repeats=5, turn_seconds=TURN_SECONDS)
     benchmark.extra_info["medians_ms"] = {name: t.median * 1e3 for name, t in timings.items()}
     rival = min(t.median for name, t in timings.items() if name != "fused")
     benchmark.extra_info["ratio"] = rival / timings["fused"].median

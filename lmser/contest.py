@@ -7,6 +7,7 @@ medians are compared. No time is returned unless every contender's results agree
 from __future__ import annotations
 
 import contextlib
+import math
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ class Contender:
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of each timed call, and the largest relative error of a result against float64."""
+    """Seconds of a call in each timed turn, and the largest relative error of a result against float64."""
 
     name: str
     seconds: tuple[float, ...]
@@ -68,10 +69,14 @@ def contest(
     tolerance: float,
     repeats: int,
     warm_up: int = 1,
+    turn_seconds: float = 0.0,
     after_round: Callable[[], object] | None = None,
 ) -> dict[str, Timing]:
     """Verify every contender against `wanted` (float64 results) or its own, then time `repeats` rounds of all.
 
+    `warm_up` rounds before them are not counted. A contender's turn is one call, or as many, the same number for all, as
+    the fastest of the warm-up needs for `turn_seconds`: a single call of some microseconds tells how fast the other
+    contenders' code and data leave the caches, `torch.utils.benchmark` times such calls in blocks as well.
     `after_round` is called after each timed round: what else of the machine is to be known at that time.
 
     Raises ArithmeticError, and times nothing, where a relative error is not below `tolerance`.
@@ -85,15 +90,22 @@ def contest(
                 f"{contender.name!r} is off by {error:.1e} from float64, more than {tolerance}: its speed means nothing"
             )
     seconds: dict[str, list[float]] = {contender.name: [] for contender in contenders}
+    fastest, calls = math.inf, 1
     for repeat in range(repeats + warm_up):
+        if repeat == warm_up and 0 < fastest < turn_seconds:
+            calls = math.ceil(turn_seconds / fastest)
         # Everybody comes first in turn: after a pause, or after somebody with large tensors, the first pays for it.
         first = repeat % len(contenders)
         for contender in (*contenders[first:], *contenders[:first]):
             call = contender.step or contender.run
             start = perf_counter()
-            call()
+            for _ in range(calls):
+                call()
+            each = (perf_counter() - start) / calls
             if repeat >= warm_up:
-                seconds[contender.name].append(perf_counter() - start)
+                seconds[contender.name].append(each)
+            else:
+                fastest = min(fastest, each)
         if after_round is not None and repeat >= warm_up:
             after_round()
     return {name: Timing(name, tuple(times), errors[name]) for name, times in seconds.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +43,51 @@ def test_layers_agree_with_float64(kernel: int, stride: int, down: bool, trainin
     contest(contenders, wanted, tolerance=1e-4, repeats=1)
 
 
-@pytest.mark.parametrize("training", [False, True])
-def test_networks_agree_with_float64(training: bool) -> None:
-    build = workloads._network(CLmser, EagerCLmser, (3, (4, 8), (1, 2)), (2, 3, 8, 8), training)
+@pytest.mark.parametrize("kind", [workloads.INFERENCE, workloads.TRAINING, workloads.UPDATE])
+def test_networks_agree_with_float64(kind: str) -> None:
+    build = workloads._network(CLmser, EagerCLmser, (3, (4, 8), (1, 2)), (2, 3, 8, 8), kind)
     contenders, wanted = build()
     plain = [c for c in contenders if "compiled" not in c.name]
     assert len(contenders) == 2 * len(plain) - 1  # all but ours once more
     contest(plain, wanted, tolerance=1e-3, repeats=1)
+
+
+def test_an_update_changes_the_weights_and_not_what_is_computed() -> None:
+    build = workloads._network(CLmser, EagerCLmser, (3, (4, 8), (1, 2)), (2, 3, 8, 8), workloads.UPDATE)
+    fused = build()[0][0]
+    first, *before = (t.clone() for t in fused.run())
+    for _ in range(20):
+        last, *after = fused.run()
+    torch.testing.assert_close(last, first, rtol=1e-4, atol=0)
+    assert any(not torch.equal(a, b) for a, b in zip(after, before, strict=True))
+
+
+def test_short_calls_are_timed_in_blocks_of_one_length() -> None:
+    calls = {"short": 0, "long": 0}
+
+    def counted(name: str, seconds: float) -> Contender:
+        def run() -> list[torch.Tensor]:
+            calls[name] += 1
+            time.sleep(seconds)
+            return [torch.ones(1)]
+
+        return Contender(name, run)
+
+    found = contest(
+        [counted("short", 1e-3), counted("long", 4e-3)],
+        [torch.ones(1)],
+        tolerance=1,
+        repeats=2,
+        warm_up=1,
+        turn_seconds=8e-3,
+    )
+    in_turns = calls["short"] - 2  # verified and warmed up
+    assert calls["long"] - 2 == in_turns
+    assert in_turns % 2 == 0 and 4 <= in_turns <= 16  # a call sleeps for a millisecond at least
+    assert [len(timing.seconds) for timing in found.values()] == [2, 2]
+    assert 1e-3 <= found["short"].median < found["long"].median
+    alone = contest([counted("long", 1e-3)], [torch.ones(1)], tolerance=1, repeats=3, turn_seconds=0.5e-3)
+    assert len(alone["long"].seconds) == 3
 
 
 @pytest.mark.parametrize("activation", ["relu", "leaky_sigmoid", "tanh"])

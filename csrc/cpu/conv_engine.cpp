@@ -177,7 +177,8 @@ class Prepared final : public PreparedConv::State {
     Packed made{g, filtered, pool.threads, plan_conv(g, tile, sizeof(T), pool.threads, how, calls_), nullptr};
     const bool dense = weight_.dtype == kDTypeOf<T> && (weight_.sn == 1 || weight_.sc == 1);
     made.plan.unpacked = dense && !beside_ && takes_unpacked(made.plan, geometry_);
-    if (made.plan.units > 0 && !made.plan.unpacked) {
+    made.plan.packs_blocks = dense && !beside_ && !made.plan.unpacked && packs_once(made.plan, calls_);
+    if (made.plan.units > 0 && !made.plan.unpacked && !made.plan.packs_blocks) {
       for (const Packed& p : packed_)
         if (p.weight && packed_store::same_packing(p.plan, made.plan)) made.weight = p.weight;
       if (!made.weight) made.weight = packed_weight(pool, made.plan);
@@ -211,9 +212,9 @@ class Prepared final : public PreparedConv::State {
           "a state was to be compared where it lies by a kernel that does not look before it writes");
     const Kernels<T>& k = kernels_of<T>(isa_);
     ConvCall<T> call{&p.plan, source, sink, p.weight.get()};
-    if (p.plan.unpacked) {
+    if (p.plan.unpacked || p.plan.packs_blocks) {
       Buffer<T> copy;
-      call.unpacked = layout_of<T>(p.plan.geometry, weight_, copy);
+      call.as_it_lies = layout_of<T>(p.plan.geometry, weight_, copy);
     }
     // Every unit adds up its own channels; the units' sums are added in their order.
     Epilogue epilogue;

@@ -97,7 +97,8 @@ std::int64_t kernel_rows_together(std::int64_t length, std::int64_t width, int r
 // points and sums | sums of the direct form | outputs to be pooled.
 template <class T>
 struct ConvScratch {
-  std::int64_t slab = 0, line = 0, rows = 0, offsets = 0, linear = 0, out_row = 0, winograd = 0, sums = 0, pooled = 0;
+  std::int64_t slab = 0, line = 0, rows = 0, offsets = 0, linear = 0, out_row = 0, winograd = 0, sums = 0, pooled = 0,
+               panel = 0;
   explicit ConvScratch(const ConvCall<T>& call) {
     const ConvPlan& p = *call.plan;
     const Geometry& g = p.geometry;
@@ -125,10 +126,15 @@ struct ConvScratch {
       const View& v = call.sink.out;
       pooled = p.unit_images > 1 ? p.unit_images * v.sn : lesser(p.unit_rows * call.sink.upsample_h, v.h) * v.sh;
     }
-    for (std::int64_t* x : {&slab, &line, &rows, &offsets, &linear, &out_row, &winograd, &sums, &pooled})
+    if (p.packs_blocks) {
+      const Phase& ph = p.phases[0];
+      panel = std::int64_t(ph.taps_h) * ph.taps_w * g.in_c * p.tile.max_vectors * p.tile.lanes;
+    }
+    for (std::int64_t* x : {&slab, &line, &rows, &offsets, &linear, &out_row, &winograd, &sums, &pooled, &panel})
       *x = div_up(*x, 64) * 64;
   }
-  std::int64_t values() const { return before_pooled() + pooled; }
+  std::int64_t values() const { return before_panel() + panel; }
+  std::int64_t before_panel() const { return before_pooled() + pooled; }
   std::int64_t before_pooled() const { return slab + line + rows + offsets + linear + out_row + winograd + sums; }
 };
 

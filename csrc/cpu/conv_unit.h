@@ -5,6 +5,7 @@
 #include "ahead.h"
 #include "conv_place.h"
 #include "few_rows.h"
+#include "pack_unit.h"
 #include "winograd_round.h"
 
 namespace lmser::LMSER_ISA {
@@ -218,7 +219,7 @@ bool conv_unit(const ConvCall<T>& call, std::int64_t index, T* scratch) {
     }
     // Pixels whose input stays in the first-level cache while all blocks go over it, where the blocks' weights stay
     // in the second; else all pixels, block after block.
-    const std::int64_t group = pixel_group<T>(p, ph, pixels, unit.block1 - unit.block0);
+    const std::int64_t group = p.packs_blocks ? pixels : pixel_group<T>(p, ph, pixels, unit.block1 - unit.block0);
     for (std::int64_t first = 0; first < pixels; first += group) {
       const std::int64_t last = lesser(first + group, pixels);
       for (int b = unit.block0; b < unit.block1; ++b) {
@@ -231,14 +232,20 @@ bool conv_unit(const ConvCall<T>& call, std::int64_t index, T* scratch) {
         // Kernel rows whose weights stay in the second-level cache from one tile to the next; sums wait for the others.
         const std::int64_t length = ph.taps_w * g.in_c, step = kernel_rows_together<T>(length, width, ph.taps_h);
         const bool pieces = step < ph.taps_h;
-        ProductTile<T> args{from.slab.data, nullptr, 0,
-                            from.slab.row,  length,  call.weight + ph.weight_offset + block.weight_column * depth,
-                            tile,           width};
+        const T* weight = nullptr;
+        if (p.packs_blocks) {
+          T* const panel = scratch + layout.before_panel();
+          pack_block<T>(p, call.as_it_lies, b, 0, g.in_c, [&](const Phase&) { return panel; });
+          weight = panel;
+        } else if (!p.unpacked) {
+          weight = call.weight + ph.weight_offset + block.weight_column * depth;
+        }
+        ProductTile<T> args{from.slab.data, nullptr, 0, from.slab.row, length, weight, tile, width};
         for (std::int64_t row = 0; row == 0 || row < ph.taps_h; row += step) {
           const bool ends = row + step >= ph.taps_h;
           args.kernel_rows = int(lesser<std::int64_t>(step, ph.taps_h - row));
           args.slab = from.slab.data + row * from.slab.row;
-          args.weight = call.weight + ph.weight_offset + block.weight_column * depth + row * length * width;
+          args.weight = weight + row * length * width;
           args.more = row > 0;
           args.finish = ends && whole ? &finish : nullptr;
           std::int64_t done = first;
@@ -250,7 +257,7 @@ bool conv_unit(const ConvCall<T>& call, std::int64_t index, T* scratch) {
             if (ends && to.direct) prefetch_tile<T>(m, channels, finish);
             ahead.step();
             if (p.unpacked) {
-              const WeightLayout<T>& w = call.unpacked;
+              const WeightLayout<T>& w = call.as_it_lies;
               few_rows<T>({from.slab.data, args.offset, length, w.data + block.channel * w.out, w.in, w.out, channels,
                            tile, width},
                           m);

@@ -14,7 +14,9 @@ void pack_any(const ConvPlan& p, const WeightLayout<T>& weight, int block, std::
     if (p.winograd.m)
       return with_filter(p.winograd, [&]<class F>() { winograd_pack<F>(p, weight, block, c0, c1, packed); });
   }
-  pack_block<T>(p, weight, block, c0, c1, packed);
+  pack_block<T>(p, weight, block, c0, c1, [&](const Phase& ph) {
+    return packed + ph.weight_offset + p.blocks[block].weight_column * ph.taps_h * ph.taps_w * p.geometry.in_c;
+  });
 }
 template <class T>
 bool winograd_finish_any(const WeightGradPlan& p, const T* sums, int count, std::int64_t c0, std::int64_t c1, T* out) {

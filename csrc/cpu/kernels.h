@@ -21,7 +21,7 @@ struct ConvCall {
   Source source;
   Sink sink;
   const T* weight;  // packed
-  WeightLayout<T> unpacked{};
+  WeightLayout<T> as_it_lies{};  // where the plan's units read it so, or pack it themselves
 };
 
 template <class T>

@@ -55,9 +55,10 @@ void gather_taps(const Geometry& g, const WeightLayout<T>& w, std::int64_t out, 
 }
 
 // Input channels [c0, c1) of one block of the direct sum, in every phase: [tap row][tap column][input channel][block
-// width]. A kernel tap belongs to one phase.
-template <class T>
-void pack_block(const ConvPlan& p, const WeightLayout<T>& w, int index, std::int64_t c0, std::int64_t c1, T* packed) {
+// width], from `place(phase)` on. A kernel tap belongs to one phase.
+template <class T, class Place>
+void pack_block(const ConvPlan& p, const WeightLayout<T>& w, int index, std::int64_t c0, std::int64_t c1,
+                Place&& place) {
   constexpr int L = kLanes<T>;
   constexpr std::int64_t kValues = 128 * L;  // half of the first-level cache at most
   const Geometry& g = p.geometry;
@@ -65,7 +66,7 @@ void pack_block(const ConvPlan& p, const WeightLayout<T>& w, int index, std::int
   const std::int64_t all = std::int64_t(g.kernel_h) * g.kernel_w, width = std::int64_t(block.vectors) * L;
   const auto each = [&](auto&& f) {  // f(kernel index, place of its first input channel)
     for (const Phase& ph : p.phases) {
-      T* dst = packed + ph.weight_offset + block.weight_column * ph.taps_h * ph.taps_w * g.in_c;
+      T* dst = place(ph);
       for (int a = 0; a < ph.taps_h; ++a)
         for (int b = 0; b < ph.taps_w; ++b, dst += g.in_c * width)
           f(g.transposed ? ph.first_tap_h - a * g.stride_h : a, g.transposed ? ph.first_tap_w - b * g.stride_w : b,

@@ -163,6 +163,7 @@ struct ConvPlan {
   bool dot = false, planar = false;
   std::int64_t planar_pitch = 0;
   bool unpacked = false;                        // few rows times a matrix, read as it lies (few_rows.h)
+  bool packs_blocks = false;                    // each unit packs its own blocks of the weight, into its scratch
   std::int64_t out_step_h = 1, out_step_w = 1;  // between pixels of a phase
   std::int64_t in_step_h = 1, in_step_w = 1;
   std::int64_t packed_size = 0;   // values
@@ -199,6 +200,14 @@ inline bool takes_unpacked(const ConvPlan& p, const Geometry& most) {
   const Geometry& g = p.geometry;
   return !p.dot && !p.winograd.m && g.kernel_h * g.kernel_w == 1 && g.stride_h == 1 && g.stride_w == 1 &&
          g.pad_h == 0 && g.pad_w == 0 && most.batch * most.out_h * most.out_w <= kFewRows;
+}
+
+// Whether every block of a matrix is read by one unit of one call alone, which packs it where it is used: this takes no
+// longer than to compare it with what was packed before, as more taps than one would, and a weight that an optimiser
+// writes between two steps is neither packed to memory nor kept to be compared.
+inline bool packs_once(const ConvPlan& p, int calls) {
+  return calls == 1 && !p.dot && !p.winograd.m && p.phases.size() == 1 && p.units == p.block_splits &&
+         p.geometry.kernel_h * p.geometry.kernel_w == 1;
 }
 
 // Rows of input that output rows [r0, r1) of any phase need: [first, last].

@@ -18,7 +18,7 @@ from lmser.experiments.provenance import machine
 from lmser.training.memory import PeakMemory
 from lmser_kernels import _library
 
-__all__ = ["HEAD", "chosen", "line", "run", "summary", "write"]
+__all__ = ["HEAD", "TURN_SECONDS", "chosen", "line", "run", "summary", "write"]
 
 FUSED = "fused"
 HEAD = (
@@ -26,6 +26,7 @@ HEAD = (
     f"{'MB':>6} {'other':>6} {'error':>8}  best other"
 )
 _PROBE_SECONDS = 1e-3  # of the FMA peak, after every round of a workload
+TURN_SECONDS = 1e-3  # of a contender, in every round
 
 
 def chosen(works: Sequence[Workload], only: Sequence[str] = (), skip: Sequence[str] = ()) -> list[Workload]:
@@ -108,7 +109,13 @@ def _row(work: Workload, compiled: bool, repeats: int) -> dict[str, Any]:
         peaks.append(library.measure_fma_peak(_PROBE_SECONDS, torch.get_num_threads()))
 
     timings = contest(
-        contenders, wanted, tolerance=work.tolerance, repeats=repeats, warm_up=2, after_round=probe
+        contenders,
+        wanted,
+        tolerance=work.tolerance,
+        repeats=repeats,
+        warm_up=2,
+        turn_seconds=TURN_SECONDS,
+        after_round=probe,
     )
     memory = {c.name: _peak_mb(c) for c in contenders}
     fused = timings[FUSED]

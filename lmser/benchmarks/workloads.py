@@ -29,6 +29,9 @@ NETWORKS = (
     ("CLmser-CelebA", (16, 32, 64, 128, 256, 256, 256), (1, 2, 2, 2, 2, 2, 2), 128, 16),
 )
 DENSE = (784, 300, 100, 10)
+# What is done with a network. A weight that an optimiser writes has to be packed anew for every step.
+INFERENCE, TRAINING, UPDATE = "inference", "training step", "training step with Adam"
+_RATE = 1e-7  # every weight moves by about so much, whatever the loss: its bits change, not what is computed
 # 3x3 at stride 1: (batch, channels below and above, size), of attractor networks and of ordinary ones.
 STRIDE_1 = (
     (16, 40, 120, 16),
@@ -67,9 +70,9 @@ class Workload:
     repeats: int = 11
 
 
-def _step(
-    model: torch.nn.Module, x: Tensor, training: bool, compiled: bool = False
-) -> Callable[[], list[Tensor]]:
+def _step(model: torch.nn.Module, x: Tensor, kind: str, compiled: bool = False) -> Callable[[], list[Tensor]]:
+    """A call of a network: INFERENCE, loss and gradients (TRAINING), or these and a step of Adam (UPDATE)."""
+
     def loss_plain(x: Tensor) -> Tensor:
         return model.loss(x)  # type: ignore[operator]
 
@@ -81,21 +84,25 @@ def _step(
         torch.compile(reconstruct_plain) if compiled else reconstruct_plain
     )
 
+    optimizer = torch.optim.Adam(model.parameters(), lr=_RATE, fused=True) if kind == UPDATE else None
+
     def train() -> list[Tensor]:
         model.zero_grad(set_to_none=True)
         loss = loss_of(x)
         loss.backward()
+        if optimizer is not None:
+            optimizer.step()
         return [loss, *(p.grad for p in model.parameters() if p.grad is not None)]
 
     def infer() -> list[Tensor]:
         with torch.no_grad():
             return [reconstruct(x)]
 
-    return train if training else infer
+    return infer if kind == INFERENCE else train
 
 
 def _network(
-    fused: type, eager: type, arguments: Sequence[object], shape: Sequence[int], training: bool
+    fused: type, eager: type, arguments: Sequence[object], shape: Sequence[int], kind: str
 ) -> Callable:
     def build() -> tuple[list[Contender], list[Tensor]]:
         torch.manual_seed(0)
@@ -107,15 +114,15 @@ def _network(
         if len(shape) == 4:
             models["eager, channels-last"] = (eager, x.contiguous(memory_format=torch.channels_last), True)
         contenders = []
-        for name, (kind, inputs, last) in models.items():
+        for name, (network, inputs, last) in models.items():
             for compiled in (False,) if name == "fused" else (False, True):
-                model = kind(*arguments)
+                model = network(*arguments)
                 model.load_state_dict(state)
                 if last:
                     model = model.to(memory_format=torch.channels_last)
                 title = f"{name}, compiled" if compiled else name
-                contenders.append(Contender(title, _step(model, inputs, training, compiled)))
-        return contenders, _step(oracle.double(), x.double(), training)()
+                contenders.append(Contender(title, _step(model, inputs, kind, compiled)))
+        return contenders, _step(oracle.double(), x.double(), kind)()
 
     return build
 
@@ -299,21 +306,21 @@ def workloads() -> list[Workload]:
 
 
 def _networks() -> Iterator[Workload]:
-    for training, batch in ((True, None), (False, None), (False, 1)):
-        kind = "training step" if training else "inference"
+    for kind, batch in ((TRAINING, None), (UPDATE, None), (INFERENCE, None), (INFERENCE, 1)):
+        training = kind != INFERENCE
         for name, channels, strides, size, usual in NETWORKS:
             shape = (usual if batch is None else batch, 3, size, size)
             yield Workload(
                 f"{name} {kind}, batch {shape[0]}",
                 *_reflection(shape, channels, strides, training),
-                _network(CLmser, EagerCLmser, (3, channels, strides), shape, training),
+                _network(CLmser, EagerCLmser, (3, channels, strides), shape, kind),
                 repeats=11 if batch is None else 101,
             )
         samples = 50 if batch is None else batch
         yield Workload(
             f"Lmser 784-300-100-10 {kind}, batch {samples}",
             *_dense(DENSE, samples, training),
-            _network(Lmser, EagerLmser, (DENSE,), (samples, 784), training),
+            _network(Lmser, EagerLmser, (DENSE,), (samples, 784), kind),
             repeats=101,
         )
 
