@@ -223,6 +223,7 @@ py::dict plan(const std::string& op, const std::string& dtype, Four shape, Four 
   const std::string staging = channels_last || (g.in_h == 1 && g.in_w == 1)
                                   ? "; input rows are staged once per unit into a padded slab in the second-level cache"
                                   : "; the plainly contiguous input is turned to channels-last while it is staged";
+  const bool grouped = std::ranges::any_of(p.phases, [](const Phase& ph) { return ph.by_rows || ph.by_cols; });
   d["reason"] =
       (stride1 ? std::string(p.winograd.taps == 5 ? "5x5 at stride 1: 36 products for the direct sum's 100"
                                                   : "3x3 at stride 1: 36 products for the direct sum's 144") +
@@ -238,7 +239,7 @@ py::dict plan(const std::string& op, const std::string& dtype, Four shape, Four 
        : p.unpacked ? std::string("so few rows that packing the weight would cost more than the product")
        : p.dot      ? std::string("no more than half a register of output channels")
                     : std::string("the direct sum is the best compiled algorithm for this shape")) +
-      staging;
+      (grouped ? "; pixels that meet the padding with the same taps go together, without those" : "") + staging;
   return d;
 }
 

@@ -7,6 +7,7 @@
 #include <deque>
 #include <stdexcept>
 
+#include "all_finite.h"
 #include "buffer.h"
 #include "layout.h"
 #include "packed_store.h"
@@ -116,6 +117,22 @@ void pack(const InstructionSet& isa, const ThreadPool& pool, const ConvPlan& p, 
     pool.run(tasks, part);
 }
 
+template <class T>
+struct PackedWeight {
+  Buffer<T> values;
+  std::int64_t count;
+  // Found out when it is first asked for.
+  bool is_finite(const ThreadPool& pool) const {
+    int known = finite_.load(std::memory_order_relaxed);
+    if (known == kUnknown) finite_.store(known = all_finite(pool, values.get(), count), std::memory_order_relaxed);
+    return known != 0;
+  }
+
+ private:
+  static constexpr int kUnknown = -1;
+  mutable std::atomic<int> finite_{kUnknown};
+};
+
 }  // namespace
 
 struct PreparedConv::State {
@@ -153,7 +170,7 @@ class Prepared final : public PreparedConv::State {
     bool filtering;     // whether it was allowed
     int threads;
     ConvPlan plan;
-    std::shared_ptr<T[]> weight;
+    std::shared_ptr<const PackedWeight<T>> weight;
   };
 
   Geometry normal_form(Source& source, Sink& sink) const {
@@ -182,25 +199,31 @@ class Prepared final : public PreparedConv::State {
       for (const Packed& p : packed_)
         if (p.weight && packed_store::same_packing(p.plan, made.plan)) made.weight = p.weight;
       if (!made.weight) made.weight = packed_weight(pool, made.plan);
+      // Zero times what is not finite is something: then nothing of the padding is left out.
+      const bool grouped =
+          std::ranges::any_of(made.plan.phases, [](const Phase& ph) { return ph.by_rows || ph.by_cols; });
+      if (grouped && !made.weight->is_finite(pool))
+        for (Phase& ph : made.plan.phases) ph.by_rows = ph.by_cols = false;
     }
     packed_.push_back(std::move(made));
     return packed_.back();
   }
 
-  std::shared_ptr<T[]> packed_weight(const ThreadPool& pool, const ConvPlan& plan) const {
+  std::shared_ptr<const PackedWeight<T>> packed_weight(const ThreadPool& pool, const ConvPlan& plan) const {
     const packed_store::Weights weights{weight_, beside_};
     if (const auto kept = packed_store::find(isa_, pool, weights, plan, sizeof(T)))
-      return std::static_pointer_cast<T[]>(kept);
+      return std::static_pointer_cast<const PackedWeight<T>>(kept);
     View w = weight_, other = beside_;
     // A turned signal has its kernel turned with it; a 1 x k kernel read as k x 1 is the same memory.
     if (plan.geometry.kernel_h != geometry_.kernel_h) swap_axes(w), swap_axes(other);
-    Buffer<T> copy, packed = allocate<T>(plan.packed_size);
+    Buffer<T> copy;
+    const auto packed = std::make_shared<PackedWeight<T>>();
+    packed->values = allocate<T>(plan.packed_size), packed->count = plan.packed_size;
     Parts<T> parts{layout_of<T>(plan.geometry, w, copy)};
     if (other) parts.beside = turned<T>(other, w.c);
-    pack<T>(isa_, pool, plan, parts, packed.get());
-    std::shared_ptr<T[]> shared(packed.release(), packed.get_deleter());
-    packed_store::keep(isa_, weights, plan, sizeof(T), shared);
-    return shared;
+    pack<T>(isa_, pool, plan, parts, packed->values.get());
+    packed_store::keep(isa_, weights, plan, sizeof(T), packed);
+    return packed;
   }
 
   // False: a minimal-filtering unit met a value that is not finite.
@@ -211,7 +234,7 @@ class Prepared final : public PreparedConv::State {
       throw std::logic_error(
           "a state was to be compared where it lies by a kernel that does not look before it writes");
     const Kernels<T>& k = kernels_of<T>(isa_);
-    ConvCall<T> call{&p.plan, source, sink, p.weight.get()};
+    ConvCall<T> call{&p.plan, source, sink, p.weight ? p.weight->values.get() : nullptr};
     if (p.plan.unpacked || p.plan.packs_blocks) {
       Buffer<T> copy;
       call.as_it_lies = layout_of<T>(p.plan.geometry, weight_, copy);

@@ -6,6 +6,7 @@
 #include "conv_place.h"
 #include "few_rows.h"
 #include "pack_unit.h"
+#include "padding.h"
 #include "winograd_round.h"
 
 namespace lmser::LMSER_ISA {
@@ -129,31 +130,49 @@ bool conv_unit(const ConvCall<T>& call, std::int64_t index, T* scratch) {
     const std::int64_t q1 =
         greater(q0, lesser(ph.rows, div_up(greater<std::int64_t>(unit.r1 - ph.out_h0, 0), p.out_step_h)));
     std::int64_t pixels = 0;
+    // Pixels [begin, end) that meet the input with the same taps.
+    struct Group {
+      std::int64_t begin, end;
+      TapRange rows, cols;
+    };
+    Group groups[kMostGroups];
+    int group_count = 0;
     // From one pixel to the next along the axis that is counted fastest: one column is counted along its rows.
-    const bool column = ph.cols == 1;
     const std::int64_t in_row = p.in_step_h * from.slab.row, in_col = p.in_step_w * from.slab.col,
                        out_row_step = p.out_step_h * to.out.row, out_col = p.out_step_w * to.out.col;
-    for (std::int64_t n = 0; n < unit.n1 - unit.n0; ++n) {
-      std::int64_t first_in = n * from.slab.image + (ph.off_h + q0 * p.in_step_h - from.first_row) * from.slab.row +
-                              (ph.off_w - p.slab_w0) * from.slab.col,
-                   first_out = to.out.at(n, ph.out_h0 + q0 * p.out_step_h - unit.r0, ph.out_w0);
-      if (add_apart)
-        for (std::int64_t q = q0; q < q1; ++q) {
-          const std::int64_t row = (ph.out_h0 + q * p.out_step_h) / add_h - unit.r0 / add_h;
-          for (std::int64_t x = 0; x < ph.cols; ++x)
-            add_offset[pixels + (q - q0) * ph.cols + x] = to.add.at(n, row, (ph.out_w0 + x * p.out_step_w) / add_w);
-        }
-      const std::int64_t runs = column ? 1 : q1 - q0, run = column ? q1 - q0 : ph.cols,
-                         in_step = ph.taps_h ? column ? in_row : in_col : 0, out_step = column ? out_row_step : out_col;
-      for (std::int64_t q = 0; q < runs; ++q, first_in += in_row, first_out += out_row_step) {
-        const std::int64_t in0 = ph.taps_h ? first_in : 0;
-        for (std::int64_t x = 0; x < run; ++x) {
-          in_offset[pixels + x] = in0 + x * in_step;
-          out_offset[pixels + x] = first_out + x * out_step;
-        }
-        pixels += run;
-      }
-    }
+    for_tap_ranges(ph.by_rows, q0, q1, ph.off_h, p.in_step_h, ph.taps_h, g.in_h, [&](auto row0, auto row1, auto rows) {
+      for_tap_ranges(
+          ph.by_cols, 0, ph.cols, ph.off_w, p.in_step_w, ph.taps_w, g.in_w, [&](auto x0, auto x1, auto cols) {
+            const bool column = x1 - x0 == 1;
+            Group& group = groups[group_count++] = {pixels, pixels, rows, cols};
+            for (std::int64_t n = 0; n < unit.n1 - unit.n0; ++n) {
+              std::int64_t first_in = n * from.slab.image +
+                                      (ph.off_h + row0 * p.in_step_h - from.first_row) * from.slab.row +
+                                      (ph.off_w + x0 * p.in_step_w - p.slab_w0) * from.slab.col,
+                           first_out =
+                               to.out.at(n, ph.out_h0 + row0 * p.out_step_h - unit.r0, ph.out_w0 + x0 * p.out_step_w);
+              if (add_apart)
+                for (std::int64_t q = row0; q < row1; ++q) {
+                  const std::int64_t row = (ph.out_h0 + q * p.out_step_h) / add_h - unit.r0 / add_h;
+                  for (std::int64_t x = x0; x < x1; ++x)
+                    add_offset[pixels + (q - row0) * (x1 - x0) + x - x0] =
+                        to.add.at(n, row, (ph.out_w0 + x * p.out_step_w) / add_w);
+                }
+              const std::int64_t runs = column ? 1 : row1 - row0, run = column ? row1 - row0 : x1 - x0,
+                                 in_step = ph.taps_h ? column ? in_row : in_col : 0,
+                                 out_step = column ? out_row_step : out_col;
+              for (std::int64_t q = 0; q < runs; ++q, first_in += in_row, first_out += out_row_step) {
+                const std::int64_t in0 = ph.taps_h ? first_in : 0;
+                for (std::int64_t x = 0; x < run; ++x) {
+                  in_offset[pixels + x] = in0 + x * in_step;
+                  out_offset[pixels + x] = first_out + x * out_step;
+                }
+                pixels += run;
+              }
+            }
+            group.end = pixels;
+          });
+    });
     if (pixels == 0) continue;
     const std::int64_t depth = std::int64_t(ph.taps_h) * ph.taps_w * g.in_c;
     if (p.dot) {
@@ -224,8 +243,7 @@ bool conv_unit(const ConvCall<T>& call, std::int64_t index, T* scratch) {
       const std::int64_t last = lesser(first + group, pixels);
       for (int b = unit.block0; b < unit.block1; ++b) {
         const Block& block = p.blocks[b];
-        const std::int64_t tiles = div_up(last - first, kTilePixels[block.vectors]);
-        const int width = block.vectors * kLanes<T>,
+        const int most = kTilePixels[block.vectors], width = block.vectors * kLanes<T>,
                   channels = int(lesser<std::int64_t>(width, g.out_c - block.channel));
         TileFinish<T> finish = to.tile_finish(block.channel);
         const bool whole = channels == width && in_registers(to.activation) && !p.unpacked;
@@ -242,30 +260,42 @@ bool conv_unit(const ConvCall<T>& call, std::int64_t index, T* scratch) {
         }
         ProductTile<T> args{from.slab.data, nullptr, 0, from.slab.row, length, weight, tile, width};
         for (std::int64_t row = 0; row == 0 || row < ph.taps_h; row += step) {
-          const bool ends = row + step >= ph.taps_h;
-          args.kernel_rows = int(lesser<std::int64_t>(step, ph.taps_h - row));
-          args.slab = from.slab.data + row * from.slab.row;
-          args.weight = weight + row * length * width;
-          args.more = row > 0;
-          args.finish = ends && whole ? &finish : nullptr;
-          std::int64_t done = first;
-          for (std::int64_t t = 0; t < tiles; ++t) {
-            const int m = int(div_up(last - done, tiles - t));
-            args.offset = in_offset + done;
-            if (pieces) args.result = sums + (done - first) * width;
-            finish.offset = out_offset + done, finish.add_offset = add_offset + done;
-            if (ends && to.direct) prefetch_tile<T>(m, channels, finish);
-            ahead.step();
-            if (p.unpacked) {
-              const WeightLayout<T>& w = call.as_it_lies;
-              few_rows<T>({from.slab.data, args.offset, length, w.data + block.channel * w.out, w.in, w.out, channels,
-                           tile, width},
-                          m);
-            } else {
-              product_fn<T>(m, block.vectors)(args);
+          for (int i = 0; i < group_count; ++i) {
+            const Group& pixel = groups[i];
+            const std::int64_t begin = greater(pixel.begin, first), end = lesser(pixel.end, last);
+            const std::int64_t row0 = greater<std::int64_t>(row, pixel.rows.first),
+                               row1 = lesser<std::int64_t>(row + step, pixel.rows.last);
+            // All in the padding: a sum of nothing is finished once.
+            const bool nothing = pixel.rows.count() == 0;
+            if (begin >= end || (nothing ? row > 0 : row0 >= row1)) continue;
+            const bool ends = nothing || row1 == pixel.rows.last;
+            const std::int64_t skipped = pixel.cols.first * g.in_c, tiles = div_up(end - begin, most);
+            args.kernel_rows = nothing ? 0 : int(row1 - row0);
+            args.length = pixel.cols.count() * g.in_c;
+            args.slab = from.slab.data + (nothing ? 0 : row0 * from.slab.row + skipped);
+            args.weight = p.unpacked || nothing ? weight : weight + (row0 * length + skipped) * width;
+            args.weight_gap = (length - args.length) * width;
+            args.more = row0 > pixel.rows.first;
+            args.finish = ends && whole ? &finish : nullptr;
+            std::int64_t done = begin;
+            for (std::int64_t t = 0; t < tiles; ++t) {
+              const int m = int(div_up(end - done, tiles - t));
+              args.offset = in_offset + done;
+              if (pieces) args.result = sums + (done - first) * width;
+              finish.offset = out_offset + done, finish.add_offset = add_offset + done;
+              if (ends && to.direct) prefetch_tile<T>(m, channels, finish);
+              ahead.step();
+              if (p.unpacked) {
+                const WeightLayout<T>& w = call.as_it_lies;
+                few_rows<T>({from.slab.data, args.offset, length, w.data + block.channel * w.out, w.in, w.out, channels,
+                             tile, width},
+                            m);
+              } else {
+                product_fn<T>(m, block.vectors)(args);
+              }
+              if (ends && !whole) write_tile<T>(args.result, m, width, channels, finish);
+              done += m;
             }
-            if (ends && !whole) write_tile<T>(args.result, m, width, channels, finish);
-            done += m;
           }
         }
       }

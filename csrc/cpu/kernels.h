@@ -20,7 +20,7 @@ struct ConvCall {
   const ConvPlan* plan;
   Source source;
   Sink sink;
-  const T* weight;  // packed
+  const T* weight;               // packed
   WeightLayout<T> as_it_lies{};  // where the plan's units read it so, or pack it themselves
 };
 

@@ -4,6 +4,7 @@
 
 #include "divide.h"
 #include "filter_choice.h"
+#include "padding.h"
 
 namespace lmser {
 namespace {
@@ -171,6 +172,43 @@ void plan_winograd(ConvPlan& p, std::int64_t value_bytes, int threads) {
   p.slab_values = p.unit_images * p.slab_rows * p.slab_cols * g.in_c;
 }
 
+// Of a unit's tiles, in products of registers: what one of few pixels takes at least for a value of depth, and what any
+// takes besides.
+constexpr double kLeastTile = 8, kTileOverhead = 64;
+// What has to be saved before pixels are told apart: their tiles are less full and more in number.
+constexpr double kWorthGroups = 0.97;
+
+// Whether the pixels of a phase are told apart by what of their taps lies in the padding.
+void choose_groups(const ConvPlan& p, Phase& ph) {
+  const Geometry& g = p.geometry;
+  const int vectors = p.blocks.empty() ? 0 : p.blocks[0].vectors;
+  if (vectors == 0 || ph.taps_h * ph.taps_w <= 1) return;
+  const std::int64_t most = p.tile.pixels_by_width[vectors], images = p.row_units == 1 ? p.unit_images : 1;
+  double best = 0;
+  for (const bool by_rows : {false, true})
+    for (const bool by_cols : {false, true}) {
+      double cost = 0;
+      int groups = 0;
+      for_tap_ranges(by_rows, 0, ph.rows, ph.off_h, p.in_step_h, ph.taps_h, g.in_h,
+                     [&](std::int64_t q0, std::int64_t q1, TapRange rows) {
+                       for_tap_ranges(by_cols, 0, ph.cols, ph.off_w, p.in_step_w, ph.taps_w, g.in_w,
+                                      [&](std::int64_t x0, std::int64_t x1, TapRange cols) {
+                                        const std::int64_t pixels = images * (q1 - q0) * (x1 - x0),
+                                                           tiles = ceil_div(pixels, most);
+                                        const double depth = double(rows.count()) * cols.count() * double(g.in_c),
+                                                     tile = double(pixels) / double(tiles) * vectors;
+                                        cost += double(tiles) * (std::max(tile, kLeastTile) * depth + kTileOverhead);
+                                        ++groups;
+                                      });
+                     });
+      if (groups > kMostGroups) continue;
+      if (best == 0 || cost < best) {
+        best = by_rows || by_cols ? cost : kWorthGroups * cost;
+        ph.by_rows = by_rows, ph.by_cols = by_cols;
+      }
+    }
+}
+
 ConvPlan plan_conv(const Geometry& g, const TileShape& tile, std::int64_t value_bytes, int threads, Filtering filtering,
                    int calls) {
   ConvPlan p;
@@ -265,6 +303,8 @@ ConvPlan plan_conv(const Geometry& g, const TileShape& tile, std::int64_t value_
     p.slab_values = p.unit_images * p.slab_rows * p.slab_cols * g.in_c;
     p.units = p.block_splits = threads;
   }
+  if (!p.dot)
+    for (Phase& ph : p.phases) choose_groups(p, ph);
   return p;
 }
 
@@ -293,6 +333,25 @@ static void split_tiles(WeightGradPlan& p, std::int64_t wanted, int threads) {
 // A sum for every thread is refused where it would take more memory than this.
 static bool fits(const WeightGradPlan& p, std::int64_t value_bytes, int threads) {
   return double(p.sum_values) * double(value_bytes) * threads <= 256e6;
+}
+
+// Of the products of a weight gradient those of the padding, for every value of the sum: what is saved by leaving them
+// out, less reading the sums once more, which tells where it must not be done. That every pixel has a tap that meets
+// the input is needed for that.
+constexpr double kLeastInside = 64, kLeastShareInside = 0.04;
+static bool worth_inside(const Geometry& g) {
+  if ((g.pad_h == 0 && g.pad_w == 0) || g.pad_h >= g.kernel_h || g.pad_w >= g.kernel_w) return false;
+  const auto share = [](int taps, int stride, int pad, std::int64_t in, std::int64_t out) {
+    std::int64_t met = 0;
+    for (int i = 0; i < taps; ++i) {
+      const OutputRange range = outputs_inside(i, i, stride, pad, in, out);
+      met += range.last - range.first;
+    }
+    return double(met) / double(std::max<std::int64_t>(1, taps * out));
+  };
+  const double left_out = 1 - share(g.kernel_h, g.stride_h, g.pad_h, g.in_h, g.out_h) *
+                                  share(g.kernel_w, g.stride_w, g.pad_w, g.in_w, g.out_w);
+  return left_out >= kLeastShareInside && left_out * double(g.batch * g.out_h * g.out_w) >= kLeastInside;
 }
 
 WeightGradPlan plan_weight_grad(const Geometry& g, const TileShape& tile, std::int64_t value_bytes, int threads,
@@ -354,6 +413,7 @@ WeightGradPlan plan_weight_grad(const Geometry& g, const TileShape& tile, std::i
   const double values = double(g.batch) * (double(g.in_h) * double(g.in_w) * double(g.in_c) +
                                            double(g.out_h) * double(g.out_w) * double(g.out_c));
   p.split_pixels = p.units >= threads && 2.0 * double(p.sum_values) < values && fits(p, value_bytes, threads);
+  p.inside = filtering != Filtering::never && worth_inside(g);
   return p;
 }
 

@@ -91,7 +91,12 @@ struct Phase {
   int taps_h, taps_w;
   int first_tap_h, first_tap_w;  // kernel index of tap 0; the next is one up (conv) or one stride down
   std::int64_t weight_offset;    // into the packed weight, in values
+  // Whether pixels are told apart by the rows, and the columns, of their taps that lie in the padding: pixels that have
+  // the same go together, and nothing is multiplied by zeros.
+  bool by_rows = false, by_cols = false;
 };
+// Most groups of pixels that a phase may have.
+inline constexpr int kMostGroups = 64;
 
 struct Geometry {
   bool transposed = false;
@@ -241,6 +246,7 @@ struct WeightGradPlan {
   WinogradGrid winograd;
   std::int64_t tile_rows = 0;  // of the grid, a unit
   bool split_pixels = true;    // else tasks take bands, and one sum serves all
+  bool inside = false;         // pixels whose value under a tap is of the padding are left out of its sum
   // Minimal filtering with one sum: so many units are transformed to points that all threads share, of so many pairs
   // before their products, which read and write the sum once for all of them.
   std::int64_t round_units = 0, round_pairs = 1;

@@ -47,6 +47,7 @@ struct ProductTile {
   // How far ahead of the products weights are fetched into the first-level cache: where few tiles share a panel of them
   // it comes from farther, and the end of one fetches the next.
   std::int64_t ahead = 0;
+  std::int64_t weight_gap = 0;  // values of the weight between two kernel rows that are not multiplied
 };
 
 template <Activation A, class T, int M, int V>
@@ -141,6 +142,7 @@ void product_tile(const ProductTile<T>& t) {
     for (; k < length; ++k, w += V * L) product_step<T, M, V, 1>(sum, pixel, k, w, ahead);
 #pragma GCC unroll 32
     for (int m = 0; m < M; ++m) pixel[m] += t.row_stride;
+    w += t.weight_gap;
   }
   if (t.finish) return finish_tile<T, M, V>(sum, *t.finish);
 #pragma GCC unroll 32

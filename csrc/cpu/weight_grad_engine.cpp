@@ -7,6 +7,7 @@
 #include <cstring>
 #include <stdexcept>
 
+#include "all_finite.h"
 #include "buffer.h"
 #include "layout.h"
 #include "transpose.h"
@@ -56,9 +57,10 @@ class Sum final : public WeightGradSum::State {
     accumulate(pairs, first);
   }
 
-  // False, and nothing is written, where a minimal-filtering sum is not finite.
+  // False, and nothing is written, where a sum is not finite that was not made of all products.
   bool finish(View grad, bool accumulate) override {
     add_products();
+    if (inside_ && !all_finite(pool_, sum_.get(), plan_.sum_values * sums_)) return false;
     if (swapped_) std::swap(grad.n, grad.c), std::swap(grad.sn, grad.sc);
     std::int64_t partial = sums_;  // how many sums are left to add
     if (plan_.winograd.m) {
@@ -95,6 +97,7 @@ class Sum final : public WeightGradSum::State {
         a.sum_values != b.sum_values || a.sum_length != b.sum_length || turned_ != other.turned_ ||
         swapped_ != other.swapped_)
       return false;
+    inside_ |= other.inside_;
     const auto part = [&](std::int64_t first, std::int64_t last) {
       T* const to = sum_.get();
       for (std::int64_t t = 0; t < other.sums_; ++t) {
@@ -120,6 +123,7 @@ class Sum final : public WeightGradSum::State {
     turned_ = turned, swapped_ = swapped;
     plan_ =
         plan_weight_grad(g, k_.tile, sizeof(T), pool_.threads, winograd_ ? Filtering::where_faster : Filtering::never);
+    inside_ = plan_.inside;
     bands_ = plan_.bands_per_row * plan_.sum_rows;
     tasks_ =
         std::max<std::int64_t>(1, std::min<std::int64_t>(pool_.threads, plan_.split_pixels ? plan_.units : bands_));
@@ -289,7 +293,7 @@ class Sum final : public WeightGradSum::State {
   const Kernels<T>& k_;
   ThreadPool pool_;
   Geometry geometry_;
-  bool winograd_, turned_ = false, swapped_ = false;
+  bool winograd_, turned_ = false, swapped_ = false, inside_ = false;
   WeightGradPlan plan_;
   std::int64_t bands_ = 0, tasks_ = 1, sums_ = 1;
   Buffer<T> sum_;

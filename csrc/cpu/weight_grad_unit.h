@@ -2,6 +2,7 @@
 #pragma once
 
 #include "conv_unit.h"
+#include "padding.h"
 
 namespace lmser::LMSER_ISA {
 
@@ -132,6 +133,20 @@ inline void grad_products(const WeightGradCall<float>& call, std::int64_t pairs,
   });
 }
 
+// Of `rows` rows of pixels from `first` on those for which a value under one of the band's taps is not of the padding.
+struct PixelRange {
+  std::int64_t row, rows, col, cols;
+};
+inline PixelRange pixels_inside(const WeightGradPlan& p, std::int64_t band, std::int64_t first, std::int64_t rows) {
+  const Geometry& g = p.geometry;
+  const std::int64_t bands = p.bands_per_row, i = band / bands, b = band % bands,
+                     tap0 = p.sum_length * b / bands / g.in_c, tap1 = (p.sum_length * (b + 1) / bands - 1) / g.in_c;
+  const OutputRange down = outputs_inside(i, i, g.stride_h, g.pad_h, g.in_h, g.out_h),
+                    across = outputs_inside(tap0, tap1, g.stride_w, g.pad_w, g.in_w, g.out_w);
+  const std::int64_t row = between(down.first - first, 0, rows);
+  return {row, between(down.last - first, row, rows) - row, across.first, across.last - across.first};
+}
+
 template <class T>
 void weight_grad_unit(const WeightGradCall<T>& call, std::int64_t unit, std::int64_t band0, std::int64_t band1,
                       T* scratch) {
@@ -230,12 +245,21 @@ void weight_grad_unit(const WeightGradCall<T>& call, std::int64_t unit, std::int
         }
         part.small = small + v * kLanes<T> * (direct ? 1 : all) + n * part.small_image + r * part.small_row;
         const T* const from = big + n * t.big_image + r * t.big_row;
-        if (part.cols == 1) {  // one pixel a row: let rows be the inner loop
-          part.cols = part.rows, part.big_col = part.big_row, part.small_col = part.small_row;
-          part.rows = 1;
+        for (std::int64_t band = band0; band < band1; ++band) {
+          GradientTile<T> inside = part;
+          const T* under = from + band / p.bands_per_row * kernel_row;
+          if (p.inside) {
+            const PixelRange range = pixels_inside(p, band, r0 + r, part.rows);
+            inside.rows = range.rows, inside.cols = range.cols;
+            inside.small += range.row * part.small_row + range.col * part.small_col;
+            under += range.row * part.big_row + range.col * part.big_col;
+          }
+          if (inside.cols == 1) {  // one pixel a row: let rows be the inner loop
+            inside.cols = inside.rows, inside.big_col = inside.big_row, inside.small_col = inside.small_row;
+            inside.rows = 1;
+          }
+          gradient_band<T>(p, inside, band, under, v, width, call.sum);
         }
-        for (std::int64_t band = band0; band < band1; ++band)
-          gradient_band<T>(p, part, band, from + band / p.bands_per_row * kernel_row, v, width, call.sum);
       });
 }
 
