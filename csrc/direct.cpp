@@ -17,7 +17,7 @@ py::object conv2d_add_act(Arguments& a) {
   a.require(shaped(add, g.batch, g.out_c, g.out_h, g.out_w) && (!bias || bias.c == g.out_c));
   a.require_size(g.batch, g.out_c, g.out_h, g.out_w);
   if (!a.complete()) return py::none();
-  const bool last = channels_last(x);
+  const bool last = channels_last(telling(x, add));
   const py::object h = a.empty(last, g.batch, g.out_c, g.out_h, g.out_w, sink.out);
   const py::object drive = want_drive ? a.empty(last, g.batch, g.out_c, g.out_h, g.out_w, sink.drive) : py::none();
   Source source = source_of(x);
@@ -46,8 +46,7 @@ py::object conv_transpose2d_add_act(Arguments& a) {
             slope_fits(input_slope) && (sink.gate_slope == 0 || sink.activation <= Activation::leaky_relu));
   a.require_size(g.batch, g.in_c, height, width);
   if (!a.complete()) return py::none();
-  // Of a map of one pixel the layout cannot be told; what joins it tells.
-  const bool last = channels_last(z.h * z.w > 1 ? z : add ? add : gate ? gate : z);
+  const bool last = channels_last(telling(z, add, gate));
   const py::object h = a.empty(last, g.batch, g.in_c, height, width, sink.out);
   const py::object drive = want_drive ? a.empty(last, g.batch, g.in_c, height, width, sink.drive) : py::none();
   run(transposed(g), gated(z, input_gate, input_slope), sink, w, bias);

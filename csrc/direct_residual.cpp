@@ -102,8 +102,7 @@ py::object residual_down(Arguments& a) {
   require_like(a, x);
   if (!a.complete()) return py::none();
   Sink inner;
-  // Of a map of one pixel the layout cannot be told; what joins it tells.
-  const bool last = channels_last(g.h * g.w > 1 || !gate ? g : gate);
+  const bool last = channels_last(telling(g, gate));
   const py::object u = a.empty(last, x.n, x.c, x.h, x.w, inner.out);
   Sink outer = added_to(inner.out);
   outer.gate = gate, outer.gate_slope = slope;

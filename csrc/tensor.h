@@ -102,6 +102,12 @@ inline bool channels_last(const View& v) {
   };
   return matches(v.h * v.w * v.c, 1, v.w * v.c, v.c) && !matches(v.c * v.h * v.w, v.h * v.w, v.w, 1);
 }
+// The first of a source and what joins it whose layout can be told. It cannot of a map of one pixel, nor of one channel
+// that lies plainly contiguous.
+inline const View& telling(const View& source, const View& add, const View& gate = {}) {
+  const auto tells = [](const View& v) { return v && v.h * v.w != 1 && (v.c != 1 || v.sc == 1); };
+  return tells(source) ? source : tells(add) ? add : tells(gate) ? gate : source;
+}
 // Uninitialised, on the device and of the dtype of `like`; large ones on the CPU from the output store.
 Tensor empty_4d(const Tensor& like, bool last, std::int64_t n, std::int64_t c, std::int64_t h, std::int64_t w);
 inline Tensor empty_1d(const Tensor& like, std::int64_t n) {

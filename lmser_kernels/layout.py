@@ -21,6 +21,17 @@ def is_channels_last(t: Tensor) -> bool:
     return not t.is_contiguous()
 
 
+def telling(source: Tensor, *joins: Tensor | None) -> Tensor:
+    """The first of `source` and what joins it whose layout can be told; `source` where there is none.
+
+    It cannot of a map of one pixel, nor of one channel that lies plainly contiguous.
+    """
+    for t in (source, *joins):
+        if t is not None and t.shape[2] * t.shape[3] != 1 and (t.shape[1] != 1 or t.stride(1) == 1):
+            return t
+    return source
+
+
 def empty_like_layout(like: Tensor, size: Sequence[int]) -> Tensor:
     """An empty tensor of `size`, channels-last where `like` is that (see `is_channels_last`)."""
     return torch.empty(

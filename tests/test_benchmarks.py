@@ -83,7 +83,8 @@ def test_short_calls_are_timed_in_blocks_of_one_length() -> None:
     )
     in_turns = calls["short"] - 2  # verified and warmed up
     assert calls["long"] - 2 == in_turns
-    assert in_turns % 2 == 0 and 4 <= in_turns <= 16  # a call sleeps for a millisecond at least
+    assert in_turns % 2 == 0
+    assert 4 <= in_turns <= 16  # a call sleeps for a millisecond at least
     assert [len(timing.seconds) for timing in found.values()] == [2, 2]
     assert 1e-3 <= found["short"].median < found["long"].median
     alone = contest([counted("long", 1e-3)], [torch.ones(1)], tolerance=1, repeats=3, turn_seconds=0.5e-3)

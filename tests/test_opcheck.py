@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch.library import opcheck
 
+from lmser_kernels import conv2d_add_act, conv_transpose2d_add_act
+
 pytestmark = pytest.mark.native
 
 
@@ -210,6 +212,29 @@ def test_one_pixel_takes_the_layout_of_what_joins_it(gated, channels_last):
     operator = torch.ops.lmser.conv_transpose2d_add_act.default
     opcheck(operator, (z, weight, add, None, gate, *call))
     h, _ = operator(z, weight, add, None, gate, *call)
+    assert h.is_contiguous(memory_format=torch.channels_last) == channels_last
+
+
+@pytest.mark.parametrize("down", [False, True], ids=["up", "down"])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_one_plain_channel_takes_the_layout_of_what_joins_it(down, channels_last):
+    source, weight = tensor(2, 1, 6, 6), tensor(*((1, 5) if down else (5, 1)), 3, 3)
+    add = tensor(2, 5, 6, 6, channels_last=channels_last, requires_grad=False)
+    tail = ((1, 1), "tanh", 0.0, False)
+    if down:
+        call = (None, (1, 1), (1, 1), (6, 6), *tail, 0.0, None, 0.0, False)
+        operator = torch.ops.lmser.conv_transpose2d_add_act.default
+    else:
+        call = ((1, 1), (1, 1), *tail)
+        operator = torch.ops.lmser.conv2d_add_act.default
+    opcheck(operator, (source, weight, add, None, *call))
+    h, _ = operator(source, weight, add, None, *call)
+    assert h.is_contiguous(memory_format=torch.channels_last) == channels_last
+    said, _ = operator(source.detach().to(memory_format=torch.channels_last), weight, add, None, *call)
+    assert said.is_contiguous(memory_format=torch.channels_last)
+    function = conv_transpose2d_add_act if down else conv2d_add_act
+    with torch.no_grad():  # without the dispatcher
+        h = function(source, weight, add, padding=1)
     assert h.is_contiguous(memory_format=torch.channels_last) == channels_last
 
 

@@ -34,8 +34,8 @@ LMSER_HD OutputRange outputs_inside(std::int64_t low, std::int64_t high, int str
   return {first, between(after < 0 ? 0 : after / stride + 1, first, out)};
 }
 
-// f(q0, q1, taps): consecutive outputs of `count` that meet the input with the same taps, output q with those from
-// value `offset + q * step` on; all with all taps where they are not to be told apart.
+// f(first, end, taps): consecutive outputs of [q0, q1) that meet the input with the same taps, of which the first lies
+// over value `offset + q * step`; all with all taps where they are not to be told apart.
 template <class F>
 LMSER_HD void for_tap_ranges(bool apart, std::int64_t q0, std::int64_t q1, std::int64_t offset, std::int64_t step,
                              int taps, std::int64_t size, F&& f) {
@@ -43,6 +43,7 @@ LMSER_HD void for_tap_ranges(bool apart, std::int64_t q0, std::int64_t q1, std::
   for (std::int64_t q = q0; q < q1;) {
     const TapRange range = taps_inside(offset + q * step, taps, size);
     std::int64_t end = q + 1;
+    if (range.count() == taps) end = between((size - taps - offset) / step + 1, end, q1);  // up to the far edge
     while (end < q1 && taps_inside(offset + end * step, taps, size) == range) ++end;
     f(q, end, range);
     q = end;

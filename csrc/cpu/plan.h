@@ -207,9 +207,9 @@ inline bool takes_unpacked(const ConvPlan& p, const Geometry& most) {
          g.pad_h == 0 && g.pad_w == 0 && most.batch * most.out_h * most.out_w <= kFewRows;
 }
 
-// Whether every block of a matrix is read by one unit of one call alone, which packs it where it is used: this takes no
-// longer than to compare it with what was packed before, as more taps than one would, and a weight that an optimiser
-// writes between two steps is neither packed to memory nor kept to be compared.
+// Whether the weight is a matrix, each block of which is read by one unit of one call alone. The unit packs it where it
+// is used, which takes no longer than to compare it with what was packed before (more taps than one would take longer);
+// a weight that an optimiser writes between two steps is then neither packed to memory nor kept to be compared.
 inline bool packs_once(const ConvPlan& p, int calls) {
   return calls == 1 && !p.dot && !p.winograd.m && p.phases.size() == 1 && p.units == p.block_splits &&
          p.geometry.kernel_h * p.geometry.kernel_w == 1;

@@ -146,7 +146,7 @@ std::tuple<Tensor, Tensor> conv2d_add_act(const Tensor& x, const Tensor& weight,
   sink.activation = activation_named(activation), sink.slope = slope;
   sink.add = same_shape_view(add, "add", x, "x", g.batch, g.out_c, g.out_h, g.out_w);
   const View b = bias_view(bias, x, "x", g.out_c);
-  const bool last = channels_last(v);
+  const bool last = channels_last(telling(v, sink.add));
   Tensor h = empty_4d(x, last, g.batch, g.out_c, g.out_h, g.out_w);
   Tensor drive = with_drive ? empty_4d(x, last, g.batch, g.out_c, g.out_h, g.out_w) : empty_1d(x, 0);
   sink.out = view_of(h, "h");
@@ -179,9 +179,7 @@ std::tuple<Tensor, Tensor> conv_transpose2d_add_act(const Tensor& z, const Tenso
   sink.gate_slope = gate_slope;
   sink.gate = same_shape_view(gate, "gate", z, "z", g.batch, g.in_c, out_h, out_w);
   const View b = bias_view(bias, z, "z", g.in_c);
-  // Of a map of one pixel the layout cannot be told; what joins it tells.
-  const View& tells = v.h * v.w > 1 ? v : sink.add ? sink.add : sink.gate ? sink.gate : v;
-  const bool last = channels_last(tells);
+  const bool last = channels_last(telling(v, sink.add, sink.gate));
   Tensor h = empty_4d(z, last, g.batch, g.in_c, out_h, out_w);
   Tensor drive = with_drive ? empty_4d(z, last, g.batch, g.in_c, out_h, out_w) : empty_1d(z, 0);
   sink.out = view_of(h, "h");

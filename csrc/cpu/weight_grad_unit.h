@@ -245,20 +245,25 @@ void weight_grad_unit(const WeightGradCall<T>& call, std::int64_t unit, std::int
         }
         part.small = small + v * kLanes<T> * (direct ? 1 : all) + n * part.small_image + r * part.small_row;
         const T* const from = big + n * t.big_image + r * t.big_row;
+        const auto rows_inside = [](GradientTile<T> tile) {  // one pixel a row: let rows be the inner loop
+          if (tile.cols == 1) {
+            tile.cols = tile.rows, tile.big_col = tile.big_row, tile.small_col = tile.small_row;
+            tile.rows = 1;
+          }
+          return tile;
+        };
+        GradientTile<T> tile = rows_inside(part);
         for (std::int64_t band = band0; band < band1; ++band) {
-          GradientTile<T> inside = part;
           const T* under = from + band / p.bands_per_row * kernel_row;
           if (p.inside) {
             const PixelRange range = pixels_inside(p, band, r0 + r, part.rows);
-            inside.rows = range.rows, inside.cols = range.cols;
-            inside.small += range.row * part.small_row + range.col * part.small_col;
+            tile = part;
+            tile.rows = range.rows, tile.cols = range.cols;
+            tile.small += range.row * part.small_row + range.col * part.small_col;
             under += range.row * part.big_row + range.col * part.big_col;
+            tile = rows_inside(tile);
           }
-          if (inside.cols == 1) {  // one pixel a row: let rows be the inner loop
-            inside.cols = inside.rows, inside.big_col = inside.big_row, inside.small_col = inside.small_row;
-            inside.rows = 1;
-          }
-          gradient_band<T>(p, inside, band, under, v, width, call.sum);
+          gradient_band<T>(p, tile, band, under, v, width, call.sum);
         }
       });
 }

@@ -87,7 +87,8 @@ def conv2d_add_act(
 
     Returns:
         `h (N, C_out, H', W')`, `H' = floor((floor(H / pool) + 2 padding - kh) / stride) + 1`, of `x`'s
-        dtype; the compiled kernel keeps `x`'s memory format.
+        dtype; the compiled kernel keeps `x`'s memory format, that of `add` where `x` is one pixel or
+        one plainly contiguous channel.
 
     Differentiable to any order; saves its inputs and `h` for backward. Sums accumulate in float32 (float64
     for float64). Under autocast the arguments are cast first, as `F.conv2d`'s are.
@@ -224,7 +225,8 @@ def conv_transpose2d_add_act(
 
     Returns:
         `h (N, C_in, out_h · upsample_h, out_w · upsample_w)` of `z`'s dtype; the compiled kernel keeps
-        `z`'s memory format, that of `add` or `gate` where `z` is one pixel.
+        `z`'s memory format, that of `add` or `gate` where `z` is one pixel or one plainly
+        contiguous channel.
 
     Differentiable to any order; saves its inputs and `h` for backward. Sums accumulate in float32 (float64
     for float64). Under autocast the arguments are cast first, as `F.conv_transpose2d`'s are.

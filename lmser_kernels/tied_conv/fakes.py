@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from lmser_kernels.dispatch import fake
-from lmser_kernels.layout import empty_like_layout
+from lmser_kernels.layout import empty_like_layout, telling
 
 Ints = Sequence[int]
 Maybe = Tensor | None
@@ -35,7 +35,8 @@ def _(
         (x.shape[2] // pool[0] + 2 * padding[0] - weight.shape[2]) // stride[0] + 1,
         (x.shape[3] // pool[1] + 2 * padding[1] - weight.shape[3]) // stride[1] + 1,
     )
-    return empty_like_layout(x, size), empty_like_layout(x, size) if drive else x.new_empty(0)
+    like = telling(x, add)
+    return empty_like_layout(like, size), empty_like_layout(like, size) if drive else x.new_empty(0)
 
 
 @fake("conv_transpose2d_add_act")
@@ -58,10 +59,7 @@ def _(
     spread: bool,
 ) -> tuple[Tensor, Tensor]:
     size = (z.shape[0], weight.shape[1], output_size[0] * upsample[0], output_size[1] * upsample[1])
-    # Of a map of one pixel the layout cannot be told; what joins it tells.
-    like = z
-    if z.shape[2] * z.shape[3] == 1 and (add is not None or gate is not None):
-        like = gate if add is None else add  # type: ignore[assignment]
+    like = telling(z, add, gate)
     return empty_like_layout(like, size), empty_like_layout(like, size) if drive else z.new_empty(0)
 
 

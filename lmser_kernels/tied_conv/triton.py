@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from lmser_kernels.layout import telling
 from lmser_kernels.tied_conv.triton_drives import Source, down, pair, up
 
 Ints = Sequence[int]
@@ -30,7 +31,7 @@ def conv2d_add_act(
     )
     h, linear = up(
         x, weight, stride=stride, padding=padding, size=size, pool=pool, add=add, bias=bias,
-        activation=activation, slope=slope, drive=drive,
+        activation=activation, slope=slope, like=telling(x, add), drive=drive,
     )  # fmt: skip
     return h, x.new_empty(0) if linear is None else linear
 
@@ -53,13 +54,10 @@ def conv_transpose2d_add_act(
     input_slope: float,
     spread: bool,
 ) -> tuple[Tensor, Tensor]:
-    # Of a map of one pixel the layout cannot be told; what joins it tells.
-    joins = gate if add is None else add
-    like = joins if z.shape[2] * z.shape[3] == 1 and joins is not None else z
     h, linear = down(
         z, weight, stride=stride, padding=padding, size=output_size, upsample=upsample, spread=spread,
         source=Source(gate=input_gate, gate_slope=input_slope), add=add, bias=bias, gate=gate,
-        gate_slope=gate_slope, activation=activation, slope=slope, like=like, drive=drive,
+        gate_slope=gate_slope, activation=activation, slope=slope, like=telling(z, add, gate), drive=drive,
     )  # fmt: skip
     return h, z.new_empty(0) if linear is None else linear
 
