@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "divide.h"
+#include "padding.h"
 
 namespace lmser {
 namespace {
@@ -10,6 +11,15 @@ namespace {
 // In products for each pair of channels: packing a weight 36 points wide instead of 9, or, for each lane of a register,
 // where the packed weight leaves the caches; and forming a filtered gradient of it, zeroed, added to and brought back.
 constexpr double kPack = 40, kLargePack = 48, kLargePackBytes = 4 << 20, kGradSum = 800;
+
+// Of the direct sum's products those that it makes: those of the padding are left out, of few images by rows alone.
+double share_made(const Geometry& g) {
+  constexpr std::int64_t kFewImages = 4;
+  const std::int64_t big_h = g.transposed ? g.out_h : g.in_h, small_h = g.transposed ? g.in_h : g.out_h,
+                     big_w = g.transposed ? g.out_w : g.in_w, small_w = g.transposed ? g.in_w : g.out_w;
+  const double rows = share_inside(g.kernel_h, g.stride_h, g.pad_h, big_h, small_h);
+  return g.batch < kFewImages ? rows : rows * share_inside(g.kernel_w, g.stride_w, g.pad_w, big_w, small_w);
+}
 
 // The grid that needs fewest products, or none where the direct sum is better. Measured on float32, 3x3 at stride 2:
 // below 32 channels on either side the transforms eat the gain, and with registers of 8 values below 128.
@@ -19,7 +29,7 @@ WinogradGrid winograd_grid(const Geometry& g, std::int64_t value_bytes, int lane
   WinogradGrid best;
   if (value_bytes != 4 || g.kernel_h != 3 || g.kernel_w != 3 || g.stride_h != 2 || g.stride_w != 2) return best;
   if (g.pad_h > 2 || g.pad_w > 2 || std::min(g.in_c, g.out_c) < channels) return best;
-  double least = 9.0 / 1.15 * (g.transposed ? double(g.in_h * g.in_w) : double(g.out_h * g.out_w));
+  double least = 9.0 / 1.15 * share_made(g) * (g.transposed ? double(g.in_h * g.in_w) : double(g.out_h * g.out_w));
   for (int m : {3, 2}) {
     WinogradGrid w;
     w.m = m;

@@ -34,6 +34,16 @@ LMSER_HD OutputRange outputs_inside(std::int64_t low, std::int64_t high, int str
   return {first, between(after < 0 ? 0 : after / stride + 1, first, out)};
 }
 
+// Of the products of an axis of a convolution those that meet the input.
+LMSER_HD double share_inside(int taps, int stride, int pad, std::int64_t in, std::int64_t out) {
+  std::int64_t met = 0;
+  for (int i = 0; i < taps; ++i) {
+    const OutputRange range = outputs_inside(i, i, stride, pad, in, out);
+    met += range.last - range.first;
+  }
+  return taps * out > 0 ? double(met) / double(taps * out) : 1;
+}
+
 // f(first, end, taps): consecutive outputs of [q0, q1) that meet the input with the same taps, of which the first lies
 // over value `offset + q * step`; all with all taps where they are not to be told apart.
 template <class F>

@@ -341,16 +341,8 @@ static bool fits(const WeightGradPlan& p, std::int64_t value_bytes, int threads)
 constexpr double kLeastInside = 64, kLeastShareInside = 0.04;
 static bool worth_inside(const Geometry& g) {
   if ((g.pad_h == 0 && g.pad_w == 0) || g.pad_h >= g.kernel_h || g.pad_w >= g.kernel_w) return false;
-  const auto share = [](int taps, int stride, int pad, std::int64_t in, std::int64_t out) {
-    std::int64_t met = 0;
-    for (int i = 0; i < taps; ++i) {
-      const OutputRange range = outputs_inside(i, i, stride, pad, in, out);
-      met += range.last - range.first;
-    }
-    return double(met) / double(std::max<std::int64_t>(1, taps * out));
-  };
-  const double left_out = 1 - share(g.kernel_h, g.stride_h, g.pad_h, g.in_h, g.out_h) *
-                                  share(g.kernel_w, g.stride_w, g.pad_w, g.in_w, g.out_w);
+  const double left_out = 1 - share_inside(g.kernel_h, g.stride_h, g.pad_h, g.in_h, g.out_h) *
+                                  share_inside(g.kernel_w, g.stride_w, g.pad_w, g.in_w, g.out_w);
   return left_out >= kLeastShareInside && left_out * double(g.batch * g.out_h * g.out_w) >= kLeastInside;
 }
 
