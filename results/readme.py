@@ -20,6 +20,7 @@ SHOWN = {
     "recognition-paper": ("accuracy %, attacks",),
     "classification-paper": ("Accuracy",),
     "semisup-mnist-paper": ("Table 2", "What limits it"),
+    "semisup-mnist-supervised-paper": ("Table 2",),
     "semisup-mnist-draws-paper": ("The search",),
     "cban-bars-paper": ("As printed", "Calibrated"),
     "cban-mnist-paper": ("As printed", "Calibrated"),
@@ -29,6 +30,7 @@ NOTED = ("semisup-mnist-paper",)
 # What was run of experiments that were run in part.
 ROWS = {
     "semisup-mnist-paper": "semi/Small,supervised-50/Small,supervised-1000/Small",
+    "semisup-mnist-supervised-paper": "supervised-1000",
     "semisup-mnist-draws-paper": "grid/draw-",
 }
 
