@@ -41,13 +41,19 @@ def _cell(cell: Cell) -> str:
 
 
 def _table(table: Table) -> list[str]:
+    """The columns of which any row was run."""
+    run = [
+        index
+        for index in range(len(table.columns))
+        if any(row.cells[index].mean is not None for row in table.rows)
+    ]
     lines = [
-        f"| {table.title} | " + " | ".join(table.columns) + " |",
-        "|---|" + "---:|" * len(table.columns),
+        f"| {table.title} | " + " | ".join(table.columns[index] for index in run) + " |",
+        "|---|" + "---:|" * len(run),
     ]
     for row in table.rows:
         name = f"{row.group}, {row.label}" if row.group else row.label
-        lines.append(f"| {name} | " + " | ".join(map(_cell, row.cells)) + " |")
+        lines.append(f"| {name} | " + " | ".join(_cell(row.cells[index]) for index in run) + " |")
     return lines
 
 
