@@ -152,7 +152,7 @@ def inversion() -> str:
     where = (
         "Eager PyTorch differentiates a gradient (`create_graph=True`) of the same network of `torch.nn`'s layers; "
         '"gated" is this library\'s pass of first order in eager operations. Memory is beside the former alone. '
-        f"{_machine(result)}: `lmser bench --only semi-supervised --json bench/results/inversion_cpu.json`, "
+        f"{_machine(result)}: `lmser bench --only semi-supervised --repeats 61 --json bench/results/inversion_cpu.json`, "
         "`python -m bench.inversion_memory --json bench/results/inversion_memory.json`."
     )
     return "\n".join([*lines, "", where])
