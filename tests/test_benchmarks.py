@@ -78,11 +78,11 @@ def test_short_calls_are_timed_in_blocks_of_one_length() -> None:
         [torch.ones(1)],
         tolerance=1,
         repeats=2,
-        warm_up=1,
+        warm_up=9,  # a busy machine may hold up any one of them
         turn_seconds=8e-3,
     )
-    in_turns = calls["short"] - 2  # verified and warmed up
-    assert calls["long"] - 2 == in_turns
+    in_turns = calls["short"] - 10  # verified and warmed up
+    assert calls["long"] - 10 == in_turns
     assert in_turns % 2 == 0
     assert 4 <= in_turns <= 16  # a call sleeps for a millisecond at least
     assert [len(timing.seconds) for timing in found.values()] == [2, 2]
