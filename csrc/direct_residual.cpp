@@ -32,6 +32,9 @@ Sink added_to(const View& v) {
   s.add = v;
   return s;
 }
+void run_both(const ConvTask& inner, const ConvTask& outer) {
+  run_conv_pair(instruction_set(), torch_pool(), inner, outer);
+}
 void require_like(Arguments& a, const View& v) { a.require_size(v.n, v.c, v.h, v.w); }
 py::object like(Arguments& a, const View& v, View& view) { return a.empty(channels_last(v), v.n, v.c, v.h, v.w, view); }
 py::object weight_like(Arguments& a, const View& w, View& view) { return a.empty(false, w.n, w.c, w.h, w.w, view); }
@@ -53,8 +56,10 @@ py::object residual_up(Arguments& a) {
                    result = a.empty(last, g.batch, g.out_c, g.out_h, g.out_w, h.out);
   h.add = r.out;
   const Source source = block.pooled(source_of(x));
-  run(block.inner, source, r, w_inner, b_inner);
-  run(block.outer, source, h, w_outer, b_outer);
+  {
+    const py::gil_scoped_release release;
+    run_both({block.inner, source, r, w_inner, b_inner}, {block.outer, source, h, w_outer, b_outer});
+  }
   return a.give(result, opened);
 }
 
@@ -71,7 +76,8 @@ py::object residual_up_backward(Arguments& a) {
   if (!a.complete()) return py::none();
   GradientViews inner, outer;
   py::object gx = py::none(), gw_inner = gx, gb_inner = gx, gw_outer = gx, gb_outer = gx;
-  if (needs[0]) gx = like(a, x, inner.input);
+  View to_x;
+  if (needs[0]) gx = like(a, x, to_x);
   if (needs[1]) gw_inner = weight_like(a, w_inner, inner.weight);
   if (needs[2]) gb_inner = a.empty(w_inner.n, inner.bias);
   if (needs[3]) gw_outer = weight_like(a, w_outer, outer.weight);
@@ -79,11 +85,12 @@ py::object residual_up_backward(Arguments& a) {
   {
     const py::gil_scoped_release release;
     const Source side = block.pooled(source_of(x));
-    run_conv_backward(block.inner, Incoming(grad, {}, r, {}, activation, slope, 0), side, w_inner, inner);
-    run_conv_backward(block.outer, Incoming(grad, {}, grad, {}, Activation::identity, 0, 0), side, w_outer, outer);
+    const Incoming into_inner(grad, {}, r, {}, activation, slope, 0);
     if (needs[0])
-      run_conv(instruction_set(), torch_pool(), transposed(block.outer), source_of(grad),
-               block.spread(added_to(inner.input)), w_outer, {});
+      run_both({transposed(block.inner), into_inner.total, block.spread(sink_of(to_x)), w_inner, {}},
+               {transposed(block.outer), source_of(grad), block.spread(added_to(to_x)), w_outer, {}});
+    run_conv_backward(block.inner, into_inner, side, w_inner, inner);
+    run_conv_backward(block.outer, Incoming(grad, {}, grad, {}, Activation::identity, 0, 0), side, w_outer, outer);
   }
   return a.give(std::move(gx), std::move(gw_inner), std::move(gb_inner), std::move(gw_outer), std::move(gb_outer));
 }
@@ -106,8 +113,11 @@ py::object residual_down(Arguments& a) {
   const py::object u = a.empty(last, x.n, x.c, x.h, x.w, inner.out);
   Sink outer = added_to(inner.out);
   outer.gate = gate, outer.gate_slope = slope;
-  run(transposed(block.inner), gated(g, opened, leak), block.spread(inner), w_inner, {});
-  run(transposed(block.outer), source_of(g), block.spread(outer), w_outer, {});
+  {
+    const py::gil_scoped_release release;
+    run_both({transposed(block.inner), gated(g, opened, leak), block.spread(inner), w_inner, {}},
+             {transposed(block.outer), source_of(g), block.spread(outer), w_outer, {}});
+  }
   return a.give(u);
 }
 
@@ -125,21 +135,24 @@ py::object residual_down_backward(Arguments& a) {
   if (!a.complete()) return py::none();
   GradientViews inner, outer;
   py::object gg = py::none(), gw_inner = gg, gw_outer = gg, formed;
-  if (needs[0]) gg = like(a, g, inner.input);
+  View to_g;
+  if (needs[0]) gg = like(a, g, to_g);
   if (needs[1]) gw_inner = weight_like(a, w_inner, inner.weight);
   if (needs[2]) gw_outer = weight_like(a, w_outer, outer.weight);
-  if (gate) formed = like(a, c, inner.add);  // c times its gate, for all that follow
+  View passed = c;
+  if (gate) formed = like(a, c, passed);  // c times its gate, for all that follow
   {
     const py::gil_scoped_release release;
-    Incoming in(c, {}, c, gate, Activation::identity, 0, slope);
+    if (gate) run_transform(instruction_set(), torch_pool(), gated(c, gate, slope), passed, {}, {});
+    Incoming in(passed, {}, passed, {}, Activation::identity, 0, 0);
     in.total = block.pooled(in.total);
+    if (needs[0]) {
+      Sink sink = sink_of(to_g);
+      sink.gate = opened, sink.gate_slope = leak;
+      run_both({block.inner, in.total, sink, w_inner, {}}, {block.outer, in.total, added_to(to_g), w_outer, {}});
+    }
     run_conv_backward(transposed(block.inner), in, gated(g, opened, leak), w_inner, inner);
-    const View& passed = gate ? inner.add : c;
-    Incoming plain(passed, {}, passed, {}, Activation::identity, 0, 0);
-    plain.total = block.pooled(plain.total);
-    run_conv_backward(transposed(block.outer), plain, source_of(g), w_outer, outer);
-    if (needs[0])
-      run_conv(instruction_set(), torch_pool(), block.outer, plain.total, added_to(inner.input), w_outer, {});
+    run_conv_backward(transposed(block.outer), in, source_of(g), w_outer, outer);
   }
   return a.give(std::move(gg), std::move(gw_inner), std::move(gw_outer));
 }

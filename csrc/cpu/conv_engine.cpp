@@ -139,6 +139,9 @@ struct PreparedConv::State {
   virtual ~State() = default;
   virtual const ConvPlan& prepare(const ThreadPool& pool, Source source, Sink sink) = 0;
   virtual bool run(const ThreadPool& pool, Source source, Sink sink, bool filtering) = 0;
+  // And then `next`, of another convolution of as many outputs, unit by unit where that can be.
+  virtual bool run_pair(const ThreadPool& pool, Source source, Sink sink, State& next, Source next_source,
+                        Sink next_sink, bool filtering) = 0;
   virtual void forget_plans() = 0;
   bool filtering = true;
 };
@@ -156,7 +159,26 @@ class Prepared final : public PreparedConv::State {
   }
 
   bool run(const ThreadPool& pool, Source source, Sink sink, bool filtered) override {
-    return run_packed(pool, packed_for(pool, normal_form(source, sink), filtered), source, sink);
+    const Packed& p = packed_for(pool, normal_form(source, sink), filtered);
+    return run_packed(pool, p, call_of(p, source, sink));
+  }
+
+  bool run_pair(const ThreadPool& pool, Source source, Sink sink, State& other, Source next_source, Sink next_sink,
+                bool filtered) override {
+    Prepared& next = static_cast<Prepared&>(other);
+    const Geometry g = normal_form(source, sink);
+    const Packed& p = packed_for(pool, g, filtered);
+    Geometry whole = geometry_;
+    whole.batch = g.batch;
+    if (g == whole) {
+      whole = next.geometry_;
+      whole.batch = g.batch;
+      if (const Packed* const following = next.packed_in_units_of(pool, whole, p.plan)) {
+        const ConvCall<T> call = next.call_of(*following, next_source, next_sink);
+        return run_packed(pool, p, call_of(p, source, sink), &call);
+      }
+    }
+    return run_packed(pool, p, call_of(p, source, sink)) && next.run(pool, next_source, next_sink, filtered);
   }
 
   void forget_plans() override {
@@ -191,7 +213,19 @@ class Prepared final : public PreparedConv::State {
       how = plan_conv(whole, tile, sizeof(T), pool.threads, how, calls_).winograd.m ? Filtering::where_possible
                                                                                     : Filtering::never;
     }
-    Packed made{g, filtered, pool.threads, plan_conv(g, tile, sizeof(T), pool.threads, how, calls_), nullptr};
+    return packed(pool, {g, filtered, pool.threads, plan_conv(g, tile, sizeof(T), pool.threads, how, calls_), nullptr});
+  }
+
+  // In the units of another plan; null where that cannot be. Such a one is made anew: it is asked for once.
+  const Packed* packed_in_units_of(const ThreadPool& pool, const Geometry& g, const ConvPlan& other) {
+    const TileShape& tile = kernels_of<T>(isa_).tile;
+    ConvPlan plan = plan_conv(g, tile, sizeof(T), pool.threads, Filtering::never, calls_);
+    if (!shares_units(plan, other)) return nullptr;
+    return &packed(pool, {g, false, pool.threads, in_units_of(std::move(plan), other), nullptr});
+  }
+
+  // `made` with its weight, kept.
+  const Packed& packed(const ThreadPool& pool, Packed made) {
     const bool dense = weight_.dtype == kDTypeOf<T> && (weight_.sn == 1 || weight_.sc == 1);
     made.plan.unpacked = dense && !beside_ && takes_unpacked(made.plan, geometry_);
     made.plan.packs_blocks = dense && !beside_ && !made.plan.unpacked && packs_once(made.plan, calls_);
@@ -226,19 +260,24 @@ class Prepared final : public PreparedConv::State {
     return packed;
   }
 
-  // False: a minimal-filtering unit met a value that is not finite.
-  bool run_packed(const ThreadPool& pool, const Packed& p, const Source& source, const Sink& sink) const {
-    if (p.plan.units == 0) return true;
-    if (sink.epilogue && sink.epilogue->previous && sink.epilogue->previous == sink.epilogue->result &&
-        !p.plan.winograd.m)
-      throw std::logic_error(
-          "a state was to be compared where it lies by a kernel that does not look before it writes");
-    const Kernels<T>& k = kernels_of<T>(isa_);
+  ConvCall<T> call_of(const Packed& p, const Source& source, const Sink& sink) const {
     ConvCall<T> call{&p.plan, source, sink, p.weight ? p.weight->values.get() : nullptr};
     if (p.plan.unpacked || p.plan.packs_blocks) {
       Buffer<T> copy;
       call.as_it_lies = layout_of<T>(p.plan.geometry, weight_, copy);
     }
+    return call;
+  }
+
+  // False: a minimal-filtering unit met a value that is not finite. `next` has its units after this one's.
+  bool run_packed(const ThreadPool& pool, const Packed& p, ConvCall<T> call, const ConvCall<T>* next = nullptr) const {
+    if (p.plan.units == 0) return true;
+    const Sink sink = call.sink;
+    if (sink.epilogue && sink.epilogue->previous && sink.epilogue->previous == sink.epilogue->result &&
+        !p.plan.winograd.m)
+      throw std::logic_error(
+          "a state was to be compared where it lies by a kernel that does not look before it writes");
+    const Kernels<T>& k = kernels_of<T>(isa_);
     // Every unit adds up its own channels; the units' sums are added in their order.
     Epilogue epilogue;
     Buffer<double> sums;
@@ -249,16 +288,18 @@ class Prepared final : public PreparedConv::State {
       epilogue.sums = sums.get();
       call.sink.epilogue = &epilogue;
     }
-    const std::int64_t scratch = k.conv_scratch(call), unit_tasks = std::min<std::int64_t>(pool.threads, p.plan.units),
+    const std::int64_t scratch = std::max(k.conv_scratch(call), next ? k.conv_scratch(*next) : 0),
+                       unit_tasks = std::min<std::int64_t>(pool.threads, p.plan.units),
                        tasks = p.plan.work() < kSerialWork ? 1
                                : p.plan.round_units        ? pool.threads
                                                            : unit_tasks;
     std::atomic<bool> finite{true};
     if (p.plan.round_units)
-      run_rounds(pool, tasks, call, scratch, finite);
+      run_rounds(pool, tasks, call, next, scratch, finite);
     else
       run_units<T>(pool, tasks, p.plan.units, scratch, [&](std::int64_t u, T* memory) {
         if (!k.conv_unit(call, u, memory)) finite.store(false, std::memory_order_relaxed);
+        if (next) k.conv_unit(*next, u, memory);
       });
     if (sink.pooled && finite.load() && !k.pools_by_unit(call))
       run_units<T>(pool, std::min<std::int64_t>(tasks, sink.pooled.n), sink.pooled.n, 0,
@@ -270,8 +311,8 @@ class Prepared final : public PreparedConv::State {
   }
 
   // Units in rounds: each part waits for the one before.
-  void run_rounds(const ThreadPool& pool, std::int64_t tasks, const ConvCall<T>& call, std::int64_t scratch,
-                  std::atomic<bool>& finite) const {
+  void run_rounds(const ThreadPool& pool, std::int64_t tasks, const ConvCall<T>& call, const ConvCall<T>* next,
+                  std::int64_t scratch, std::atomic<bool>& finite) const {
     const ConvPlan& p = *call.plan;
     const WinogradGrid& w = p.winograd;
     std::int64_t most = 0;
@@ -282,7 +323,7 @@ class Prepared final : public PreparedConv::State {
                        sums = w.points() * w.pitch(most * p.padded_out_c);
     const auto round = [&](const ThreadPool& threads, std::int64_t of_tasks, std::int64_t i, T* memory) {
       const std::int64_t first = i * p.round_units, last = std::min(first + p.round_units, p.units);
-      if (!run_round(threads, of_tasks, call, first, last, memory, memory + points, scratch))
+      if (!run_round(threads, of_tasks, call, next, first, last, memory, memory + points, scratch))
         finite.store(false, std::memory_order_relaxed);
     };
     if (p.own_rounds) {
@@ -295,8 +336,8 @@ class Prepared final : public PreparedConv::State {
   }
 
   // Units [first, last) by `tasks` threads; false where an output is not finite.
-  bool run_round(const ThreadPool& pool, std::int64_t tasks, const ConvCall<T>& call, std::int64_t first,
-                 std::int64_t last, T* points, T* sums, std::int64_t scratch) const {
+  bool run_round(const ThreadPool& pool, std::int64_t tasks, const ConvCall<T>& call, const ConvCall<T>* next,
+                 std::int64_t first, std::int64_t last, T* points, T* sums, std::int64_t scratch) const {
     const Kernels<T>& k = kernels_of<T>(isa_);
     const ConvPlan& p = *call.plan;
     const WinogradGrid& w = p.winograd;
@@ -315,6 +356,7 @@ class Prepared final : public PreparedConv::State {
     std::atomic<bool> finite{true};
     run_units<T>(pool, std::min(tasks, units), units, scratch, [&](std::int64_t u, T* memory) {
       if (!k.round_outputs(call, first + u, order, sums, memory)) finite.store(false, std::memory_order_relaxed);
+      if (next) k.conv_unit(*next, first + u, memory);
     });
     return finite.load();
   }
@@ -362,6 +404,20 @@ void run_conv(const InstructionSet& isa, const ThreadPool& pool, const Geometry&
               const Sink& sink, const View& weight, const View& bias) {
   const auto run = source.base.dtype == DType::f64 ? run_conv_as<double> : run_conv_as<float>;
   run(isa, pool, geometry, source, sink, weight, bias);
+}
+
+template <class T>
+void run_conv_pair_as(const InstructionSet& isa, const ThreadPool& pool, ConvTask first, ConvTask second) {
+  const Buffer<T> first_bias = dense_bias<T>(first.bias), second_bias = dense_bias<T>(second.bias);
+  first.sink.bias = first_bias.get(), second.sink.bias = second_bias.get();
+  for (const bool filtering : {true, false}) {
+    Prepared<T> a(isa, first.geometry, first.weight, 1, {}), b(isa, second.geometry, second.weight, 1, {});
+    if (a.run_pair(pool, first.source, first.sink, b, second.source, second.sink, filtering)) return;
+  }
+}
+void run_conv_pair(const InstructionSet& isa, const ThreadPool& pool, const ConvTask& first, const ConvTask& second) {
+  const auto run = first.source.base.dtype == DType::f64 ? run_conv_pair_as<double> : run_conv_pair_as<float>;
+  run(isa, pool, first, second);
 }
 
 ConvPlan inspect_conv(const InstructionSet& isa, int threads, Geometry g, bool double_precision, bool channels_last) {

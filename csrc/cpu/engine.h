@@ -20,6 +20,17 @@ struct ThreadPool {
 void run_conv(const InstructionSet& isa, const ThreadPool& pool, const Geometry& geometry, const Source& source,
               const Sink& sink, const View& weight, const View& bias);
 
+// One convolution and then another of as many outputs, whose sink adds what the first one's has. Each of its units
+// comes right after the first one's unit of the same outputs, which are still in the cache. Nothing else that is read
+// may share memory with what is written.
+struct ConvTask {
+  Geometry geometry;
+  Source source;
+  Sink sink;
+  View weight, bias;
+};
+void run_conv_pair(const InstructionSet& isa, const ThreadPool& pool, const ConvTask& first, const ConvTask& second);
+
 // The same for many calls: plans and the packed weight are kept from the first on. `dtype` is the source's, the batch
 // too; `geometry.batch` is the most there will be: whether it is worth filtering decides for every part of it, so that
 // parts have the bits of the whole. The memory of `weight` must stay and not change. `calls`, how often it will be run,

@@ -209,6 +209,16 @@ void choose_groups(const ConvPlan& p, Phase& ph) {
     }
 }
 
+// The most rows of input that a unit needs.
+static std::int64_t rows_of_slab(const ConvPlan& p) {
+  std::int64_t rows = 0;
+  for (std::int64_t u = 0; u < p.row_units; ++u) {
+    const RowSpan s = input_rows(p, u * p.unit_rows, std::min(p.geometry.out_h, (u + 1) * p.unit_rows));
+    rows = std::max(rows, s.last - s.first + 1);
+  }
+  return rows;
+}
+
 ConvPlan plan_conv(const Geometry& g, const TileShape& tile, std::int64_t value_bytes, int threads, Filtering filtering,
                    int calls) {
   ConvPlan p;
@@ -282,11 +292,7 @@ ConvPlan plan_conv(const Geometry& g, const TileShape& tile, std::int64_t value_
     p.unit_images = std::clamp<std::int64_t>(images, 1, std::max<std::int64_t>(1, g.batch / want_units));
   }
   p.image_units = ceil_div(g.batch, p.unit_images);
-  // The largest slab any row range needs.
-  for (std::int64_t u = 0; u < p.row_units; ++u) {
-    const RowSpan s = input_rows(p, u * p.unit_rows, std::min(g.out_h, (u + 1) * p.unit_rows));
-    p.slab_rows = std::max(p.slab_rows, s.last - s.first + 1);
-  }
+  p.slab_rows = rows_of_slab(p);
   if (p.planar) p.planar_pitch = round_up(p.slab_cols + tile.lanes, tile.lanes);
   p.slab_values = p.unit_images * p.slab_rows * (p.planar ? p.planar_pitch : p.slab_cols) * g.in_c;
   const std::int64_t pixel_units = p.image_units * p.row_units;
@@ -305,6 +311,25 @@ ConvPlan plan_conv(const Geometry& g, const TileShape& tile, std::int64_t value_
   }
   if (!p.dot)
     for (Phase& ph : p.phases) choose_groups(p, ph);
+  return p;
+}
+
+bool shares_units(const ConvPlan& p, const ConvPlan& other) {
+  const Geometry &g = p.geometry, &o = other.geometry;
+  return g.batch == o.batch && g.out_h == o.out_h && g.out_w == o.out_w && other.units > 0 && other.block_splits == 1 &&
+         other.winograd.out0_h == 0 && !p.dot && !p.winograd.m && p.out_step_h == 1;
+}
+
+ConvPlan in_units_of(ConvPlan p, const ConvPlan& other) {
+  p.unit_images = other.unit_images, p.image_units = other.image_units;
+  p.unit_rows = other.unit_rows, p.row_units = other.row_units;
+  p.units = other.units, p.block_splits = 1;
+  p.slab_rows = rows_of_slab(p);
+  p.slab_values = p.unit_images * p.slab_rows * p.slab_cols * p.geometry.in_c;
+  for (Phase& ph : p.phases) {
+    ph.by_rows = ph.by_cols = false;
+    choose_groups(p, ph);
+  }
   return p;
 }
 

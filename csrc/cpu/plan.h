@@ -221,6 +221,11 @@ struct RowSpan {
 };
 RowSpan input_rows(const ConvPlan& plan, std::int64_t r0, std::int64_t r1);
 
+// `p` in the units of `other`, a plan with as many outputs: its unit of some number has that one's outputs.
+ConvPlan in_units_of(ConvPlan p, const ConvPlan& other);
+// Whether there can be one: each unit of `other` is all channels of some rows, and `p` takes any.
+bool shares_units(const ConvPlan& p, const ConvPlan& other);
+
 // Minimal filtering where it is faster; never; or wherever the shape allows it, which a part of a batch asks for so
 // that its results are those of the whole.
 enum class Filtering { where_faster, never, where_possible };
