@@ -35,6 +35,9 @@ Sink added_to(const View& v) {
 void run_both(const ConvTask& inner, const ConvTask& outer) {
   run_conv_pair(instruction_set(), torch_pool(), inner, outer);
 }
+void weights_of_both(const WeightGradTask& inner, const WeightGradTask& outer) {
+  run_weight_grad_pair(instruction_set(), torch_pool(), inner, outer);
+}
 void require_like(Arguments& a, const View& v) { a.require_size(v.n, v.c, v.h, v.w); }
 py::object like(Arguments& a, const View& v, View& view) { return a.empty(channels_last(v), v.n, v.c, v.h, v.w, view); }
 py::object weight_like(Arguments& a, const View& w, View& view) { return a.empty(false, w.n, w.c, w.h, w.w, view); }
@@ -89,8 +92,13 @@ py::object residual_up_backward(Arguments& a) {
     if (needs[0])
       run_both({transposed(block.inner), into_inner.total, block.spread(sink_of(to_x)), w_inner, {}},
                {transposed(block.outer), source_of(grad), block.spread(added_to(to_x)), w_outer, {}});
-    run_conv_backward(block.inner, into_inner, side, w_inner, inner);
-    run_conv_backward(block.outer, Incoming(grad, {}, grad, {}, Activation::identity, 0, 0), side, w_outer, outer);
+    if (inner.weight && outer.weight) {
+      weights_of_both({block.inner, {side, into_inner.total}, inner.weight, inner.bias},
+                      {block.outer, {side, source_of(grad)}, outer.weight, outer.bias});
+    } else {
+      run_conv_backward(block.inner, into_inner, side, w_inner, inner);
+      run_conv_backward(block.outer, Incoming(grad, {}, grad, {}, Activation::identity, 0, 0), side, w_outer, outer);
+    }
   }
   return a.give(std::move(gx), std::move(gw_inner), std::move(gb_inner), std::move(gw_outer), std::move(gb_outer));
 }
@@ -151,8 +159,14 @@ py::object residual_down_backward(Arguments& a) {
       sink.gate = opened, sink.gate_slope = leak;
       run_both({block.inner, in.total, sink, w_inner, {}}, {block.outer, in.total, added_to(to_g), w_outer, {}});
     }
-    run_conv_backward(transposed(block.inner), in, gated(g, opened, leak), w_inner, inner);
-    run_conv_backward(transposed(block.outer), in, source_of(g), w_outer, outer);
+    const Source opened_g = gated(g, opened, leak);
+    if (inner.weight && outer.weight) {
+      weights_of_both({block.inner, {in.total, opened_g}, inner.weight, {}},
+                      {block.outer, {in.total, source_of(g)}, outer.weight, {}});
+    } else {
+      run_conv_backward(transposed(block.inner), in, opened_g, w_inner, inner);
+      run_conv_backward(transposed(block.outer), in, source_of(g), w_outer, outer);
+    }
   }
   return a.give(std::move(gg), std::move(gw_inner), std::move(gw_outer));
 }

@@ -290,7 +290,8 @@ class Prepared final : public PreparedConv::State {
     }
     const std::int64_t scratch = std::max(k.conv_scratch(call), next ? k.conv_scratch(*next) : 0),
                        unit_tasks = std::min<std::int64_t>(pool.threads, p.plan.units),
-                       tasks = p.plan.work() < kSerialWork ? 1
+                       tasks = p.plan.work() + work_of_values(call.source.base) + work_of_values(sink.out) < kSerialWork
+                                   ? 1
                                : p.plan.round_units        ? pool.threads
                                                            : unit_tasks;
     std::atomic<bool> finite{true};

@@ -73,6 +73,16 @@ void run_weight_grad(const InstructionSet& isa, const ThreadPool& pool, const Ge
                      const std::vector<WeightGradPair>& pairs, const View& grad, bool accumulate = false,
                      const View& bias = {});
 
+// Two of them, of as many outputs each: of a unit of pixels the second is summed right after the first, out of the
+// cache.
+struct WeightGradTask {
+  Geometry geometry;
+  WeightGradPair pair;
+  View grad, bias;
+};
+void run_weight_grad_pair(const InstructionSet& isa, const ThreadPool& pool, const WeightGradTask& first,
+                          const WeightGradTask& second);
+
 // The same over many calls: what is added stays in the form it is summed in until the end. `finish` gives false, and
 // writes nothing, where a minimal-filtering sum is not finite: all must then be added once more to a sum without it.
 class WeightGradSum {
@@ -84,6 +94,8 @@ class WeightGradSum {
   ~WeightGradSum();
   void add_channels();                          // before any pair: the channels of the small sides are summed as well
   void add(std::vector<WeightGradPair> pairs);  // whose tensors lie as those of the first call
+  // To this and to `other`, both still empty, unit by unit where that can be.
+  void add_both(const WeightGradPair& pair, WeightGradSum& other, const WeightGradPair& other_pair);
   bool finish(const View& grad, bool accumulate = false);
   void finish_channels(const View& bias, bool accumulate) const;
   // Adds what `other` holds, a sum of the same weight over other pixels; false, and nothing is done, where the two are

@@ -371,6 +371,28 @@ static bool worth_inside(const Geometry& g) {
   return left_out >= kLeastShareInside && left_out * double(g.batch * g.out_h * g.out_w) >= kLeastInside;
 }
 
+// What a unit of the direct sum stages.
+static void set_slabs(WeightGradPlan& p) {
+  const Geometry& g = p.geometry;
+  p.slab_rows = (p.unit_rows - 1) * g.stride_h + g.kernel_h;
+  p.big_values = p.unit_images * p.slab_rows * p.slab_cols * g.in_c;
+  p.small_values = p.unit_images * p.unit_rows * g.out_w * p.padded_out_c;
+}
+
+bool shares_units(const WeightGradPlan& p, const WeightGradPlan& other) {
+  const Geometry &g = p.geometry, &o = other.geometry;
+  return g.batch == o.batch && g.out_h == o.out_h && g.out_w == o.out_w && !p.winograd.m && p.split_pixels &&
+         other.split_pixels && (!other.winograd.m || other.unit_rows == other.tile_rows * other.winograd.out_step);
+}
+
+WeightGradPlan in_units_of(WeightGradPlan p, const WeightGradPlan& other) {
+  p.unit_images = other.unit_images, p.image_units = other.image_units;
+  p.unit_rows = other.unit_rows, p.row_units = other.row_units;
+  p.units = other.units;
+  set_slabs(p);
+  return p;
+}
+
 WeightGradPlan plan_weight_grad(const Geometry& g, const TileShape& tile, std::int64_t value_bytes, int threads,
                                 Filtering filtering) {
   WeightGradPlan p;
@@ -422,9 +444,7 @@ WeightGradPlan plan_weight_grad(const Geometry& g, const TileShape& tile, std::i
   }
   p.image_units = ceil_div(g.batch, p.unit_images);
   p.units = p.row_units * p.image_units;
-  p.slab_rows = (p.unit_rows - 1) * g.stride_h + g.kernel_h;
-  p.big_values = p.unit_images * p.slab_rows * p.slab_cols * g.in_c;
-  p.small_values = p.unit_images * p.unit_rows * g.out_w * p.padded_out_c;
+  set_slabs(p);
   p.bands_per_row = ceil_div(p.sum_length, most);
   // A sum per task is zeroed, added and reduced; taking bands instead, every task reads all pixels.
   const double values = double(g.batch) * (double(g.in_h) * double(g.in_w) * double(g.in_c) +

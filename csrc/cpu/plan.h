@@ -154,6 +154,9 @@ struct WinogradGrid {
 
 // Below this many multiply-adds (some ten microseconds) a second thread costs more than it brings.
 inline constexpr double kSerialWork = 1e6;
+// A value that is read or written takes the time of so many.
+inline constexpr double kWorkOfValue = 16;
+inline double work_of_values(const View& v) { return kWorkOfValue * double(v.n * v.c) * double(v.h * v.w); }
 // A weight that is read once for few rows takes the time of so many rows of products.
 inline constexpr double kRowsOfReading = 8;
 
@@ -268,6 +271,10 @@ struct WeightGradPlan {
     return big_points(tiles) + winograd.points() * winograd.pitch(tiles * padded_out_c);
   }
 };
+// As of two convolutions (above): `p` in the units of `other`, and whether there can be one.
+WeightGradPlan in_units_of(WeightGradPlan p, const WeightGradPlan& other);
+bool shares_units(const WeightGradPlan& p, const WeightGradPlan& other);
+
 WeightGradPlan plan_weight_grad(const Geometry& geometry, const TileShape& tile, std::int64_t value_bytes, int threads,
                                 Filtering filtering = Filtering::where_faster);
 

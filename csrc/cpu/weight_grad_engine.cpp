@@ -18,6 +18,7 @@ namespace lmser {
 struct WeightGradSum::State {
   virtual ~State() = default;
   virtual void add(std::vector<WeightGradPair> pairs) = 0;
+  virtual void add_both(const WeightGradPair& pair, State& other, const WeightGradPair& other_pair) = 0;
   virtual bool finish(View grad, bool accumulate) = 0;
   virtual void finish_channels(const View& bias, bool accumulate) const = 0;
   virtual bool merge(State& other, const ThreadPool& pool) = 0;
@@ -41,20 +42,32 @@ class Sum final : public WeightGradSum::State {
     else
       normalise(g, pairs[0].big, pairs[0].small, pairs[1].big, pairs[1].small);
     const bool turned = geometry_.kernel_h != g.kernel_h;
-    // A plain product of two matrices: with the sides exchanged its sum lies as the weight does, and nothing has to be
-    // turned at the end.
-    const bool swapped =
-        g.kernel_h == 1 && g.kernel_w == 1 && g.stride_h == 1 && g.stride_w == 1 && g.pad_h == 0 && g.pad_w == 0;
-    if (swapped) {
-      for (WeightGradPair& pair : pairs) std::swap(pair.big, pair.small);
-      std::swap(g.in_c, g.out_c);
-    }
+    const bool swapped = is_product(g);
+    if (swapped) swap_sides(g, pairs);
     const bool first = !sum_;
     if (first)
-      plan(g, turned, swapped);
+      plan(g, turned, swapped, work_of(pairs[0]));
     else if (!(g == plan_.geometry) || turned != turned_)
       throw std::logic_error("weight gradients of one sum lie differently");
     accumulate(pairs, first);
+  }
+
+  void add_both(const WeightGradPair& pair, WeightGradSum::State& state, const WeightGradPair& other_pair) override {
+    Sum& other = static_cast<Sum&>(state);
+    Geometry g = geometry_;
+    std::vector<WeightGradPair> pairs{pair};
+    normalise(g, pairs[0].big, pairs[0].small);
+    if (g == geometry_ && !is_product(g)) {
+      plan(g, false, false, work_of(pair));
+      if (other.plan_in_units_of(*this, work_of(other_pair))) {
+        std::vector<WeightGradPair> others{other_pair};
+        if (other.swapped_) swap_sides(g, others);
+        return accumulate(pairs, true, &other, &others);
+      }
+      sum_.reset();
+    }
+    add({pair});
+    other.add({other_pair});
   }
 
   // False, and nothing is written, where a sum is not finite that was not made of all products.
@@ -119,16 +132,47 @@ class Sum final : public WeightGradSum::State {
   }
 
  private:
-  void plan(const Geometry& g, bool turned, bool swapped) {
+  // A plain product of two matrices: with the sides exchanged its sum lies as the weight does, and nothing has to be
+  // turned at the end.
+  static bool is_product(const Geometry& g) {
+    return g.kernel_h == 1 && g.kernel_w == 1 && g.stride_h == 1 && g.stride_w == 1 && g.pad_h == 0 && g.pad_w == 0;
+  }
+  static void swap_sides(Geometry& g, std::vector<WeightGradPair>& pairs) {
+    for (WeightGradPair& pair : pairs) std::swap(pair.big, pair.small);
+    std::swap(g.in_c, g.out_c);
+  }
+  static double work_of(const WeightGradPair& pair) {
+    return work_of_values(pair.big.base) + work_of_values(pair.small.base);
+  }
+
+  void plan(const Geometry& g, bool turned, bool swapped, double work_of_reading) {
     turned_ = turned, swapped_ = swapped;
     plan_ =
         plan_weight_grad(g, k_.tile, sizeof(T), pool_.threads, winograd_ ? Filtering::where_faster : Filtering::never);
+    prepare(work_of_reading);
+  }
+  // False, and nothing is planned, where the units of `first` cannot be had.
+  bool plan_in_units_of(const Sum& first, double work_of_reading) {
+    Geometry g = geometry_;
+    swapped_ = is_product(g);
+    if (swapped_) std::swap(g.in_c, g.out_c);
+    WeightGradPlan found = plan_weight_grad(g, k_.tile, sizeof(T), pool_.threads, Filtering::never);
+    if (!shares_units(found, first.plan_)) return false;
+    plan_ = in_units_of(std::move(found), first.plan_);
+    prepare(work_of_reading);
+    if (tasks_ == first.tasks_) return true;
+    sum_.reset();
+    return false;
+  }
+  // Memory and tasks for the plan.
+  void prepare(double work_of_reading) {
+    const Geometry& g = plan_.geometry;
     inside_ = plan_.inside;
     bands_ = plan_.bands_per_row * plan_.sum_rows;
     tasks_ =
         std::max<std::int64_t>(1, std::min<std::int64_t>(pool_.threads, plan_.split_pixels ? plan_.units : bands_));
     const double rows = double(g.batch) * double(g.out_h) * double(g.out_w);
-    if (double(plan_.sum_values) * std::max(rows, kRowsOfReading) < kSerialWork) tasks_ = 1;
+    if (double(plan_.sum_values) * std::max(rows, kRowsOfReading) + work_of_reading < kSerialWork) tasks_ = 1;
     sums_ = plan_.split_pixels ? tasks_ : 1;
     sum_ = allocate<T>(plan_.sum_values * sums_);
     if (channels) {
@@ -191,40 +235,67 @@ class Sum final : public WeightGradSum::State {
       pool_.run(tasks_, f);
   }
 
-  void accumulate(const std::vector<WeightGradPair>& pairs, bool first) {
+  std::vector<WeightGradCall<T>> calls_of(const std::vector<WeightGradPair>& pairs) const {
     std::vector<WeightGradCall<T>> calls;
+    for (const WeightGradPair& pair : pairs) calls.push_back({&plan_, pair.big, pair.small, nullptr});
+    return calls;
+  }
+  std::int64_t scratch_of(const std::vector<WeightGradCall<T>>& calls) const {
     std::int64_t scratch = 1;
-    for (const WeightGradPair& pair : pairs) {
-      calls.push_back({&plan_, pair.big, pair.small, nullptr});
-      scratch = std::max(scratch, k_.weight_grad_scratch(calls.back()));
-    }
+    for (const WeightGradCall<T>& call : calls) scratch = std::max(scratch, k_.weight_grad_scratch(call));
+    return scratch;
+  }
+
+  // What a task sums: units [unit0, unit1) of bands [band0, band1), to `own`.
+  struct Share {
+    std::int64_t task, band0, band1, unit0, unit1;
+    T* own;
+    bool fresh;
+  };
+  Share share_of(std::int64_t task, bool first) const {
+    const bool split = plan_.split_pixels;
+    Share s{task,
+            split ? 0 : bands_ * task / tasks_,
+            split ? bands_ : bands_ * (task + 1) / tasks_,
+            split ? plan_.units * task / tasks_ : 0,
+            split ? plan_.units * (task + 1) / tasks_ : plan_.units,
+            sum_.get() + (split ? task * plan_.sum_values : 0),
+            first};
+    // Bands are consecutive rows of the sum.
+    const std::int64_t length = plan_.sum_length;
+    const auto row = [&](std::int64_t band) {
+      return band / plan_.bands_per_row * length + length * (band % plan_.bands_per_row) / plan_.bands_per_row;
+    };
+    if (first && s.unit0 == s.unit1)
+      std::memset(static_cast<void*>(s.own + row(s.band0) * plan_.padded_out_c), 0,
+                  sizeof(T) * (row(s.band1) - row(s.band0)) * plan_.padded_out_c);
+    return s;
+  }
+  void sum_unit(Share& s, WeightGradCall<T> call, std::int64_t unit, T* memory) const {
+    call.sum = s.own, call.fresh = s.fresh;
+    k_.weight_grad_unit(with_channels(call, s.task), unit, s.band0, s.band1, memory);
+    s.fresh = false;
+  }
+
+  // `other`, in the same units, takes one of its own after each of these.
+  void accumulate(const std::vector<WeightGradPair>& pairs, bool first, Sum* other = nullptr,
+                  const std::vector<WeightGradPair>* other_pairs = nullptr) {
+    const std::vector<WeightGradCall<T>> calls = calls_of(pairs);
+    std::int64_t scratch = scratch_of(calls);
     if (plan_.round_units) {
       for (const WeightGradCall<T>& call : calls) accumulate_rounds(call, scratch);
       return;
     }
+    std::vector<WeightGradCall<T>> others;
+    if (other) others = other->calls_of(*other_pairs), scratch = std::max(scratch, other->scratch_of(others));
     over_tasks([&](std::int64_t task) {
       const Buffer<T> memory = allocate<T>(scratch);
-      T* const own = sum_.get() + (plan_.split_pixels ? task * plan_.sum_values : 0);
-      const std::int64_t band0 = plan_.split_pixels ? 0 : bands_ * task / tasks_,
-                         band1 = plan_.split_pixels ? bands_ : bands_ * (task + 1) / tasks_;
-      const std::int64_t unit0 = plan_.split_pixels ? plan_.units * task / tasks_ : 0,
-                         unit1 = plan_.split_pixels ? plan_.units * (task + 1) / tasks_ : plan_.units;
-      // Bands are consecutive rows of the sum.
-      const std::int64_t length = plan_.sum_length;
-      const auto row = [&](std::int64_t band) {
-        return band / plan_.bands_per_row * length + length * (band % plan_.bands_per_row) / plan_.bands_per_row;
-      };
-      if (first && unit0 == unit1)
-        std::memset(static_cast<void*>(own + row(band0) * plan_.padded_out_c), 0,
-                    sizeof(T) * (row(band1) - row(band0)) * plan_.padded_out_c);
-      bool fresh = first;
-      for (WeightGradCall<T> call : calls) {
-        call.sum = own;
-        for (std::int64_t u = unit0; u < unit1; ++u, fresh = false) {
-          call.fresh = fresh;
-          k_.weight_grad_unit(with_channels(call, task), u, band0, band1, memory.get());
+      Share own = share_of(task, first), beside = other ? other->share_of(task, first) : Share{};
+      for (const WeightGradCall<T>& call : calls)
+        for (std::int64_t u = own.unit0; u < own.unit1; ++u) {
+          sum_unit(own, call, u, memory.get());
+          for (const WeightGradCall<T>& next : others) other->sum_unit(beside, next, u, memory.get());
         }
-      }
     });
   }
 
@@ -321,6 +392,9 @@ WeightGradSum::~WeightGradSum() = default;
 
 void WeightGradSum::add_channels() { state_->channels = true; }
 void WeightGradSum::add(std::vector<WeightGradPair> pairs) { state_->add(std::move(pairs)); }
+void WeightGradSum::add_both(const WeightGradPair& pair, WeightGradSum& other, const WeightGradPair& other_pair) {
+  state_->add_both(pair, *other.state_, other_pair);
+}
 bool WeightGradSum::finish(const View& grad, bool accumulate) { return state_->finish(grad, accumulate); }
 void WeightGradSum::finish_channels(const View& bias, bool accumulate) const {
   state_->finish_channels(bias, accumulate);
@@ -338,6 +412,19 @@ void run_weight_grad(const InstructionSet& isa, const ThreadPool& pool, const Ge
     if (bias) sum.finish_channels(bias, accumulate);
     return;
   }
+}
+
+void run_weight_grad_pair(const InstructionSet& isa, const ThreadPool& pool, const WeightGradTask& first,
+                          const WeightGradTask& second) {
+  WeightGradSum a(isa, pool, first.geometry, first.grad.dtype), b(isa, pool, second.geometry, second.grad.dtype);
+  if (first.bias) a.add_channels();
+  if (second.bias) b.add_channels();
+  a.add_both(first.pair, b, second.pair);
+  const auto finish = [&](WeightGradSum& sum, const WeightGradTask& task) {
+    if (!sum.finish(task.grad)) return run_weight_grad(isa, pool, task.geometry, {task.pair}, task.grad, false, task.bias);
+    if (task.bias) sum.finish_channels(task.bias, false);
+  };
+  finish(a, first), finish(b, second);
 }
 
 }  // namespace lmser
