@@ -51,7 +51,7 @@ def residual_up(
 ) -> tuple[Tensor, Tensor]:
     """`(h, r)` with `r = f(conv(avg_pool(x)) + bias)` of `inner` and `h = conv(avg_pool(x)) + bias + r` of `outer`, a
     weight and a bias each. `f` is relu or leaky relu: no gradient flows to `r`, which tells where it was open."""
-    h, r = _Up.apply(ops, x, *inner, *outer, padding, pool, activation, slope)
+    h, r = _record_up(ops, x, *inner, *outer, padding, pool, activation, slope)
     return h, r
 
 
@@ -72,7 +72,7 @@ def residual_down(
     opened, gate: `o` and `p`, 1 where the tensor is positive and the number elsewhere; constants to autograd
     size:         of the result before it is spread
     """
-    u: Tensor = _Down.apply(ops, g, inner, outer, *opened, *gate, size, padding, pool)
+    u: Tensor = _record_down(ops, g, inner, outer, *opened, *gate, size, padding, pool)
     return u
 
 
@@ -176,6 +176,11 @@ class _Down(torch.autograd.Function):
         if want_g:
             gg = ops.conv2d_add_act(c, w_outer, gg, None, _ONE, _ZERO, pool, "identity", 0.0, False)[0]
         return None, gg if want_g else None, gw_inner if want_inner else None, gw_outer, *(None,) * 7
+
+
+# Without what `Function.apply` does for transforms first, which is as long again: `operators_for` answers to none.
+_record_up = super(torch.autograd.Function, _Up).apply
+_record_down = super(torch.autograd.Function, _Down).apply
 
 
 def _down(ops: Operators, g: Tensor, weight: Tensor, add: Maybe, size: Pair, pool: Pair) -> Tensor:

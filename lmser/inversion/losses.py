@@ -62,4 +62,4 @@ def entropy(log_p: Tensor) -> Tensor:
 def cross_entropy(log_p: Tensor, y: Tensor) -> Tensor:
     """`-log p_y` of each sample, `(N,)`, from `log p = log_softmax(logits)`; another class's where `y` is
     below 0."""
-    return -log_p.gather(1, y.clamp(min=0).unsqueeze(1)).squeeze(1)
+    return F.nll_loss(log_p, y.clamp(min=0), reduction="none")

@@ -184,7 +184,7 @@ class SemiSupervised(nn.Module):
         weights = self.weights()
         total = self.terms(x, y, reconstruct=any(weights[2:])).weighted(weights)
         if self.training:
-            self.step += 1
+            self.step.add_(1)
         return total
 
 
