@@ -94,8 +94,6 @@ class WeightGradSum {
   ~WeightGradSum();
   void add_channels();                          // before any pair: the channels of the small sides are summed as well
   void add(std::vector<WeightGradPair> pairs);  // whose tensors lie as those of the first call
-  // To this and to `other`, both still empty, unit by unit where that can be.
-  void add_both(const WeightGradPair& pair, WeightGradSum& other, const WeightGradPair& other_pair);
   bool finish(const View& grad, bool accumulate = false);
   void finish_channels(const View& bias, bool accumulate) const;
   // Adds what `other` holds, a sum of the same weight over other pixels; false, and nothing is done, where the two are

@@ -10,15 +10,14 @@
 #include "all_finite.h"
 #include "buffer.h"
 #include "layout.h"
-#include "transpose.h"
 #include "units.h"
+#include "write_weight.h"
 
 namespace lmser {
 
 struct WeightGradSum::State {
   virtual ~State() = default;
   virtual void add(std::vector<WeightGradPair> pairs) = 0;
-  virtual void add_both(const WeightGradPair& pair, State& other, const WeightGradPair& other_pair) = 0;
   virtual bool finish(View grad, bool accumulate) = 0;
   virtual void finish_channels(const View& bias, bool accumulate) const = 0;
   virtual bool merge(State& other, const ThreadPool& pool) = 0;
@@ -52,8 +51,8 @@ class Sum final : public WeightGradSum::State {
     accumulate(pairs, first);
   }
 
-  void add_both(const WeightGradPair& pair, WeightGradSum::State& state, const WeightGradPair& other_pair) override {
-    Sum& other = static_cast<Sum&>(state);
+  // To this and to `other`, both still empty: unit by unit, where that one's can be these.
+  void add_both(const WeightGradPair& pair, Sum& other, const WeightGradPair& other_pair) {
     Geometry g = geometry_;
     std::vector<WeightGradPair> pairs{pair};
     normalise(g, pairs[0].big, pairs[0].small);
@@ -89,7 +88,7 @@ class Sum final : public WeightGradSum::State {
       sum_ = std::move(taps);
       partial = 1;
     }
-    write(grad, accumulate, partial);
+    write_weight(pool_, tasks_, plan_, sum_.get(), partial, turned_, grad, accumulate);
     return true;
   }
 
@@ -299,68 +298,6 @@ class Sum final : public WeightGradSum::State {
     });
   }
 
-  // Sum the tasks in their order and turn (kh, kw, C_in, C_out) into (C_out, C_in, kh, kw).
-  void write(const View& grad, bool accumulate, std::int64_t partial) {
-    const Geometry& g = plan_.geometry;
-    const std::int64_t lanes = k_.tile.lanes, width = plan_.padded_out_c, groups = width / lanes;
-    const std::int64_t taps = std::int64_t(g.kernel_h) * g.kernel_w, tap_stride = g.in_c * width;
-    // Dense taps of one pair of channels are written together.
-    const bool dense = grad.dtype == kDTypeOf<T> && !accumulate && !turned_ && grad.sn != 1 && taps > 1 &&
-                       (grad.sw == 1 || g.kernel_w == 1) && (grad.sh == g.kernel_w || g.kernel_h == 1);
-    // Output channels that lie side by side leave as rows of them.
-    const bool rows = grad.dtype == kDTypeOf<T> && !accumulate && grad.sn == 1;
-    const auto reduce_rows = [&](std::int64_t in0, std::int64_t in1) {
-      for (int i = 0; i < g.kernel_h; ++i)
-        for (int j = 0; j < g.kernel_w; ++j)
-          for (std::int64_t ci = in0; ci < in1; ++ci) {
-            T* const from = sum_.get() + (std::int64_t(i) * g.kernel_w + j) * tap_stride + ci * width;
-            for (std::int64_t t = 1; t < partial; ++t)
-              for (std::int64_t v = 0; v < width; ++v) from[v] += from[t * plan_.sum_values + v];
-            const std::int64_t at = turned_ ? j * grad.sh + i * grad.sw : i * grad.sh + j * grad.sw;
-            std::memcpy(static_cast<T*>(grad.data) + at + ci * grad.sc, from, sizeof(T) * g.out_c);
-          }
-    };
-    const auto reduce = [&](std::int64_t group, std::int64_t in0, std::int64_t in1) {
-      const std::int64_t c0 = group * lanes, c1 = std::min(c0 + lanes, g.out_c);
-      for (std::int64_t ci = in0; ci < in1; ++ci) {
-        T* const sums = sum_.get() + ci * width + c0;
-        for (std::int64_t t = 1; t < partial; ++t)
-          for (std::int64_t tap = 0; tap < taps; ++tap) {
-            T* const to = sums + tap * tap_stride;
-            const T* const more = to + t * plan_.sum_values;
-            for (std::int64_t v = 0; v < lanes; ++v) to[v] += more[v];
-          }
-        if (dense) {
-          transpose(sums, tap_stride, taps, c1 - c0, static_cast<T*>(grad.data) + c0 * grad.sn + ci * grad.sc, grad.sn);
-          continue;
-        }
-        for (int i = 0; i < g.kernel_h; ++i)
-          for (int j = 0; j < g.kernel_w; ++j) {
-            const T* const from = sums + (std::int64_t(i) * g.kernel_w + j) * tap_stride;
-            const std::int64_t at = ci * grad.sc + (turned_ ? j * grad.sh + i * grad.sw : i * grad.sh + j * grad.sw);
-            if (grad.dtype == kDTypeOf<T>) {
-              T* const to = static_cast<T*>(grad.data) + at;
-              for (std::int64_t co = c0; co < c1; ++co)
-                to[co * grad.sn] = accumulate ? to[co * grad.sn] + from[co - c0] : from[co - c0];
-            } else {
-              for (std::int64_t co = c0; co < c1; ++co) store_value<T>(grad, at + co * grad.sn, from[co - c0]);
-            }
-          }
-      }
-    };
-    constexpr std::int64_t kChunk = 16;  // input channels, whose taps fill whole lines of the result
-    const std::int64_t chunks = (g.in_c + kChunk - 1) / kChunk, pieces = rows ? g.in_c : groups * chunks;
-    const auto part = [&](std::int64_t first, std::int64_t last) {
-      if (rows) return reduce_rows(first, last);
-      for (std::int64_t i = first; i < last; ++i)
-        reduce(i / chunks, i % chunks * kChunk, std::min((i % chunks + 1) * kChunk, g.in_c));
-    };
-    if (tasks_ == 1 || plan_.sum_values < 1 << 14)
-      part(0, pieces);
-    else
-      pool_.run(tasks_, [&](std::int64_t t) { part(pieces * t / tasks_, pieces * (t + 1) / tasks_); });
-  }
-
   const Kernels<T>& k_;
   ThreadPool pool_;
   Geometry geometry_;
@@ -392,9 +329,6 @@ WeightGradSum::~WeightGradSum() = default;
 
 void WeightGradSum::add_channels() { state_->channels = true; }
 void WeightGradSum::add(std::vector<WeightGradPair> pairs) { state_->add(std::move(pairs)); }
-void WeightGradSum::add_both(const WeightGradPair& pair, WeightGradSum& other, const WeightGradPair& other_pair) {
-  state_->add_both(pair, *other.state_, other_pair);
-}
 bool WeightGradSum::finish(const View& grad, bool accumulate) { return state_->finish(grad, accumulate); }
 void WeightGradSum::finish_channels(const View& bias, bool accumulate) const {
   state_->finish_channels(bias, accumulate);
@@ -414,17 +348,24 @@ void run_weight_grad(const InstructionSet& isa, const ThreadPool& pool, const Ge
   }
 }
 
-void run_weight_grad_pair(const InstructionSet& isa, const ThreadPool& pool, const WeightGradTask& first,
-                          const WeightGradTask& second) {
-  WeightGradSum a(isa, pool, first.geometry, first.grad.dtype), b(isa, pool, second.geometry, second.grad.dtype);
-  if (first.bias) a.add_channels();
-  if (second.bias) b.add_channels();
+template <class T>
+void run_pair_as(const InstructionSet& isa, const ThreadPool& pool, const WeightGradTask& first,
+                 const WeightGradTask& second) {
+  Sum<T> a(isa, pool, first.geometry, true), b(isa, pool, second.geometry, true);
+  a.channels = bool(first.bias), b.channels = bool(second.bias);
   a.add_both(first.pair, b, second.pair);
-  const auto finish = [&](WeightGradSum& sum, const WeightGradTask& task) {
-    if (!sum.finish(task.grad)) return run_weight_grad(isa, pool, task.geometry, {task.pair}, task.grad, false, task.bias);
-    if (task.bias) sum.finish_channels(task.bias, false);
+  const auto finish = [&](Sum<T>& sum, const WeightGradTask& task) {
+    if (!sum.finish(task.grad, false))
+      run_weight_grad(isa, pool, task.geometry, {task.pair}, task.grad, false, task.bias);
+    else if (task.bias)
+      sum.finish_channels(task.bias, false);
   };
   finish(a, first), finish(b, second);
+}
+void run_weight_grad_pair(const InstructionSet& isa, const ThreadPool& pool, const WeightGradTask& first,
+                          const WeightGradTask& second) {
+  const auto run = first.grad.dtype == DType::f64 ? run_pair_as<double> : run_pair_as<float>;
+  run(isa, pool, first, second);
 }
 
 }  // namespace lmser
