@@ -44,7 +44,7 @@ class Prepared final : public PreparedConv::State {
     const Geometry g = normal_form(source, sink);
     const Packed& p = packed_for(pool, g, filtered);
     if (g == geometry_)
-      if (const Packed* const following = next.packed_in_units_of(pool, p.plan)) {
+      if (const Packed* const following = next.packed_in_units_of(pool, p.plan, filtered)) {
         const ConvCall<T> call = next.call_of(*following, next_source, next_sink);
         return run_packed(pool, p, call_of(p, source, sink), &call);
       }
@@ -86,11 +86,12 @@ class Prepared final : public PreparedConv::State {
     return packed(pool, {g, filtered, pool.threads, plan_conv(g, tile, sizeof(T), pool.threads, how, calls_), nullptr});
   }
 
-  // For the whole batch in the units of another plan, by the direct sum; null where that cannot be.
-  const Packed* packed_in_units_of(const ThreadPool& pool, const ConvPlan& other) {
-    ConvPlan plan = plan_conv(geometry_, kernels_of<T>(isa_).tile, sizeof(T), pool.threads, Filtering::never, calls_);
+  // For the whole batch in the units of another plan; null where that cannot be.
+  const Packed* packed_in_units_of(const ThreadPool& pool, const ConvPlan& other, bool filtered) {
+    const Filtering how = filtered ? Filtering::where_faster : Filtering::never;
+    ConvPlan plan = plan_conv(geometry_, kernels_of<T>(isa_).tile, sizeof(T), pool.threads, how, calls_);
     if (!shares_units(plan, other)) return nullptr;
-    return &packed(pool, {geometry_, false, pool.threads, in_units_of(std::move(plan), other), nullptr});
+    return &packed(pool, {geometry_, filtered, pool.threads, in_units_of(std::move(plan), other), nullptr});
   }
 
   // `made` with its weight, kept.

@@ -224,9 +224,9 @@ struct RowSpan {
 };
 RowSpan input_rows(const ConvPlan& plan, std::int64_t r0, std::int64_t r1);
 
-// `p` in the units of `other`, a plan with as many outputs: its unit of some number has that one's outputs.
+// `p` in the units of `other`, a plan with as many outputs: its unit of some number has that one's outputs. Only where
+// `shares_units`: each unit of `other` is all channels of some rows, and `p` takes any, which a filtered one does not.
 ConvPlan in_units_of(ConvPlan p, const ConvPlan& other);
-// Whether there can be one: each unit of `other` is all channels of some rows, and `p` takes any.
 bool shares_units(const ConvPlan& p, const ConvPlan& other);
 
 // Minimal filtering where it is faster; never; or wherever the shape allows it, which a part of a batch asks for so
@@ -271,7 +271,7 @@ struct WeightGradPlan {
     return big_points(tiles) + winograd.points() * winograd.pitch(tiles * padded_out_c);
   }
 };
-// As of two convolutions (above): `p` in the units of `other`, and whether there can be one.
+// As of two convolutions, above; each task of both has a sum of its own.
 WeightGradPlan in_units_of(WeightGradPlan p, const WeightGradPlan& other);
 bool shares_units(const WeightGradPlan& p, const WeightGradPlan& other);
 

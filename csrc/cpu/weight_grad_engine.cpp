@@ -146,16 +146,19 @@ class Sum final : public WeightGradSum::State {
 
   void plan(const Geometry& g, bool turned, bool swapped, double work_of_reading) {
     turned_ = turned, swapped_ = swapped;
-    plan_ =
-        plan_weight_grad(g, k_.tile, sizeof(T), pool_.threads, winograd_ ? Filtering::where_faster : Filtering::never);
+    plan_ = planned(g);
     prepare(work_of_reading);
+  }
+  WeightGradPlan planned(const Geometry& g) const {
+    const Filtering how = winograd_ ? Filtering::where_faster : Filtering::never;
+    return plan_weight_grad(g, k_.tile, sizeof(T), pool_.threads, how);
   }
   // False, and nothing is planned, where the units of `first` cannot be had.
   bool plan_in_units_of(const Sum& first, double work_of_reading) {
     Geometry g = geometry_;
     swapped_ = is_product(g);
     if (swapped_) std::swap(g.in_c, g.out_c);
-    WeightGradPlan found = plan_weight_grad(g, k_.tile, sizeof(T), pool_.threads, Filtering::never);
+    WeightGradPlan found = planned(g);
     if (!shares_units(found, first.plan_)) return false;
     plan_ = in_units_of(std::move(found), first.plan_);
     prepare(work_of_reading);

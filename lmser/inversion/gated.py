@@ -94,7 +94,9 @@ def _plain(module: nn.Module) -> bool:
 
 def _any_hooked(module: nn.Module) -> bool:
     # At every step of every block: `Module.modules` takes ten times as long for the same.
-    return _hooked(module) or any(_any_hooked(child) for child in module._modules.values() if child is not None)
+    return _hooked(module) or any(
+        _any_hooked(child) for child in module._modules.values() if child is not None
+    )
 
 
 def _hooked(module: nn.Module) -> bool:

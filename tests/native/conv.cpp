@@ -278,6 +278,66 @@ void pooled(const InstructionSet& isa) {
   }
 }
 
+// One and then another that adds what it has written, with the bits that two calls give.
+void pairs(const InstructionSet& isa) {
+  using lmser::Filtering;
+  for (int seed = 0; seed < cases(400); ++seed) {
+    Random random(seed);
+    const bool large = seed % 50 == 0;  // in rounds, of all threads or of each its own
+    const int taps = large ? 3 : int(random.of({2, 3, 3, 5})), stride = large ? 1 : int(random.of({1, 1, 1, 2}));
+    const std::int64_t channels = large ? 100 : random.of({5, 16, 33});
+    Geometry one =
+        geometry(large ? random.of({4, 11}) : random.of({0, 1, 2, 5}), channels, large ? 9 : random.between(5, 17),
+                 large ? 10 : random.between(5, 17), channels, taps, taps, stride, stride, taps / 2, taps / 2);
+    if (random.one_in(2)) one = transposed(one);
+    const int other_taps = int(random.of({1, 1, 3}));
+    Geometry other = geometry(one.batch, random.of({3, 16, 33}), one.out_h, one.out_w, one.out_c, other_taps,
+                              other_taps, 1, 1, other_taps / 2, other_taps / 2);
+    if (random.one_in(2)) std::swap(other.in_c, other.out_c), other = transposed(other);
+    const DType dtype = any_dtype(random);
+    const Layout layout = any_layout(random, true);
+    Case first(random, one, dtype), second(random, other, dtype);
+    for (Case* c : {&first, &second}) {  // of one size, and of the second the sum with the first
+      c->sink = {}, c->bias = {};
+      c->sink.upsample_h = c->sink.upsample_w = 1 + int(seed % 3 == 0), c->sink.scale = seed % 3 == 0 ? 0.25 : 1;
+      c->out =
+          Array(dtype, one.batch, one.out_c, one.out_h * c->sink.upsample_h, one.out_w * c->sink.upsample_w, layout);
+      c->sink.out = c->out.view;
+      if (random.one_in(2)) {
+        c->bias_values = Array(dtype, 1, one.out_c, 1, 1, Layout::nchw);
+        c->bias_values.fill(random);
+        c->bias = c->bias_values.view;
+      }
+    }
+    first.sink.activation = Activation::relu;
+    second.sink.add = first.out.view;
+    if (random.one_in(3)) {
+      second.sink_gate = Array(dtype, one.batch, one.out_c, second.out.view.h, second.out.view.w, layout);
+      second.sink_gate.fill(random);
+      second.sink.gate = second.sink_gate.view, second.sink.gate_slope = 0.5;
+    }
+    const Filtering before = choose_filtering(random.one_in(2) ? Filtering::where_possible : Filtering::where_faster);
+    const int count = int(random.between(1, 3));
+    const auto pair = [&](const Sink& sink) {
+      run_conv_pair(isa, threads(count), {one, first.source, first.sink, first.weight.view, first.bias},
+                    {other, second.source, sink, second.weight.view, second.bias});
+    };
+    pair(second.sink);
+    first.check(first.expected());
+    second.check(second.expected());
+    // In place, and one after the other.
+    const Numbers apart = numbers(second.out.view);
+    Sink in_place = second.sink;
+    in_place.out = first.out.view;
+    pair(in_place);
+    const Numbers together = numbers(first.out.view);
+    run(isa, count, first), run(isa, count, second);
+    choose_filtering(before);
+    expect(together.at == apart.at && apart.at == numbers(second.out.view).at,
+           "pair, not the bits of two calls: " + first.what + " and " + second.what);
+  }
+}
+
 // Images without pixels, seen through padding; strides beyond every image.
 void edges(const InstructionSet& isa) {
   Random random(3);
@@ -323,7 +383,8 @@ void threaded(const InstructionSet& isa) {
 std::vector<Test> conv_tests() {
   return {{"conv any", any},           {"conv every width", every_width}, {"conv filtered", filtered},
           {"conv prepared", prepared}, {"conv beside", beside},           {"conv shared drive", shared_drive},
-          {"conv edges", edges},       {"conv pooled", pooled},           {"threaded conv", threaded}};
+          {"conv edges", edges},       {"conv pooled", pooled},           {"conv pairs", pairs},
+          {"threaded conv", threaded}};
 }
 
 }  // namespace native

@@ -115,6 +115,50 @@ void sums(const InstructionSet& isa) {
   }
 }
 
+// Two of as many outputs, which share their units where they can.
+void both(const InstructionSet& isa) {
+  using lmser::Filtering;
+  static constexpr DType dtypes[] = {DType::f32, DType::f32, DType::f64, DType::bf16};
+  for (int seed = 0; seed < cases(300); ++seed) {
+    Random random(seed);
+    const int taps = int(random.of({1, 2, 3, 3, 5})), stride = int(random.of({1, 1, 2})),
+              beside = int(random.of({1, 1, 3}));
+    const auto channels = [&] { return random.of({3, 16, 33}); };
+    const Geometry one = geometry(random.of({0, 1, 2, 9}), channels(), random.between(5, 20), random.between(5, 20),
+                                  channels(), taps, taps, stride, stride, taps / 2, taps / 2),
+                   other = geometry(one.batch, channels(), one.out_h, one.out_w, channels(), beside, beside, 1, 1,
+                                    beside / 2, beside / 2);
+    const DType dtype = dtypes[random.below(4)];
+    struct Side {
+      Geometry g;
+      Pair pair;
+      Array grad, channels;
+      bool wanted;
+      lmser::WeightGradTask task() const {
+        View bias = channels.view;
+        std::swap(bias.n, bias.c), std::swap(bias.sn, bias.sc);
+        return {g, pair.views, grad.view, wanted ? bias : View{}};
+      }
+    };
+    const auto side = [&](const Geometry& g) {
+      return Side{g, Pair(random, g, dtype, random.one_in(2), any_layout(random, false), any_layout(random, false)),
+                  Array(dtype, g.out_c, g.in_c, g.kernel_h, g.kernel_w, any_layout(random, true)),
+                  Array(dtype, g.out_c, 1, 1, 1, Layout::nchw), random.one_in(2)};
+    };
+    const Side first = side(one), second = side(other);
+    const Filtering before = choose_filtering(random.one_in(2) ? Filtering::where_possible : Filtering::where_faster);
+    run_weight_grad_pair(isa, threads(int(random.between(1, 3))), first.task(), second.task());
+    choose_filtering(before);
+    for (const Side* s : {&first, &second}) {
+      const std::string what = std::string("weight gradients of both, the ") + (s == &first ? "first: " : "second: ") +
+                               text(one) + " and " + text(other);
+      expect(s->grad.view, s->pair.expected(s->g), what);
+      expect(s->grad.gaps_are_whole(), what + ": wrote between the values");
+      if (s->wanted) expect(s->channels.view, channel_sums(s->g, s->pair.views.small), what + ": channel sums");
+    }
+  }
+}
+
 void edges(const InstructionSet& isa) {
   Random random(3);
   for (const Geometry& g :
@@ -148,7 +192,11 @@ void threaded(const InstructionSet& isa) {
 }  // namespace
 
 std::vector<Test> gradient_tests() {
-  return {{"gradient any", any}, {"gradient sums", sums}, {"gradient edges", edges}, {"threaded gradient", threaded}};
+  return {{"gradient any", any},
+          {"gradient sums", sums},
+          {"gradient both", both},
+          {"gradient edges", edges},
+          {"threaded gradient", threaded}};
 }
 
 }  // namespace native
