@@ -383,7 +383,7 @@ void threaded(const InstructionSet& isa) {
 std::vector<Test> conv_tests() {
   return {{"conv any", any},           {"conv every width", every_width}, {"conv filtered", filtered},
           {"conv prepared", prepared}, {"conv beside", beside},           {"conv shared drive", shared_drive},
-          {"conv edges", edges},       {"conv pooled", pooled},           {"conv pairs", pairs},
+          {"conv edges", edges},       {"conv pooled", pooled},           {"threaded conv pairs", pairs},
           {"threaded conv", threaded}};
 }
 

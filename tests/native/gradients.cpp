@@ -116,7 +116,7 @@ void sums(const InstructionSet& isa) {
 }
 
 // Two of as many outputs, which share their units where they can.
-void both(const InstructionSet& isa) {
+void pairs(const InstructionSet& isa) {
   using lmser::Filtering;
   static constexpr DType dtypes[] = {DType::f32, DType::f32, DType::f64, DType::bf16};
   for (int seed = 0; seed < cases(300); ++seed) {
@@ -194,7 +194,7 @@ void threaded(const InstructionSet& isa) {
 std::vector<Test> gradient_tests() {
   return {{"gradient any", any},
           {"gradient sums", sums},
-          {"gradient both", both},
+          {"threaded gradient pairs", pairs},
           {"gradient edges", edges},
           {"threaded gradient", threaded}};
 }
