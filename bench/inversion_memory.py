@@ -19,7 +19,7 @@ CONTENDERS = ("fused", *inversion.LAYOUTS)
 
 
 def peak_of(contender: str, network: str) -> int:
-    """Bytes of a training step above what the process holds before it."""
+    """Bytes of a training step above what the process holds between two of them."""
     command = [sys.executable, "-m", "bench.inversion_memory", "--one", contender, network]
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, cwd=Path(__file__).resolve().parents[1]
@@ -37,9 +37,10 @@ def main() -> None:
     options = parser.parse_args()
     if options.one:
         contender, network = options.one
-        # Code and the libraries' own buffers are in place before anything is counted.
-        inversion.contender(contender, network, 2)()
+        # Code, threads' scratch and the libraries' own buffers come with the first step and stay: a step needs what
+        # comes above them.
         step = inversion.contender(contender, network)
+        step()
         peak = PeakMemory(torch.device("cpu"))
         step()
         step()

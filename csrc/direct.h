@@ -44,6 +44,8 @@ class Arguments {
     PyObject* const value = take();
     return value == Py_None ? View{} : read(value, 4);
   }
+  // A sequence of such tensors.
+  std::vector<View> tensors();
   // (C,)
   View maybe_bias() {
     PyObject* const value = take();
@@ -63,10 +65,11 @@ class Arguments {
   bool flag();
   template <std::size_t N>
   std::array<bool, N> flags() {  // a list of them
-    std::array<bool, N> flags{};
-    read_flags(flags.data(), N);
-    return flags;
+    std::array<bool, N> found{};
+    read_flags(found.data(), N);
+    return found;
   }
+  std::vector<char> flags(std::size_t count);
   // A result of this size can be made.
   bool require_size(std::int64_t n, std::int64_t c, std::int64_t h, std::int64_t w);
   // Of the dtype of the tensors, uninitialised, and the view of it; a large one from the output store.
@@ -85,7 +88,8 @@ class Arguments {
   View read(PyObject* value, int dimensions, bool* flat = nullptr);  // kKernel: 4 or 2, which `flat` says
   template <class F>
   bool each(PyObject* sequence, F&& f);
-  void read_flags(bool* flags, std::size_t count);
+  template <class Flag>
+  void read_flags(Flag* flags, std::size_t count);
   Pair pair_in(PyObject* value, std::int64_t least);
   using Sizes = std::array<std::int64_t, 4>;
   pybind11::object made(int dimensions, const Sizes& size, const Sizes& strides, View& view);

@@ -148,6 +148,11 @@ std::vector<View> Arguments::kernels(std::vector<bool>* flat) {
   require(!views.empty());
   return views;
 }
+std::vector<View> Arguments::tensors() {
+  std::vector<View> views;
+  each(take(), [&](PyObject* t) { views.push_back(read(t, 4)); });
+  return views;
+}
 std::vector<View> Arguments::biases() {
   std::vector<View> views;
   each(take(), [&](PyObject* t) { views.push_back(read(t, 1)); });
@@ -210,7 +215,8 @@ bool Arguments::flag() {
   return value == Py_True;
 }
 
-void Arguments::read_flags(bool* flags, std::size_t count) {
+template <class Flag>
+void Arguments::read_flags(Flag* flags, std::size_t count) {
   PyObject* const value = take();
   if (!require(PyList_CheckExact(value) && PyList_GET_SIZE(value) == Py_ssize_t(count))) return;
   for (std::size_t i = 0; i < count; ++i) {
@@ -218,6 +224,12 @@ void Arguments::read_flags(bool* flags, std::size_t count) {
     require(flag == Py_True || flag == Py_False);
     flags[i] = flag == Py_True;
   }
+}
+template void Arguments::read_flags(bool* flags, std::size_t count);
+std::vector<char> Arguments::flags(std::size_t count) {
+  std::vector<char> found(count);
+  read_flags(found.data(), count);
+  return found;
 }
 
 bool Arguments::require_size(std::int64_t n, std::int64_t c, std::int64_t h, std::int64_t w) {

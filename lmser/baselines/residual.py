@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
-from lmser.baselines.residual_passes import operators_for, residual_down, residual_up
+from lmser.baselines.residual_passes import Blocks, operators_for, residual_down, residual_up
 from lmser.inversion.gated import Activation, Step, conv_down, conv_step
 from lmser.inversion.step import laid_out_as
 from lmser_kernels import conv2d_add_act
@@ -110,34 +112,28 @@ class ResidualBlock(nn.Module):
         return h
 
     def gated(self, x: Tensor, f: Activation | None) -> Step:
-        inner, outer, pool = self.inner, self.outer, self.inner.pool
-        weight = inner.inhibited_weight() if isinstance(inner, InhibitorConv2d) else inner.weight
-        activation = Activation(inner.activation, inner.slope)
-        # Sizes that the windows of the pool take in, and the leaks of what can be told by a sign.
-        size = (x.shape[2] // pool[0], x.shape[3] // pool[1]) if x.dim() == 4 else (0, 0)
-        covered = x.shape[2:] == (size[0] * pool[0], size[1] * pool[1])
+        step, _ = self.gated_in_turn([self], x, f)
+        return step
+
+    @staticmethod
+    def gated_in_turn(blocks: Sequence[ResidualBlock], x: Tensor, f: Activation | None) -> tuple[Step, int]:
+        """As many of `blocks` as can go up in one call and down in another, one at least, and how many."""
+        first = blocks[0]
+        activation, impl = Activation(first.inner.activation, first.inner.slope), first.inner.impl
+        # The leaks of what can be told by a sign.
         leak, slope = activation.gate_slope, 0.0 if f is None else f.gate_slope
-        ops = None
-        if covered and leak is not None and slope is not None and inner.impl == outer.impl:
-            ops = operators_for(x, (weight, outer.weight), inner.impl)
-        if ops is None:
-            return self._gated_by_layers(x, f, weight, activation)
-        assert leak is not None
-        assert slope is not None
-        padding, gate = inner.padding, (None if f is None else x, slope)
-        output, r = residual_up(
-            ops, x, (weight, inner.bias), (outer.weight, outer.bias),
-            padding=padding, pool=pool, activation=inner.activation, slope=leak,
-        )  # fmt: skip
+        found = None if leak is None or slope is None else _alike(blocks, x, activation, leak, impl)
+        ops = None if found is None else operators_for(x, [*found.inner, *found.outer], impl)
+        if found is None or ops is None:
+            return first._gated_by_layers(x, f, _weight(first.inner), activation), 1
+        passed, gate, size = found, (None if f is None else x, slope or 0.0), (x.shape[2], x.shape[3])
+        output, opened = residual_up(ops, x, passed)
 
         def pull(g: Tensor) -> Tensor:
-            u = residual_down(
-                ops, laid_out_as(g, output), weight, outer.weight,
-                opened=(r, leak), gate=gate, size=size, padding=padding, pool=pool,
-            )  # fmt: skip
+            u = residual_down(ops, laid_out_as(g, output), passed, opened=opened, gate=gate, size=size)
             return laid_out_as(u, x)
 
-        return Step(output, None, pull)
+        return Step(output, None, pull), len(passed.inner)
 
     def _gated_by_layers(
         self, x: Tensor, f: Activation | None, weight: Tensor, activation: Activation
@@ -157,3 +153,38 @@ class ResidualBlock(nn.Module):
             )  # fmt: skip
 
         return Step(output, None, pull)
+
+
+def _weight(inner: Conv2dAddAct) -> Tensor:
+    return inner.inhibited_weight() if isinstance(inner, InhibitorConv2d) else inner.weight
+
+
+def _alike(
+    blocks: Sequence[ResidualBlock], x: Tensor, activation: Activation, leak: float, impl: str
+) -> Blocks | None:
+    """The first of `blocks`, as far as one call takes them all: with the same activation and kernels, biases or none,
+    and windows that take in all of what is pooled; None where that is not one."""
+    found = Blocks([], [], [], [], [], [], activation.name, leak)
+    has_biases = blocks[0].outer.bias is not None
+    size = tuple(x.shape[2:]) if x.dim() == 4 else ()
+    for block in blocks:
+        inner, outer, pool = block.inner, block.outer, block.inner.pool
+        biases = [layer.bias for layer in (inner, outer) if layer.bias is not None]
+        if (
+            Activation(inner.activation, inner.slope) != activation
+            or (inner.impl, outer.impl) != (impl, impl)
+            or len(biases) != 2 * has_biases
+            or not size
+            or size[0] % pool[0]
+            or size[1] % pool[1]
+        ):
+            break
+        size = (size[0] // pool[0], size[1] // pool[1])
+        found.inner.append(_weight(inner))
+        found.outer.append(outer.weight)
+        if has_biases:
+            found.inner_bias.append(biases[0])
+            found.outer_bias.append(biases[1])
+        found.padding.append(inner.padding)
+        found.pool.append(pool)
+    return found if found.inner else None

@@ -7,11 +7,13 @@ are constants almost everywhere, so one ordinary backward pass gives the gradien
 would, and every gate is applied where a fused kernel writes.
 
 A rule says for one layer how it goes up and down. Those of `lmser_kernels.nn` and of `torch.nn`'s usual ones are here,
-a module of one's own has a method `gated(x, f) -> Step`; `has_rules` says whether a whole model has them.
+a module of one's own has a method `gated(x, f) -> Step`; `has_rules` says whether a whole model has them. A class whose
+layers can go several at a time has `gated_in_turn(layers, x, f) -> (Step, how many)` besides.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any, Protocol, cast
@@ -295,11 +297,12 @@ def _activation(layer: nn.Module, x: Tensor, f: Activation | None) -> Step:
 
 
 def _sequential(model: nn.Sequential, x: Tensor, f: Activation | None) -> Step:
-    steps = []
-    for layer in model:
-        step = gated(layer, x, f)
+    steps, layers = [], list(model)
+    while layers:
+        step, count = _next_step(layers, x, f)
         x, f = step.output, step.f
         steps.append(step)
+        del layers[:count]
 
     def pull(g: Tensor) -> Tensor:
         for step in reversed(steps):
@@ -307,6 +310,18 @@ def _sequential(model: nn.Sequential, x: Tensor, f: Activation | None) -> Step:
         return g
 
     return Step(x, f, pull)
+
+
+def _next_step(layers: list[nn.Module], x: Tensor, f: Activation | None) -> tuple[Step, int]:
+    """The step of the first of `layers`, or of as many of its kind as go in turn, and how many that is."""
+    kind = type(layers[0])
+    # Its own: a subclass may have another way of its own.
+    if "gated_in_turn" in vars(kind):
+        alike = list(itertools.takewhile(lambda layer: type(layer) is kind and _plain(layer), layers))
+        if len(alike) > 1:
+            found: tuple[Step, int] = cast("Any", kind).gated_in_turn(alike, x, f)
+            return found
+    return gated(layers[0], x, f), 1
 
 
 _RULES: dict[type[nn.Module], Callable[[Any, Tensor, Activation | None], Step]] = {
