@@ -151,7 +151,8 @@ def inversion() -> str:
         )
     where = (
         "Eager PyTorch differentiates a gradient (`create_graph=True`) of the same network of `torch.nn`'s layers; "
-        '"gated" is this library\'s pass of first order in eager operations. Memory is beside the former alone. '
+        '"gated" is this library\'s pass of first order in eager operations. Memory is beside the former alone, above '
+        "what the process holds between two steps. "
         f"{_machine(result)}: `lmser bench --only semi-supervised --repeats 61 --json bench/results/inversion_cpu.json`, "
         "`python -m bench.inversion_memory --json bench/results/inversion_memory.json`."
     )

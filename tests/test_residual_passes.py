@@ -12,6 +12,7 @@ from lmser.baselines import ResidualBlock
 from lmser.baselines import residual as block_module
 from lmser.baselines import residual_passes as passes
 from lmser.inversion import inverted
+from lmser.inversion.step import Activation, Step
 from lmser_kernels import _library
 
 pytestmark = pytest.mark.native
@@ -185,6 +186,72 @@ def test_only_what_needs_a_gradient_gets_one():
     assert model[1].inner.weight.grad is None
     assert model[2].outer.bias.grad is None
     assert model[1].outer.weight.grad is not None
+
+
+@pytest.mark.parametrize("frozen", [(1,), (2,), (0, 1), (1, 2), (0, 1, 2)], ids=str)
+def test_frozen_blocks(monkeypatch, frozen):
+    """Below the lowest block, and above the highest, that something is wanted of there is nothing to do."""
+    model, x = network(2), images()
+    for position in frozen:
+        model[position].requires_grad_(False)
+
+    def gradients() -> list[Tensor | None]:
+        model.zero_grad(set_to_none=True)
+        found = inverted(model, x, method="gated")
+        (found.reconstructions[0].square().sum() + found.output.logsumexp(1).sum()).backward()
+        return [p.grad for p in model.parameters()]
+
+    found = gradients()
+    by_layers(monkeypatch)
+    wanted = gradients()
+    assert [g is None for g in found] == [g is None for g in wanted]
+    close([g for g in found if g is not None], [g for g in wanted if g is not None], 1e-12)
+
+
+def test_blocks_that_are_not_alike_go_by_themselves(monkeypatch):
+    torch.manual_seed(0)
+    settings = [
+        {},
+        {},
+        {"activation": "leaky_relu"},
+        {"inhibitor": True},
+        {"inhibitor": True},
+        {"activation": "tanh"},
+    ]
+    model = nn.Sequential(
+        *(ResidualBlock(3, 3, **s) for s in settings), nn.Flatten(), nn.Linear(48, 2)
+    ).double()
+    x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    seen = calls(monkeypatch)
+    found = results(model, x)
+    assert [name for name, _ in seen] == [
+        f"residual_{way}" for way in ("up", "down", "down_backward", "up_backward") for _ in range(3)
+    ]
+    by_layers(monkeypatch)
+    close(found, results(model, x), 1e-11)
+
+
+class Doubled(ResidualBlock):
+    """A block with a way of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+    def gated(self, x: Tensor, f: Activation | None) -> Step:
+        step = super().gated(x, f)
+        return Step(2 * step.output, None, lambda g: step.pull(2 * g))
+
+
+def test_subclasses_keep_their_own_way():
+    torch.manual_seed(0)
+    model = nn.Sequential(Doubled(2, 3), Doubled(3, 3), nn.Flatten()).double()
+    x = torch.randn(2, 2, 5, 4, dtype=torch.float64)
+    got = inverted(model, x, method="gated")
+    close(
+        [got.output, *got.reconstructions],
+        [model(x), *inverted(model, x, method="autograd").reconstructions],
+        1e-12,
+    )
 
 
 def test_without_gradients_and_under_autocast():
