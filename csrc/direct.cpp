@@ -195,6 +195,7 @@ void add_functions(py::module_& module) {
   if (PyModule_AddFunctions(module.ptr(), methods) != 0) throw py::error_already_set();
   add_residual_functions(module);
   add_reflect_functions(module);
+  add_max_pool_functions(module);
 }
 
 }  // namespace lmser::direct

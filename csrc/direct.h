@@ -46,6 +46,12 @@ class Arguments {
   }
   // A sequence of such tensors.
   std::vector<View> tensors();
+  // Dense bytes (N, H, W, C), not empty, on the CPU.
+  struct Bytes {
+    std::uint8_t* data = nullptr;
+    std::array<std::int64_t, 4> size{};
+  };
+  Bytes bytes() { return read_bytes(take()); }
   // (C,)
   View maybe_bias() {
     PyObject* const value = take();
@@ -75,6 +81,7 @@ class Arguments {
   // Of the dtype of the tensors, uninitialised, and the view of it; a large one from the output store.
   pybind11::object empty(bool last, std::int64_t n, std::int64_t c, std::int64_t h, std::int64_t w, View& view);
   pybind11::object empty(std::int64_t n, View& view);
+  pybind11::object empty_bytes(const std::array<std::int64_t, 4>& size, std::uint8_t*& data);
   // Like a kernel that was read: (C_out, C_in) where `flat`.
   pybind11::object empty_kernel(const View& like, bool flat, View& view);
   // Whether a gradient has to be recorded for a tensor that was read.
@@ -85,6 +92,7 @@ class Arguments {
     if (!require(left_ > 0)) return Py_None;
     return --left_, *next_++;
   }
+  Bytes read_bytes(PyObject* value);
   View read(PyObject* value, int dimensions, bool* flat = nullptr);  // kKernel: 4 or 2, which `flat` says
   template <class F>
   bool each(PyObject* sequence, F&& f);
@@ -93,7 +101,8 @@ class Arguments {
   Pair pair_in(PyObject* value, std::int64_t least);
   using Sizes = std::array<std::int64_t, 4>;
   pybind11::object made(int dimensions, const Sizes& size, const Sizes& strides, View& view);
-  pybind11::object made_large(std::size_t bytes, int dimensions, const Sizes& size, const Sizes& strides, View& view);
+  static pybind11::object of_store(std::size_t bytes, int dimensions, const Sizes& size, const Sizes& strides,
+                                   std::uint8_t type_code, std::uint8_t type_bits);
   std::int64_t value_bytes() const { return dtype_ == DType::f64 ? 8 : dtype_ == DType::f32 ? 4 : 2; }
 
   static constexpr int kKernel = 0;
@@ -109,5 +118,6 @@ class Arguments {
 void add_functions(pybind11::module_& module);
 void add_residual_functions(pybind11::module_& module);  // direct_residual.cpp
 void add_reflect_functions(pybind11::module_& module);   // direct_reflect.cpp
+void add_max_pool_functions(pybind11::module_& module);  // direct_max_pool.cpp
 
 }  // namespace lmser::direct

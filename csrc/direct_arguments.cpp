@@ -15,8 +15,9 @@ namespace {
 struct Torch {
   const dlpack::ExchangeApi* exchange = nullptr;
   PyObject *tensor, *parameter;  // types
-  PyObject *included, *raw, *function_mode, *profiler, *grad, *is_neg, *new_empty_strided;
+  PyObject *included, *raw, *function_mode, *profiler, *grad, *is_neg, *new_empty_strided, *uint8;
   PyObject* requires_grad;       // its name
+  PyObject* dtype_name;          // in a tuple
   unsigned long long usual = 0;  // dispatch keys that are always included
 
   Torch() {
@@ -39,6 +40,8 @@ struct Torch {
     grad = held(torch.attr("is_grad_enabled"));
     is_neg = held(type.attr("is_neg"));
     new_empty_strided = held(type.attr("new_empty_strided"));
+    uint8 = held(torch.attr("uint8"));
+    dtype_name = held(py::make_tuple(py::str("dtype")));
     requires_grad = held(py::str("requires_grad"));
     PyUnicode_InternInPlace(&requires_grad);
     const py::object keys = c.attr("DispatchKey"), set = c.attr("DispatchKeySet");
@@ -55,6 +58,12 @@ struct Torch {
 const Torch& torch() {
   static const Torch* const found = new Torch;
   return *found;
+}
+
+py::tuple tuple_of(int dimensions, const std::array<std::int64_t, 4>& values) {
+  py::tuple t{std::size_t(dimensions)};
+  for (int i = 0; i < dimensions; ++i) t[std::size_t(i)] = values[std::size_t(i)];
+  return t;
 }
 
 bool is_true(PyObject* function) {
@@ -126,6 +135,27 @@ View Arguments::read(PyObject* value, int dimensions, bool* flat) {
     requires_grad_ = requires_grad.ptr() == Py_True;
   }
   return v;
+}
+
+Arguments::Bytes Arguments::read_bytes(PyObject* value) {
+  const Torch& t = torch();
+  dlpack::Tensor d;
+  if (!require(reinterpret_cast<PyObject*>(Py_TYPE(value)) == t.tensor)) return {};
+  if (t.exchange->view_from_python(value, &d) != 0) {
+    PyErr_Clear();
+    return require(false), Bytes{};
+  }
+  if (!require(d.device_type == dlpack::kCPU && d.dimensions == 4 && d.data && d.strides && d.type_lanes == 1 &&
+               d.type_code == dlpack::kUInt && d.type_bits == 8))
+    return {};
+  Bytes found;
+  std::int64_t stride = 1;
+  for (int i = 3; i >= 0; --i) {
+    require(d.shape[i] > 0 && (d.shape[i] == 1 || d.strides[i] == stride));
+    stride *= found.size[std::size_t(i)] = d.shape[i];
+  }
+  found.data = static_cast<std::uint8_t*>(d.data) + d.byte_offset;
+  return found;
 }
 
 template <class F>
@@ -239,16 +269,18 @@ bool Arguments::require_size(std::int64_t n, std::int64_t c, std::int64_t h, std
   return true;
 }
 py::object Arguments::made(int dimensions, const Sizes& size, const Sizes& strides, View& view) {
-  const auto tuple = [&](const Sizes& s) {
-    py::tuple t{std::size_t(dimensions)};
-    for (int i = 0; i < dimensions; ++i) t[std::size_t(i)] = s[std::size_t(i)];
-    return t;
-  };
   const std::int64_t values =
       std::accumulate(size.begin(), size.begin() + dimensions, std::int64_t(1), std::multiplies());
   const std::size_t bytes = std::size_t(value_bytes() * values);
-  if (bytes >= output_store::kLeast) return made_large(bytes, dimensions, size, strides, view);
-  const py::tuple sizes = tuple(size), steps = tuple(strides);
+  if (bytes >= output_store::kLeast) {
+    py::object result =
+        of_store(bytes, dimensions, size, strides, dtype_ == DType::bf16 ? dlpack::kBfloat : dlpack::kFloat,
+                 std::uint8_t(8 * value_bytes()));
+    view = read(result.ptr(), dimensions);
+    if (!fit_) throw std::runtime_error("PyTorch did not make a plain tensor of memory");
+    return result;
+  }
+  const py::tuple sizes = tuple_of(dimensions, size), steps = tuple_of(dimensions, strides);
   PyObject* const arguments[] = {first_, sizes.ptr(), steps.ptr()};
   py::object result =
       py::reinterpret_steal<py::object>(PyObject_Vectorcall(torch().new_empty_strided, arguments, 3, nullptr));
@@ -257,8 +289,8 @@ py::object Arguments::made(int dimensions, const Sizes& size, const Sizes& strid
   if (!fit_) throw std::runtime_error("new_empty_strided did not give a plain tensor");
   return result;
 }
-py::object Arguments::made_large(std::size_t bytes, int dimensions, const Sizes& size, const Sizes& strides,
-                                 View& view) {
+py::object Arguments::of_store(std::size_t bytes, int dimensions, const Sizes& size, const Sizes& strides,
+                               std::uint8_t type_code, std::uint8_t type_bits) {
   struct Large {
     dlpack::ManagedTensor managed{};
     Sizes size, strides;
@@ -274,25 +306,32 @@ py::object Arguments::made_large(std::size_t bytes, int dimensions, const Sizes&
     const std::unique_ptr<Large> own(static_cast<Large*>(self->context));
     output_store::give(own->piece);
   };
-  m.tensor = {large->piece.data,
-              dlpack::kCPU,
-              0,
-              dimensions,
-              std::uint8_t(dtype_ == DType::bf16 ? dlpack::kBfloat : dlpack::kFloat),
-              std::uint8_t(8 * value_bytes()),
-              1,
-              large->size.data(),
-              large->strides.data(),
-              0};
+  m.tensor = {large->piece.data,  dlpack::kCPU,          0, dimensions, type_code, type_bits, 1,
+              large->size.data(), large->strides.data(), 0};
   void* object = nullptr;
   if (torch().exchange->managed_to_python(&m, &object) != 0) {
     output_store::give(large->piece);
     throw py::error_already_set();
   }
   static_cast<void>(large.release());  // the tensor's
-  const auto result = py::reinterpret_steal<py::object>(static_cast<PyObject*>(object));
-  view = read(result.ptr(), dimensions);
-  if (!fit_) throw std::runtime_error("PyTorch did not make a plain tensor of memory");
+  return py::reinterpret_steal<py::object>(static_cast<PyObject*>(object));
+}
+py::object Arguments::empty_bytes(const Sizes& size, std::uint8_t*& data) {
+  const std::int64_t c = size[3], w = size[2] * c, h = size[1] * w;
+  const Sizes strides{h, w, c, 1};
+  const std::size_t bytes = std::size_t(size[0] * h);
+  py::object result;
+  if (bytes >= output_store::kLeast) {
+    result = of_store(bytes, 4, size, strides, dlpack::kUInt, 8);
+  } else {
+    const py::tuple sizes = tuple_of(4, size), steps = tuple_of(4, strides);
+    PyObject* const arguments[] = {first_, sizes.ptr(), steps.ptr(), torch().uint8};
+    result = py::reinterpret_steal<py::object>(
+        PyObject_Vectorcall(torch().new_empty_strided, arguments, 3, torch().dtype_name));
+    if (!result) throw py::error_already_set();
+  }
+  data = read_bytes(result.ptr()).data;
+  if (!fit_) throw std::runtime_error("PyTorch did not make a plain tensor of bytes");
   return result;
 }
 py::object Arguments::empty(bool last, std::int64_t n, std::int64_t c, std::int64_t h, std::int64_t w, View& view) {

@@ -9,7 +9,7 @@ namespace lmser::dlpack {
 inline constexpr std::uint32_t kMajorVersion = 1;  // within which the layouts below stay
 
 enum DeviceType : std::int32_t { kCPU = 1 };
-enum TypeCode : std::uint8_t { kFloat = 2, kBfloat = 4 };
+enum TypeCode : std::uint8_t { kUInt = 1, kFloat = 2, kBfloat = 4 };
 
 struct Tensor {
   void* data;

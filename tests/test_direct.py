@@ -17,7 +17,15 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import lmser_kernels
-from lmser_kernels import _library, add_act, conv2d_add_act, conv_transpose2d_add_act, tied_conv2d
+from lmser_kernels import (
+    _library,
+    add_act,
+    conv2d_add_act,
+    conv_transpose2d_add_act,
+    max_pool2d_act,
+    max_unpool2d,
+    tied_conv2d,
+)
 
 pytestmark = pytest.mark.native
 ONE, TWO = (1, 1), (2, 2)
@@ -33,6 +41,11 @@ def made(*shape: int, layout: str = "contiguous", dtype: torch.dtype = torch.flo
     if layout == "expanded":
         return torch.randn(1, *shape[1:]).to(dtype).expand(shape)
     return torch.randn(shape).to(dtype)
+
+
+def places(*shape: int) -> Tensor:
+    """Of windows of four."""
+    return torch.randint(4, shape, dtype=torch.uint8)
 
 
 def calls(layout: str, dtype: torch.dtype) -> dict[str, list[tuple[Any, ...]]]:
@@ -72,6 +85,22 @@ def calls(layout: str, dtype: torch.dtype) -> dict[str, list[tuple[Any, ...]]]:
         ],
         "add_act": [(x, below, upper, "relu", 0.0), (x, None, None, "leaky_relu", 0.1)],
         "add_act_backward": [(x, below, "tanh", 0.0, True), (x, below, "identity", 0.0, False)],
+        "max_pool2d_act": [
+            (x, TWO, TWO, (0, 0), "relu", 0.0),
+            (x, (3, 2), (1, 2), ONE, "identity", 0.0),
+            (t(70, 3, 8, 7), (8, 7), TWO, (0, 0), "tanh", 0.0),
+        ],
+        "max_unpool2d": [
+            (made(2, 3, 4, 3, layout=layout, dtype=dtype), places(2, 4, 3, 3), None, (8, 7), TWO, TWO, (0, 0),
+             "identity", 0.0),
+            (made(2, 3, 4, 3, layout=layout, dtype=dtype), places(2, 4, 3, 3), t(2, 3, 4, 3), (8, 7), TWO, TWO,
+             (0, 0), "leaky_relu", 0.2),
+            (t(2, 3, 1, 1), places(2, 1, 1, 3), None, (4, 4), (4, 4), ONE, (0, 0), "identity", 0.0),
+        ],
+        "max_select2d": [
+            (x, places(2, 4, 3, 3), None, TWO, TWO, (0, 0), "identity", 0.0),
+            (x, places(2, 4, 3, 3), t(2, 3, 4, 3), TWO, TWO, (0, 0), "tanh", 0.0),
+        ],
     }  # fmt: skip
 
 
@@ -81,7 +110,7 @@ def same(found: Tensor | None, wanted: Tensor, name: str) -> None:
         return
     assert found.dtype == wanted.dtype, name
     assert found.stride() == wanted.stride(), name
-    bits, other = (t.contiguous().view(torch.uint8) for t in (found, wanted))
+    bits, other = (t.contiguous().flatten().view(torch.uint8) for t in (found, wanted))
     assert torch.equal(bits, other), name
 
 
@@ -105,6 +134,13 @@ PUBLIC: dict[str, Callable[[Tensor, Tensor, Tensor], Any]] = {
     "smallest": lambda x, w, z: conv_transpose2d_add_act(z, w, stride=2, padding=1, activation="sigmoid"),
     "tied_conv2d": lambda x, w, z: tied_conv2d(x, z, w, stride=2, padding=1),
     "add_act": lambda x, w, z: add_act(x, 2 * x, activation="leaky_relu"),
+    "max_pool2d_act": lambda x, w, z: max_pool2d_act(x, 2, activation="tanh"),
+    "max_unpool2d": lambda x, w, z: max_unpool2d(
+        z * 2,
+        max_pool2d_act(z.new_zeros(z.shape).repeat(1, 1, 2, 2), 2, return_places=True)[1],
+        2,
+        output_size=(2 * z.shape[2], 2 * z.shape[3]),
+    ),
 }
 
 
