@@ -5,8 +5,6 @@ namespace lmser::direct {
 namespace py = pybind11;
 namespace {
 
-constexpr std::int64_t kMostPlaces = 255;  // a place is one byte
-
 // What follows the size of what is pooled: windows, activation and slope. The small side and its places.
 struct Windows {
   PoolCall call;
@@ -16,10 +14,11 @@ struct Windows {
     call.kernel_h = k.h, call.kernel_w = k.w, call.stride_h = s.h, call.stride_w = s.w;
     call.pad_h = p.h, call.pad_w = p.w;
     call.activation = a.activation(), call.slope = a.number();
-    if (!a.require(std::int64_t(k.h) * k.w <= kMostPlaces && 2 * p.h <= k.h && 2 * p.w <= k.w &&
+    if (!a.require(std::int64_t(k.h) * k.w <= PoolCall::kMostPlaces && 2 * p.h <= k.h && 2 * p.w <= k.w &&
                    big_h + 2 * p.h >= k.h && big_w + 2 * p.w >= k.w))
       return;
-    h = (big_h + 2 * p.h - k.h) / s.h + 1, w = (big_w + 2 * p.w - k.w) / s.w + 1;
+    call.big.h = big_h, call.big.w = big_w;
+    h = call.small_h(), w = call.small_w();
   }
   // Of the linear maps: places, and what f' is read from.
   void take(Arguments& a, const Arguments::Bytes& places, const View& output, std::int64_t n, std::int64_t c) {

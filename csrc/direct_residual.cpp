@@ -203,7 +203,7 @@ py::object residual_down(Arguments& a) {
   const View gate = a.maybe_tensor();
   const double slope = a.number();
   const Pair size = a.pair(1);
-  if (!a.require(true)) return py::none();
+  if (!a.require(!settings.inner.empty())) return py::none();
   View x;
   x.n = g.n, x.c = settings.inner[0].c, x.h = size.h, x.w = size.w;
   const Blocks blocks = settings.blocks(a, x);

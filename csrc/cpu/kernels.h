@@ -62,6 +62,10 @@ struct PoolCall {
   int kernel_h = 1, kernel_w = 1, stride_h = 1, stride_w = 1, pad_h = 0, pad_w = 0;
   Activation activation = Activation::identity;
   double slope = 0;
+  // The size of `small`, where the windows fit into `big`, no padding holds a whole one, and a place is a byte.
+  std::int64_t small_h() const { return (big.h + 2 * pad_h - kernel_h) / stride_h + 1; }
+  std::int64_t small_w() const { return (big.w + 2 * pad_w - kernel_w) / stride_w + 1; }
+  static constexpr std::int64_t kMostPlaces = 255;
 };
 
 template <class T>

@@ -122,11 +122,12 @@ class ResidualBlock(nn.Module):
         activation, impl = Activation(first.inner.activation, first.inner.slope), first.inner.impl
         # The leaks of what can be told by a sign.
         leak, slope = activation.gate_slope, 0.0 if f is None else f.gate_slope
-        found = None if leak is None or slope is None else _alike(blocks, x, activation, leak, impl)
-        ops = None if found is None else operators_for(x, [*found.inner, *found.outer], impl)
-        if found is None or ops is None:
+        # Asked before the weights, some of which are made for the call.
+        ops = None if leak is None or slope is None else operators_for(x, impl)
+        passed = None if ops is None else _alike(blocks, x, activation, impl)
+        if ops is None or passed is None:
             return first._gated_by_layers(x, f, _weight(first.inner), activation), 1
-        passed, gate, size = found, (None if f is None else x, slope or 0.0), (x.shape[2], x.shape[3])
+        gate, size = (None if f is None else x, slope or 0.0), (x.shape[2], x.shape[3])
         output, opened = residual_up(ops, x, passed)
 
         def pull(g: Tensor) -> Tensor:
@@ -159,14 +160,12 @@ def _weight(inner: Conv2dAddAct) -> Tensor:
     return inner.inhibited_weight() if isinstance(inner, InhibitorConv2d) else inner.weight
 
 
-def _alike(
-    blocks: Sequence[ResidualBlock], x: Tensor, activation: Activation, leak: float, impl: str
-) -> Blocks | None:
-    """The first of `blocks`, as far as one call takes them all: with the same activation and kernels, biases or none,
-    and windows that take in all of what is pooled; None where that is not one."""
-    found = Blocks([], [], [], [], [], [], activation.name, leak)
+def _alike(blocks: Sequence[ResidualBlock], x: Tensor, activation: Activation, impl: str) -> Blocks | None:
+    """The first of `blocks`, as far as one call takes them all: of `x`'s dtype, with the same activation and kernels,
+    biases or none, and windows that take in all of what is pooled; None where that is not one."""
+    found = Blocks([], [], [], [], [], [], activation.name, activation.gate_slope or 0.0)
     has_biases = blocks[0].outer.bias is not None
-    size = tuple(x.shape[2:]) if x.dim() == 4 else ()
+    dtype, device, (height, width) = x.dtype, x.device, x.shape[2:]
     for block in blocks:
         inner, outer, pool = block.inner, block.outer, block.inner.pool
         biases = [layer.bias for layer in (inner, outer) if layer.bias is not None]
@@ -174,12 +173,12 @@ def _alike(
             Activation(inner.activation, inner.slope) != activation
             or (inner.impl, outer.impl) != (impl, impl)
             or len(biases) != 2 * has_biases
-            or not size
-            or size[0] % pool[0]
-            or size[1] % pool[1]
+            or any(w.dtype != dtype or w.device != device for w in (inner.weight, outer.weight))
+            or height % pool[0]
+            or width % pool[1]
         ):
             break
-        size = (size[0] // pool[0], size[1] // pool[1])
+        height, width = height // pool[0], width // pool[1]
         found.inner.append(_weight(inner))
         found.outer.append(outer.weight)
         if has_biases:

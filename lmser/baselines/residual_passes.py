@@ -9,7 +9,6 @@ gradient is to be differentiated, they are calls of the operators.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,19 +40,15 @@ class Blocks:
     leak: float
 
 
-def operators_for(x: Tensor, weights: Sequence[Tensor], impl: str) -> Operators | None:
-    """The operators that `residual_up` and `residual_down` take for these tensors; None where the layers one by one
-    are to be called: the reference, autocast, transforms and compilation know those alone, and say what does not fit.
+def operators_for(x: Tensor, impl: str) -> Operators | None:
+    """The operators that `residual_up` and `residual_down` take for this tensor; None where the layers one by one are
+    to be called: the reference, autocast, transforms and compilation know those alone, and say what does not fit.
     """
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return None
     if not torch.is_grad_enabled() or torch._C._is_any_autocast_enabled():
         return None
-    dtype, device = x.dtype, x.device
-    alike = all(w.dtype == dtype and w.device == device for w in weights)
-    if not alike or x.dim() != 4 or x.numel() == 0:
-        return None
-    return chosen("conv2d_add_act", impl, x)
+    return chosen("conv2d_add_act", impl, x) if x.dim() == 4 and x.numel() > 0 else None
 
 
 def residual_up(ops: Operators, x: Tensor, blocks: Blocks) -> tuple[Tensor, list[Tensor]]:
