@@ -231,6 +231,19 @@ def test_blocks_that_are_not_alike_go_by_themselves(monkeypatch):
     close(found, results(model, x), 1e-11)
 
 
+@pytest.mark.parametrize(
+    ("blocks", "x", "error"),
+    [
+        ([ResidualBlock(3, 4), ResidualBlock(4, 4)], torch.randn(2, 5, 8, 8), "5"),
+        ([ResidualBlock(3, 4), ResidualBlock(5, 4)], torch.randn(2, 3, 8, 8), "4"),
+        ([ResidualBlock(3, 4), ResidualBlock(4, 4)], torch.randn(3, 8, 8), "4-D"),
+    ],
+)
+def test_what_does_not_fit_is_said_by_the_layers(blocks, x, error):
+    with pytest.raises(ValueError, match=f"^x .*{error}"):
+        inverted(nn.Sequential(*blocks), x, method="gated")
+
+
 class Doubled(ResidualBlock):
     """A block with a way of its own."""
 

@@ -162,10 +162,11 @@ def _weight(inner: Conv2dAddAct) -> Tensor:
 
 def _alike(blocks: Sequence[ResidualBlock], x: Tensor, activation: Activation, impl: str) -> Blocks | None:
     """The first of `blocks`, as far as one call takes them all: of `x`'s dtype, with the same activation and kernels,
-    biases or none, and windows that take in all of what is pooled; None where that is not one."""
+    biases or none, channels that go together and windows that take in all of what is pooled; None where that is not
+    one, and the layers say what does not fit."""
     found = Blocks([], [], [], [], [], [], activation.name, activation.gate_slope or 0.0)
     has_biases = blocks[0].outer.bias is not None
-    dtype, device, (height, width) = x.dtype, x.device, x.shape[2:]
+    dtype, device, (channels, height, width) = x.dtype, x.device, x.shape[1:]
     for block in blocks:
         inner, outer, pool = block.inner, block.outer, block.inner.pool
         biases = [layer.bias for layer in (inner, outer) if layer.bias is not None]
@@ -174,11 +175,12 @@ def _alike(blocks: Sequence[ResidualBlock], x: Tensor, activation: Activation, i
             or (inner.impl, outer.impl) != (impl, impl)
             or len(biases) != 2 * has_biases
             or any(w.dtype != dtype or w.device != device for w in (inner.weight, outer.weight))
+            or (inner.in_channels, outer.in_channels) != (channels, channels)
             or height % pool[0]
             or width % pool[1]
         ):
             break
-        height, width = height // pool[0], width // pool[1]
+        channels, height, width = outer.out_channels, height // pool[0], width // pool[1]
         found.inner.append(_weight(inner))
         found.outer.append(outer.weight)
         if has_biases:
