@@ -82,14 +82,14 @@ std::string choose_isa(const std::string& name) {
   return before;
 }
 
-// For benchmarks that compare the choice between minimal filtering and the direct sum; returns the mode until now.
-std::string choose_filtering_mode(const std::string& mode) {
-  static const std::pair<const char*, Filtering> modes[] = {{"where faster", Filtering::where_faster},
-                                                            {"never", Filtering::never},
-                                                            {"where possible", Filtering::where_possible}};
-  for (const auto& [name, filtering] : modes)
+// For benchmarks that compare the choice of an algorithm with its alternatives; returns the mode until now.
+template <class Choice, Choice choose(Choice)>
+std::string choose_mode(const std::string& mode) {
+  static const std::pair<const char*, Choice> modes[] = {
+      {"where faster", Choice::where_faster}, {"never", Choice::never}, {"where possible", Choice::where_possible}};
+  for (const auto& [name, choice] : modes)
     if (mode == name) {
-      const Filtering before = choose_filtering(filtering);
+      const Choice before = choose(choice);
       for (const auto& [other, value] : modes)
         if (value == before) return other;
     }
@@ -197,7 +197,9 @@ py::dict plan(const std::string& op, const std::string& dtype, Four shape, Four 
                 : winograd ? "minimal filtering (Winograd), F(" + std::to_string(p.winograd.m) +
                                  ", 2) on one phase of each axis and single taps on the other"
                 : p.planar   ? std::string("implicit product, registers along rows of pixels (few output channels)")
-                : p.unpacked ? std::string("product of a few rows, the weight as it lies")
+                : p.unpacked ? std::string(up ? "product of a few pixels, the weight as it lies"
+                                        : "product of a few pixels, the weight as it lies, added where the kernel "
+                                          "reaches")
                 : p.dot      ? std::string("implicit product, registers along the depth (few output channels)")
                              : std::string(up ? "implicit product over channels-last pixels"
                                               : "sub-pixel implicit product (stride^2 phases, no zeros multiplied)");
@@ -236,7 +238,8 @@ py::dict plan(const std::string& op, const std::string& dtype, Four shape, Four 
        : winograd   ? std::string("3x3 at stride 2 with enough channels on both sides: fewer products than "
                                     "the direct sum, which is run "
                                     "instead where a result is not finite")
-       : p.unpacked ? std::string("so few rows that packing the weight would cost more than the product")
+       : p.unpacked ? std::string("so few pixels that packing the weight, or comparing it with what was packed, would cost more "
+                              "than it saves")
        : p.dot      ? std::string("no more than half a register of output channels")
                     : std::string("the direct sum is the best compiled algorithm for this shape")) +
       (grouped ? "; pixels that meet the padding with the same taps go together, without those" : "") + staging;
@@ -300,9 +303,13 @@ PYBIND11_MODULE(_C, m) {
   m.def("choose_isa", &lmser::choose_isa, py::arg("name"),
         "Makes every operator use this instruction set from now on (for comparing them); returns the one used before.");
   m.def(
-      "choose_filtering", &lmser::choose_filtering_mode, py::arg("mode"),
+      "choose_filtering", &lmser::choose_mode<lmser::Filtering, lmser::choose_filtering>, py::arg("mode"),
       "Makes plans from now on filter 'where faster' (the default), 'never' or 'where possible' (for comparing them); "
       "returns the mode until now.");
+  m.def(
+      "choose_unpacking", &lmser::choose_mode<lmser::Unpacking, lmser::choose_unpacking>, py::arg("mode"),
+      "Makes convolutions of few pixels from now on read their weight as it lies 'where faster' (the default), 'never' "
+      "or 'where possible'; returns the mode until now.");
   m.def(
       "empty_cache",
       [] {

@@ -9,6 +9,7 @@
 #include "layout.h"
 #include "packed_store.h"
 #include "packed_weight.h"
+#include "under_kernel.h"
 #include "units.h"
 
 namespace lmser {
@@ -76,6 +77,11 @@ class Prepared final : public PreparedConv::State {
     for (const Packed& p : packed_)
       if (p.geometry == g && p.filtering == filtered && p.threads == pool.threads) return p;
     const TileShape& tile = kernels_of<T>(isa_).tile;
+    if (weight_.dtype == kDTypeOf<T> && !beside_ && lies_well(weight_, geometry_) &&
+        takes_unpacked(geometry_, tile, sizeof(T), pool.threads, calls_)) {
+      const bool together = taps_lie_together(weight_);
+      return packed(pool, {g, filtered, pool.threads, plan_unpacked(g, tile, pool.threads, together), nullptr});
+    }
     Filtering how = filtered ? Filtering::where_faster : Filtering::never;
     if (filtered && g.batch > 0 && g.batch < geometry_.batch) {
       Geometry whole = g;
@@ -97,8 +103,7 @@ class Prepared final : public PreparedConv::State {
   // `made` with its weight, kept.
   const Packed& packed(const ThreadPool& pool, Packed made) {
     const bool dense = weight_.dtype == kDTypeOf<T> && (weight_.sn == 1 || weight_.sc == 1);
-    made.plan.unpacked = dense && !beside_ && takes_unpacked(made.plan, geometry_);
-    made.plan.packs_blocks = dense && !beside_ && !made.plan.unpacked && packs_once(made.plan, calls_);
+    made.plan.packs_blocks = dense && !beside_ && packs_once(made.plan, calls_);
     if (made.plan.units > 0 && !made.plan.unpacked && !made.plan.packs_blocks) {
       for (const Packed& p : packed_)
         if (p.weight && packed_store::same_packing(p.plan, made.plan)) made.weight = p.weight;
@@ -134,7 +139,10 @@ class Prepared final : public PreparedConv::State {
     ConvCall<T> call{&p.plan, source, sink, p.weight ? p.weight->values.get() : nullptr};
     if (p.plan.unpacked || p.plan.packs_blocks) {
       Buffer<T> copy;
-      call.as_it_lies = layout_of<T>(p.plan.geometry, weight_, copy);
+      View w = weight_;
+      if (!p.plan.gathers && p.plan.geometry.kernel_h != geometry_.kernel_h) swap_axes(w);
+      call.as_it_lies = layout_of<T>(p.plan.geometry, w, copy);
+      if (p.plan.gathers) call.as_it_lies.in = 1;
     }
     return call;
   }
@@ -148,6 +156,9 @@ class Prepared final : public PreparedConv::State {
       throw std::logic_error(
           "a state was to be compared where it lies by a kernel that does not look before it writes");
     const Kernels<T>& k = kernels_of<T>(isa_);
+    Buffer<T> columns;
+    if (p.plan.gathers)
+      call.source = under_kernel<T>(k, pool, p.geometry, call.source, p.plan.taps_together, columns);
     // Every unit adds up its own channels; the units' sums are added in their order.
     Epilogue epilogue;
     Buffer<double> sums;
@@ -300,9 +311,10 @@ ConvPlan inspect_conv(const InstructionSet& isa, int threads, Geometry g, bool d
     v.sw = 1, v.sh = g.in_w, v.sc = g.in_h * g.in_w, v.sn = g.in_c * v.sc;
   source.base = v;
   normalise(g, source);
-  ConvPlan plan = plan_conv(g, double_precision ? isa.f64.tile : isa.f32.tile, double_precision ? 8 : 4, threads);
-  plan.unpacked = takes_unpacked(plan, g);
-  return plan;
+  const TileShape& tile = double_precision ? isa.f64.tile : isa.f32.tile;
+  const std::int64_t value_bytes = double_precision ? 8 : 4;
+  if (takes_unpacked(g, tile, value_bytes, threads, 1)) return plan_unpacked(g, tile, threads);
+  return plan_conv(g, tile, value_bytes, threads);
 }
 
 }  // namespace lmser

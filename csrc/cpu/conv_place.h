@@ -46,7 +46,7 @@ template <class T>
 bool direct_sink(const ConvCall<T>& call) {
   const Sink& s = call.sink;
   const Geometry& g = call.plan->geometry;
-  if (repeats(s) && !call.plan->winograd.m) return false;
+  if ((repeats(s) && !call.plan->winograd.m) || scatters(*call.plan)) return false;
   if (s.out.dtype != kDType<T> || (s.out.sc != 1 && s.out.c != 1)) return false;
   if (s.out.h != g.out_h * s.upsample_h || s.out.w != g.out_w * s.upsample_w) return false;
   // What is smaller than the output lies as it likes, in values of T with dense channels.
@@ -94,11 +94,13 @@ std::int64_t kernel_rows_together(std::int64_t length, std::int64_t width, int r
 }
 
 // Scratch of a unit, in values of T: staged slab | rows for staging | pixel offsets | linear result | output rows |
-// points and sums | sums of the direct form | outputs to be pooled.
+// points and sums | sums of the direct form | outputs to be pooled | of an unpacked product values under the kernel |
+// a panel of the weight, and before it an unpacked product's results | values under the kernel of one pixel.
 template <class T>
 struct ConvScratch {
   std::int64_t slab = 0, line = 0, rows = 0, offsets = 0, linear = 0, out_row = 0, winograd = 0, sums = 0, pooled = 0,
-               panel = 0;
+               columns = 0, panel = 0, turned = 0;
+  std::int64_t columns_row = 0, results = 0;
   explicit ConvScratch(const ConvCall<T>& call) {
     const ConvPlan& p = *call.plan;
     const Geometry& g = p.geometry;
@@ -108,7 +110,8 @@ struct ConvScratch {
       if (p.planar) line = p.slab_cols * g.in_c;
     }
     const std::int64_t pixels =
-        p.unit_images * (div_up(p.unit_rows, p.out_step_h) + 1) * (div_up(g.out_w, p.out_step_w) + 1);
+        p.unpacked ? g.batch * g.in_h * g.in_w
+                   : p.unit_images * (div_up(p.unit_rows, p.out_step_h) + 1) * (div_up(g.out_w, p.out_step_w) + 1);
     if (p.winograd.m)
       winograd = WinogradScratch(p).values();
     else
@@ -130,12 +133,27 @@ struct ConvScratch {
       const Phase& ph = p.phases[0];
       panel = std::int64_t(ph.taps_h) * ph.taps_w * g.in_c * p.tile.max_vectors * p.tile.lanes;
     }
-    for (std::int64_t* x : {&slab, &line, &rows, &offsets, &linear, &out_row, &winograd, &sums, &pooled, &panel})
+    if (p.unpacked) {
+      constexpr std::int64_t kWidth = kTileVectors * kLanes<T>;
+      const std::int64_t taps = std::int64_t(g.kernel_h) * g.kernel_w,
+                         channels = div_up(std::int64_t(p.blocks.size()), p.block_splits) * kLanes<T>;
+      if (scatters(p)) turned = columns_row = taps * channels;
+      columns = pixels * columns_row;
+      results = scatters(p) ? 0 : pixels * kWidth;
+      panel = results + g.in_c * kWidth;
+    }
+    for (std::int64_t* x :
+         {&slab, &line, &rows, &offsets, &linear, &out_row, &winograd, &sums, &pooled, &columns, &panel, &turned})
       *x = div_up(*x, 64) * 64;
   }
-  std::int64_t values() const { return before_panel() + panel; }
-  std::int64_t before_panel() const { return before_pooled() + pooled; }
-  std::int64_t before_pooled() const { return slab + line + rows + offsets + linear + out_row + winograd + sums; }
+  std::int64_t values() const { return before_panel() + panel + turned; }
+  std::int64_t before_panel() const { return before_columns() + columns; }
+  std::int64_t before_columns() const { return before_pooled() + pooled; }
+  std::int64_t before_pooled() const { return before_linear() + linear + out_row + winograd + sums; }
+  std::int64_t before_linear() const { return before_offsets() + offsets; }
+  std::int64_t before_offsets() const { return slab + line + rows; }
+  // Of three tables of pixels.
+  std::int64_t offsets_each() const { return offsets * std::int64_t(sizeof(T)) / std::int64_t(sizeof(std::int64_t)) / 3; }
 };
 
 // Images [n0, n1), rows [r0, r1) of the output, of which the unit's first would be `from_row`, and channels [c0, c1):

@@ -4,9 +4,9 @@
 
 #include "ahead.h"
 #include "conv_place.h"
-#include "few_rows.h"
 #include "pack_unit.h"
 #include "padding.h"
+#include "unpacked_unit.h"
 #include "winograd_round.h"
 
 namespace lmser::LMSER_ISA {
@@ -101,13 +101,16 @@ std::int64_t conv_scratch(const ConvCall<T>& call) {
 template <class T>
 bool conv_unit(const ConvCall<T>& call, std::int64_t index, T* scratch) {
   const ConvPlan& p = *call.plan;
+  if (p.unpacked) {
+    UnpackedUnit<T>(call, index, scratch).run(index);
+    return true;
+  }
   const Geometry& g = p.geometry;
   const ConvScratch<T> layout(call);
-  T* const row_memory = scratch + layout.slab + layout.line;
-  auto* const in_offset = reinterpret_cast<std::int64_t*>(row_memory + layout.rows);
-  const std::int64_t offsets = layout.offsets * std::int64_t(sizeof(T)) / std::int64_t(sizeof(std::int64_t)) / 3;
+  auto* const in_offset = reinterpret_cast<std::int64_t*>(scratch + layout.before_offsets());
+  const std::int64_t offsets = layout.offsets_each();
   auto* const out_offset = in_offset + offsets;
-  T* const linear = row_memory + layout.rows + layout.offsets;
+  T* const linear = scratch + layout.before_linear();
   T* const out_row = linear + layout.linear;
   T* const sums = out_row + layout.out_row + layout.winograd;
   const UnitRange unit(p, index);
@@ -246,7 +249,7 @@ bool conv_unit(const ConvCall<T>& call, std::int64_t index, T* scratch) {
         const int most = kTilePixels[block.vectors], width = block.vectors * kLanes<T>,
                   channels = int(lesser<std::int64_t>(width, g.out_c - block.channel));
         TileFinish<T> finish = to.tile_finish(block.channel);
-        const bool whole = channels == width && in_registers(to.activation) && !p.unpacked;
+        const bool whole = channels == width && in_registers(to.activation);
         // Kernel rows whose weights stay in the second-level cache from one tile to the next; sums wait for the others.
         const std::int64_t length = ph.taps_w * g.in_c, step = kernel_rows_together<T>(length, width, ph.taps_h);
         const bool pieces = step < ph.taps_h;
@@ -255,7 +258,7 @@ bool conv_unit(const ConvCall<T>& call, std::int64_t index, T* scratch) {
           T* const panel = scratch + layout.before_panel();
           pack_block<T>(p, call.as_it_lies, b, 0, g.in_c, [&](const Phase&) { return panel; });
           weight = panel;
-        } else if (!p.unpacked) {
+        } else {
           weight = call.weight + ph.weight_offset + block.weight_column * depth;
         }
         ProductTile<T> args{from.slab.data, nullptr, 0, from.slab.row, length, weight, tile, width};
@@ -273,7 +276,7 @@ bool conv_unit(const ConvCall<T>& call, std::int64_t index, T* scratch) {
             args.kernel_rows = nothing ? 0 : int(row1 - row0);
             args.length = pixel.cols.count() * g.in_c;
             args.slab = from.slab.data + (nothing ? 0 : row0 * from.slab.row + skipped);
-            args.weight = p.unpacked || nothing ? weight : weight + (row0 * length + skipped) * width;
+            args.weight = nothing ? weight : weight + (row0 * length + skipped) * width;
             args.weight_gap = (length - args.length) * width;
             args.more = row0 > pixel.rows.first;
             args.finish = ends && whole ? &finish : nullptr;
@@ -285,14 +288,7 @@ bool conv_unit(const ConvCall<T>& call, std::int64_t index, T* scratch) {
               finish.offset = out_offset + done, finish.add_offset = add_offset + done;
               if (ends && to.direct) prefetch_tile<T>(m, channels, finish);
               ahead.step();
-              if (p.unpacked) {
-                const WeightLayout<T>& w = call.as_it_lies;
-                few_rows<T>({from.slab.data, args.offset, length, w.data + block.channel * w.out, w.in, w.out, channels,
-                             tile, width},
-                            m);
-              } else {
-                product_fn<T>(m, block.vectors)(args);
-              }
+              product_fn<T>(m, block.vectors)(args);
               if (ends && !whole) write_tile<T>(args.result, m, width, channels, finish);
               done += m;
             }

@@ -138,6 +138,7 @@ WinogradGrid grid(const Geometry& g, const TileShape& tile, std::int64_t value_b
 
 }  // namespace
 
+Filtering filtering_mode() { return chosen_filtering.load(); }
 Filtering choose_filtering(Filtering filtering) { return chosen_filtering.exchange(filtering); }
 
 WinogradGrid chosen_grid(const ConvPlan& p, std::int64_t value_bytes, int calls, Filtering filtering) {

@@ -6,6 +6,9 @@
 
 namespace lmser {
 
+// What stands in the place of Filtering::where_faster (choose_filtering).
+Filtering filtering_mode();
+
 // Of a plan whose geometry, tile and output channels in whole registers are there, and whether it takes the dot tile.
 // `calls` share one packing of the weight.
 WinogradGrid chosen_grid(const ConvPlan& plan, std::int64_t value_bytes, int calls, Filtering filtering);

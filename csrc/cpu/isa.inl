@@ -32,6 +32,9 @@ constexpr Kernels<T> kernels() {
   k.tile = {kLanes<T>, kTilePixels[kTileVectors], kTileVectors, {0, kTilePixels[1], kTilePixels[2], kTilePixels[3]}};
   k.conv_scratch = conv_scratch<T>;
   k.conv_unit = conv_unit<T>;
+  k.columns_scratch = columns_scratch<T>;
+  k.gather_columns = gather_columns<T>;
+  k.outer_rows = outer_rows<T>;
   if constexpr (sizeof(T) == 4)
     k.round_points = round_points, k.round_products = round_products, k.round_outputs = round_outputs;
   k.pooled_rows = pooled_rows<T>;

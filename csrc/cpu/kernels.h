@@ -68,12 +68,30 @@ struct PoolCall {
   static constexpr std::int64_t kMostPlaces = 255;
 };
 
+// The gradient of a weight whose rows lie dense, over few pixels: to[row][k] = the sum over pixels of small[row] x
+// from[k], each `step` values from one pixel to the next.
+template <class T>
+struct OuterProduct {
+  const T* small;
+  std::int64_t small_step;
+  const T* from;
+  std::int64_t columns_step, columns, pixels;
+  T* to;
+  std::int64_t row;  // values between two
+  bool accumulate;
+};
+
 template <class T>
 struct Kernels {
   TileShape tile;
   std::int64_t (*conv_scratch)(const ConvCall<T>&);  // values of T
   // False: an output of a minimal-filtering unit is not finite, and the direct plan must be run instead.
   bool (*conv_unit)(const ConvCall<T>&, std::int64_t unit, T* scratch);
+  // What lies under the kernel of a convolution at the pixels of one row of its output (unpacked_unit.h).
+  std::int64_t (*columns_scratch)(const Source&, const Geometry&);
+  void (*gather_columns)(const Source&, const Geometry&, std::int64_t image, std::int64_t row, bool taps_together,
+                         T* columns, T* scratch);
+  void (*outer_rows)(const OuterProduct<T>&, std::int64_t row0, std::int64_t row1);
   // The parts of a round of minimal filtering (ConvPlan::round_units), float alone: a unit's input to points, the
   // products of a point and some blocks, a unit's sums to outputs.
   void (*round_points)(const ConvCall<T>&, std::int64_t unit, const TileOrder&, T* points, T* scratch);

@@ -55,8 +55,8 @@ void split_blocks(ConvPlan& p) {
 }  // namespace
 
 double ConvPlan::work() const {
-  const double rows = double(geometry.batch) * double(geometry.out_h) * double(geometry.out_w);
-  return flops() / 2 * (takes_unpacked(*this, geometry) && rows > 0 ? kRowsOfReading / rows : 1);
+  const double rows = double(small_pixels(geometry));
+  return flops() / 2 * (unpacked && rows > 0 ? std::max(1.0, kRowsOfReading / rows) : 1);
 }
 
 double ConvPlan::flops() const {

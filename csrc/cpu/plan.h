@@ -170,7 +170,10 @@ struct ConvPlan {
   // planes (planar_tile) of `planar_pitch` values a row.
   bool dot = false, planar = false;
   std::int64_t planar_pitch = 0;
-  bool unpacked = false;                        // few rows times a matrix, read as it lies (few_rows.h)
+  // Few pixels: the weight is read as it lies (unpacked_unit.h). With `gathers` the plan's geometry is that of the
+  // product with what lies under the kernel, gathered before; `taps_together`: in whose order, the taps of a channel
+  // side by side or its channels.
+  bool unpacked = false, gathers = false, taps_together = true;
   bool packs_blocks = false;                    // each unit packs its own blocks of the weight, into its scratch
   std::int64_t out_step_h = 1, out_step_w = 1;  // between pixels of a phase
   std::int64_t in_step_h = 1, in_step_w = 1;
@@ -200,21 +203,43 @@ struct ConvPlan {
   }
 };
 
-// Rows of a matrix product that are few.
-inline constexpr std::int64_t kFewRows = 4;
-// Whether a product of so many rows as `most` has in all takes its weight as it lies, which needs one of its two axes
-// dense. Asked of the whole batch, so that its parts have its bits.
-inline bool takes_unpacked(const ConvPlan& p, const Geometry& most) {
-  const Geometry& g = p.geometry;
-  return !p.dot && !p.winograd.m && g.kernel_h * g.kernel_w == 1 && g.stride_h == 1 && g.stride_w == 1 &&
-         g.pad_h == 0 && g.pad_w == 0 && most.batch * most.out_h * most.out_w <= kFewRows;
+// Whether the pixels of a convolution are its input's, with nothing between or beside them: a matrix product.
+inline bool is_product(const Geometry& g) {
+  return g.kernel_h == 1 && g.kernel_w == 1 && g.stride_h == 1 && g.stride_w == 1 && g.pad_h == 0 && g.pad_w == 0;
+}
+// Whether an unpacked product is of values under the kernel, which are added to the pixels it reaches.
+inline bool scatters(const ConvPlan& p) { return p.unpacked && p.geometry.transposed && !is_product(p.geometry); }
+inline std::int64_t small_pixels(const Geometry& g) {
+  return g.batch * (g.transposed ? g.in_h * g.in_w : g.out_h * g.out_w);
+}
+// Whether there are so few pixels of the small side that the weight is read as it lies, which `lies_well` says it can be: packing it, or
+// comparing it with what was packed before, would take longer than the product saves. Asked of the whole batch, so that
+// its parts have its bits. `calls` would share one packing.
+bool takes_unpacked(const Geometry& whole, const TileShape& tile, std::int64_t value_bytes, int threads, int calls);
+ConvPlan plan_unpacked(const Geometry& geometry, const TileShape& tile, int threads, bool taps_together = true);
+// Whether the gradient of a weight is formed so; where it lies in the order of the weight's values.
+bool gathers_gradient(const Geometry& geometry, const View& grad);
+// Of a convolution upwards: the product of what lies under the kernel with the weight's rows.
+inline Geometry gathered(Geometry g) {
+  g.in_c *= std::int64_t(g.kernel_h) * g.kernel_w, g.in_h = g.out_h, g.in_w = g.out_w;
+  g.kernel_h = g.kernel_w = g.stride_h = g.stride_w = 1, g.pad_h = g.pad_w = 0;
+  return g;
+}
+// A dense axis of a matrix, or of a kernel all values of one channel of the small side.
+inline bool steps_of(const View& w, std::int64_t c, std::int64_t h, std::int64_t x) {
+  return (w.sc == c || w.c == 1) && (w.sh == h || w.h == 1) && (w.sw == x || w.w == 1);
+}
+inline bool taps_lie_together(const View& w) { return steps_of(w, w.h * w.w, w.w, 1); }
+inline bool lies_well(const View& w, const Geometry& g) {
+  if (is_product(g) && w.sn == 1) return true;
+  return taps_lie_together(w) || steps_of(w, 1, w.w * w.c, w.c);
 }
 
 // Whether the weight is a matrix, each block of which is read by one unit of one call alone. The unit packs it where it
 // is used, which takes no longer than to compare it with what was packed before (more taps than one would take longer);
 // a weight that an optimiser writes between two steps is then neither packed to memory nor kept to be compared.
 inline bool packs_once(const ConvPlan& p, int calls) {
-  return calls == 1 && !p.dot && !p.winograd.m && p.phases.size() == 1 && p.units == p.block_splits &&
+  return calls == 1 && !p.unpacked && !p.dot && !p.winograd.m && p.phases.size() == 1 && p.units == p.block_splits &&
          p.geometry.kernel_h * p.geometry.kernel_w == 1;
 }
 
@@ -236,6 +261,11 @@ enum class Filtering { where_faster, never, where_possible };
 // What plans made from now on put in the place of `where_faster`, for benchmarks and tests that compare the choice with
 // its alternatives; returns what they put there until now.
 Filtering choose_filtering(Filtering filtering);
+
+// Few pixels under the weight as it lies where that is faster; never; or wherever there are few. The choice among the
+// three is made like that of filtering, and the fastest form is looked for only where filtering is free to be.
+enum class Unpacking { where_faster, never, where_possible };
+Unpacking choose_unpacking(Unpacking unpacking);
 
 // `calls` share one packing of the weight.
 ConvPlan plan_conv(const Geometry& geometry, const TileShape& tile, std::int64_t value_bytes, int threads,

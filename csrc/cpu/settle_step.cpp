@@ -26,11 +26,12 @@ Side side_of(const Maybe& state, const Maybe& weight, const Tensor& first, const
 }
 
 // Whether convolution and transposed convolution, both of stride 1, meet the same pixels under the same number of taps.
-// Few rows of a matrix product are left apart: their weights are read as they lie, not packed.
-bool same_taps(const Geometry& up, const Geometry& down) {
-  const bool pointwise = up.kernel_h == 1 && up.kernel_w == 1;
+// Those of few pixels are left apart: their weights are read as they lie, not packed.
+template <class T>
+bool same_taps(const InstructionSet& isa, const ThreadPool& pool, const Geometry& up, const Geometry& down) {
+  if (takes_unpacked(up, kernels_of<T>(isa).tile, sizeof(T), pool.threads, 1)) return false;
   return up.kernel_h == down.kernel_h && up.kernel_w == down.kernel_w && up.pad_h == up.kernel_h - 1 - down.pad_h &&
-         up.pad_w == up.kernel_w - 1 - down.pad_w && !(pointwise && up.batch * up.out_h * up.out_w <= kFewRows);
+         up.pad_w == up.kernel_w - 1 - down.pad_w;
 }
 
 template <class T>
@@ -79,7 +80,7 @@ std::tuple<Tensor, Tensor> step_as(const Side& below, const Side& above, const L
                       1,
                       padding_above.h,
                       padding_above.w};
-  const bool both = below && above, one_sum = both && upsample.h == 1 && upsample.w == 1 && same_taps(up, down);
+  const bool both = below && above, one_sum = both && upsample.h == 1 && upsample.w == 1 && same_taps<T>(isa, threads, up, down);
   const std::int64_t bytes = std::max<std::int64_t>(std::int64_t(sizeof(T)) * windows.image(), 1),
                      groups = both && !one_sum
                                   ? std::max<std::int64_t>(1, layer.n / std::max<std::int64_t>(1, kGroupBytes / bytes))

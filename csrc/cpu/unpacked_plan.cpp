@@ -1,0 +1,84 @@
+// Convolutions of few pixels that read their weight as it lies.
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+
+#include "divide.h"
+#include "filter_choice.h"
+#include "plan.h"
+
+namespace lmser {
+namespace {
+
+std::atomic<Unpacking> chosen_unpacking{Unpacking::where_faster};
+
+// More pixels are never faster, and never taken.
+constexpr std::int64_t kMostPixels = 128, kMostPossible = 1024;
+
+// In products of a register: comparing a value of a packed weight with what was packed, or packing a matrix where it is
+// used (packs_once); what either takes more where the weight comes from memory; starting minimal filtering, and what
+// its products take more than others, as their weight is larger; the same for products with a weight as it lies; adding
+// up the lanes of a sum; gathering or scattering a value under the kernel; copying one of a panel. Fitted to measured
+// times of all forms: 32 to 784 channels, 1 to 100 pixels, 1x1, 3x3 and 5x5, both strides and directions (AVX-512, two
+// threads).
+constexpr double kCompared = 0.5, kPackedAgain = 1, kFar = 2.1, kFiltered3 = 14, kFiltered5 = 10,
+                 kFilteredProduct = 1.3, kUnpackedProduct = 1.05, kLanesAdded = 3, kGathered = 1.9, kCopied = 0.12;
+constexpr std::int64_t kFarBytes = 16 << 20, kFewRows = 4;
+
+// For each register of the weight.
+double packed_cost(const ConvPlan& p, std::int64_t pixels, double weight_bytes, int calls) {
+  const Geometry& g = p.geometry;
+  const double lanes = p.tile.lanes, far = weight_bytes > double(kFarBytes) ? kFar * lanes : 0;
+  if (p.winograd.m) {
+    const double products = double(g.batch) * p.winograd.products() / (double(g.kernel_h) * g.kernel_w);
+    return kFilteredProduct * products + (p.winograd.taps == 5 ? kFiltered5 : kFiltered3) + far;
+  }
+  return double(pixels) + (packs_once(p, calls) ? kPackedAgain : kCompared) * lanes + far;
+}
+double unpacked_cost(const ConvPlan& p, std::int64_t pixels) {
+  const Geometry& g = p.geometry;
+  const double lanes = p.tile.lanes, taps = double(g.kernel_h) * g.kernel_w,
+               small_channels = double(g.transposed ? g.in_c : g.out_c);
+  double product = kUnpackedProduct;
+  if (taps > 1) product += kGathered * lanes / small_channels;
+  if (!g.transposed) product += kLanesAdded * lanes / (double(g.in_c) * taps);
+  return product * double(pixels) + (g.transposed && pixels > kFewRows ? kCopied * lanes : 0);
+}
+
+}  // namespace
+
+Unpacking choose_unpacking(Unpacking unpacking) { return chosen_unpacking.exchange(unpacking); }
+
+bool takes_unpacked(const Geometry& whole, const TileShape& tile, std::int64_t value_bytes, int threads, int calls) {
+  const std::int64_t pixels = small_pixels(whole);
+  const Unpacking how = chosen_unpacking.load();
+  if (pixels == 0 || how == Unpacking::never) return false;
+  if (how == Unpacking::where_possible) return pixels <= kMostPossible;
+  if (pixels > kMostPixels || calls > 1 || filtering_mode() != Filtering::where_faster) return false;
+  const ConvPlan p = plan_conv(whole, tile, value_bytes, threads, Filtering::where_faster, calls);
+  const double weight = double(whole.kernel_h * whole.kernel_w * value_bytes) * double(whole.in_c * whole.out_c);
+  return unpacked_cost(p, pixels) < packed_cost(p, pixels, weight, calls);
+}
+
+bool gathers_gradient(const Geometry& g, const View& grad) {
+  static const std::int64_t limit = std::getenv("GLIM") ? std::atoi(std::getenv("GLIM")) : 0;
+  return lies_well(grad, g) && grad.sn == grad.c * grad.h * grad.w && small_pixels(g) <= limit && small_pixels(g) > 0;
+}
+
+ConvPlan plan_unpacked(const Geometry& geometry, const TileShape& tile, int threads, bool taps_together) {
+  ConvPlan p;
+  p.gathers = !geometry.transposed && !is_product(geometry);
+  const Geometry g = p.gathers ? gathered(geometry) : geometry;
+  p.geometry = g, p.tile = tile, p.unpacked = true, p.taps_together = taps_together;
+  for (std::int64_t c = 0; c < g.out_c; c += tile.lanes) p.blocks.push_back({int(c), 1, c});
+  p.padded_out_c = std::int64_t(p.blocks.size()) * tile.lanes;
+  p.unit_images = std::max<std::int64_t>(1, g.batch), p.image_units = g.batch > 0;
+  p.unit_rows = g.out_h;
+  p.slab_rows = g.in_h, p.slab_cols = g.in_w;
+  p.slab_values = g.batch * p.slab_rows * p.slab_cols * g.in_c;
+  if (p.work() > kSerialWork) p.block_splits = int(std::min<std::int64_t>(std::int64_t(p.blocks.size()), threads));
+  p.units = p.image_units * p.block_splits;
+  return p;
+}
+
+}  // namespace lmser
