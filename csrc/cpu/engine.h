@@ -73,6 +73,10 @@ void run_weight_grad(const InstructionSet& isa, const ThreadPool& pool, const Ge
                      const std::vector<WeightGradPair>& pairs, const View& grad, bool accumulate = false,
                      const View& bias = {});
 
+// Whether the gradient of one pair is written to `grad` as it is formed (unpacked_plan.cpp): summing it elsewhere first
+// would save nothing.
+bool gathers_gradient(const InstructionSet& isa, const Geometry& geometry, const View& grad);
+
 // Two of them, of as many outputs each: of a unit of pixels the second is summed right after the first, out of the
 // cache.
 struct WeightGradTask {

@@ -217,8 +217,8 @@ inline std::int64_t small_pixels(const Geometry& g) {
 // its parts have its bits. `calls` would share one packing.
 bool takes_unpacked(const Geometry& whole, const TileShape& tile, std::int64_t value_bytes, int threads, int calls);
 ConvPlan plan_unpacked(const Geometry& geometry, const TileShape& tile, int threads, bool taps_together = true);
-// Whether the gradient of a weight is formed so; where it lies in the order of the weight's values.
-bool gathers_gradient(const Geometry& geometry, const View& grad);
+// Whether the gradient of a weight is formed of what lies under the kernel, where it is wanted.
+bool gathers_gradient(const Geometry& geometry, const TileShape& tile, std::int64_t value_bytes, const View& grad);
 // Of a convolution upwards: the product of what lies under the kernel with the weight's rows.
 inline Geometry gathered(Geometry g) {
   g.in_c *= std::int64_t(g.kernel_h) * g.kernel_w, g.in_h = g.out_h, g.in_w = g.out_w;
@@ -230,10 +230,8 @@ inline bool steps_of(const View& w, std::int64_t c, std::int64_t h, std::int64_t
   return (w.sc == c || w.c == 1) && (w.sh == h || w.h == 1) && (w.sw == x || w.w == 1);
 }
 inline bool taps_lie_together(const View& w) { return steps_of(w, w.h * w.w, w.w, 1); }
-inline bool lies_well(const View& w, const Geometry& g) {
-  if (is_product(g) && w.sn == 1) return true;
-  return taps_lie_together(w) || steps_of(w, 1, w.w * w.c, w.c);
-}
+inline bool rows_lie_dense(const View& w) { return taps_lie_together(w) || steps_of(w, 1, w.w * w.c, w.c); }
+inline bool lies_well(const View& w, const Geometry& g) { return (is_product(g) && w.sn == 1) || rows_lie_dense(w); }
 
 // Whether the weight is a matrix, each block of which is read by one unit of one call alone. The unit packs it where it
 // is used, which takes no longer than to compare it with what was packed before (more taps than one would take longer);

@@ -27,6 +27,10 @@ class ReflectBackward {
       weights_.emplace_back(isa_, pool_, alone(), e.up, kType, filtering, tasks);
       if (!net.tied) back_.emplace_back(isa_, pool_, alone(), e.up, kType, filtering, tasks);
     }
+    for (std::size_t e = 0; e < to.weights.size(); ++e) {
+      weights_[e].will_finish(to.weights[e]);
+      if (!net.tied) back_[e].will_finish(to.back[e]);
+    }
     for (const Layer& l : net.layers) first_bias_.push_back(biases_in_all_), biases_in_all_ += l.c;
     bias_sums_.assign(std::size_t(biases_in_all_ * (tasks + 1)), 0.0);
   }

@@ -1,7 +1,6 @@
 // Convolutions of few pixels that read their weight as it lies.
 #include <algorithm>
 #include <atomic>
-#include <cstdlib>
 
 #include "divide.h"
 #include "filter_choice.h"
@@ -12,23 +11,30 @@ namespace {
 
 std::atomic<Unpacking> chosen_unpacking{Unpacking::where_faster};
 
-// More pixels are never faster, and never taken.
-constexpr std::int64_t kMostPixels = 128, kMostPossible = 1024;
+// More pixels are not asked about; of a gradient; and where all that is possible is asked for.
+constexpr std::int64_t kMostPixels = 128, kMostOfGradient = 256, kMostPossible = 1024;
 
 // In products of a register: comparing a value of a packed weight with what was packed, or packing a matrix where it is
 // used (packs_once); what either takes more where the weight comes from memory; starting minimal filtering, and what
 // its products take more than others, as their weight is larger; the same for products with a weight as it lies; adding
-// up the lanes of a sum; gathering or scattering a value under the kernel; copying one of a panel. Fitted to measured
-// times of all forms: 32 to 784 channels, 1 to 100 pixels, 1x1, 3x3 and 5x5, both strides and directions (AVX-512, two
-// threads).
+// up the lanes of a sum; gathering or scattering a value under the kernel; copying one of a panel; and what the other
+// form of a gradient takes to turn a value into the weight's order, and more where the gradient goes to memory. Fitted
+// to measured times of all forms: 32 to 784 channels, 1 to 200 pixels, 1x1, 3x3 and 5x5, both strides and directions
+// (AVX-512, two threads).
 constexpr double kCompared = 0.5, kPackedAgain = 1, kFar = 2.1, kFiltered3 = 14, kFiltered5 = 10,
-                 kFilteredProduct = 1.3, kUnpackedProduct = 1.05, kLanesAdded = 3, kGathered = 1.9, kCopied = 0.12;
-constexpr std::int64_t kFarBytes = 16 << 20, kFewRows = 4;
+                 kFilteredProduct = 1.3, kUnpackedProduct = 1.05, kLanesAdded = 3, kGathered = 1.9, kCopied = 0.12,
+                 kTurned = 1.9, kFarTurned = 6;
+constexpr double kFarBytes = 16 << 20;
+constexpr std::int64_t kFewRows = 4;
+
+double weight_bytes(const Geometry& g, std::int64_t value_bytes) {
+  return double(g.kernel_h * g.kernel_w * value_bytes) * double(g.in_c) * double(g.out_c);
+}
 
 // For each register of the weight.
-double packed_cost(const ConvPlan& p, std::int64_t pixels, double weight_bytes, int calls) {
+double packed_cost(const ConvPlan& p, std::int64_t pixels, double bytes, int calls) {
   const Geometry& g = p.geometry;
-  const double lanes = p.tile.lanes, far = weight_bytes > double(kFarBytes) ? kFar * lanes : 0;
+  const double lanes = p.tile.lanes, far = bytes > kFarBytes ? kFar * lanes : 0;
   if (p.winograd.m) {
     const double products = double(g.batch) * p.winograd.products() / (double(g.kernel_h) * g.kernel_w);
     return kFilteredProduct * products + (p.winograd.taps == 5 ? kFiltered5 : kFiltered3) + far;
@@ -56,13 +62,18 @@ bool takes_unpacked(const Geometry& whole, const TileShape& tile, std::int64_t v
   if (how == Unpacking::where_possible) return pixels <= kMostPossible;
   if (pixels > kMostPixels || calls > 1 || filtering_mode() != Filtering::where_faster) return false;
   const ConvPlan p = plan_conv(whole, tile, value_bytes, threads, Filtering::where_faster, calls);
-  const double weight = double(whole.kernel_h * whole.kernel_w * value_bytes) * double(whole.in_c * whole.out_c);
-  return unpacked_cost(p, pixels) < packed_cost(p, pixels, weight, calls);
+  return unpacked_cost(p, pixels) < packed_cost(p, pixels, weight_bytes(whole, value_bytes), calls);
 }
 
-bool gathers_gradient(const Geometry& g, const View& grad) {
-  static const std::int64_t limit = std::getenv("GLIM") ? std::atoi(std::getenv("GLIM")) : 0;
-  return lies_well(grad, g) && grad.sn == grad.c * grad.h * grad.w && small_pixels(g) <= limit && small_pixels(g) > 0;
+bool gathers_gradient(const Geometry& g, const TileShape& tile, std::int64_t value_bytes, const View& grad) {
+  const std::int64_t pixels = small_pixels(g);
+  const Unpacking how = chosen_unpacking.load();
+  if (pixels == 0 || how == Unpacking::never || !rows_lie_dense(grad)) return false;
+  if (how == Unpacking::where_possible) return pixels <= kMostPossible;
+  if (pixels > kMostOfGradient || filtering_mode() != Filtering::where_faster) return false;
+  if (is_product(g)) return true;
+  const double lanes = tile.lanes, gathered = (kUnpackedProduct - 1 + kGathered * lanes / double(g.out_c)) * double(pixels);
+  return gathered < lanes * (kTurned + (weight_bytes(g, value_bytes) > kFarBytes ? kFarTurned : 0));
 }
 
 ConvPlan plan_unpacked(const Geometry& geometry, const TileShape& tile, int threads, bool taps_together) {

@@ -370,9 +370,14 @@ void run_gathered(const InstructionSet& isa, const ThreadPool& pool, const Geome
   }
 }
 
+bool gathers_gradient(const InstructionSet& isa, const Geometry& geometry, const View& grad) {
+  if (grad.dtype == DType::f64) return gathers_gradient(geometry, isa.f64.tile, 8, grad);
+  return grad.dtype == DType::f32 && gathers_gradient(geometry, isa.f32.tile, 4, grad);
+}
+
 void run_weight_grad(const InstructionSet& isa, const ThreadPool& pool, const Geometry& geometry,
                      const std::vector<WeightGradPair>& pairs, const View& grad, bool accumulate, const View& bias) {
-  if (pairs.size() == 1 && (grad.dtype == DType::f32 || grad.dtype == DType::f64) && gathers_gradient(geometry, grad)) {
+  if (pairs.size() == 1 && gathers_gradient(isa, geometry, grad)) {
     const auto run_as = grad.dtype == DType::f64 ? run_gathered<double> : run_gathered<float>;
     return run_as(isa, pool, geometry, pairs[0], grad, accumulate, bias);
   }

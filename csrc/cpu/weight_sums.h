@@ -30,13 +30,22 @@ class WeightSums {
   void add(std::int64_t task, const View& big, const View& small) {
     WeightGradPair pair;
     pair.big.base = big, pair.small.base = small;
+    Geometry g = geometry_;
+    g.batch = big.n;
+    if (destination_ && (is_all(task) || sums_.size() == 2) && gathers_gradient(isa_, g, destination_)) {
+      run_weight_grad(isa_, pool_, g, {pair}, destination_, written_);
+      written_ = true;
+      return;
+    }
     of(task, big, small).add({pair});
   }
+  // Where the gradient will be wanted: what all threads add together, or one that is alone, may go there at once.
+  void will_finish(const View& grad) { destination_ = grad; }
 
   // Writes the gradient, zero where nothing was added; false where a minimal-filtering sum is not finite.
   template <class T>
   bool finish(const View& grad) {
-    bool first = true;
+    bool first = !written_;
     std::vector<WeightGradSum*> all;
     for (std::deque<Sum>& own : sums_)
       for (Sum& sum : own) {
@@ -75,16 +84,17 @@ class WeightSums {
       if (s.images == big.n && s.big_is_rows == big_is_rows && s.small_is_rows == small_is_rows) return s.sum;
     Geometry g = geometry_;
     g.batch = big.n;
-    const bool all = task + 1 == std::int64_t(sums_.size());
-    own.push_back({big.n, big_is_rows, small_is_rows, {isa_, all ? pool_ : one_, g, dtype_, winograd_}});
+    own.push_back({big.n, big_is_rows, small_is_rows, {isa_, is_all(task) ? pool_ : one_, g, dtype_, winograd_}});
     return own.back().sum;
   }
+  bool is_all(std::int64_t task) const { return task + 1 == std::int64_t(sums_.size()); }
 
   const InstructionSet& isa_;
   const ThreadPool &pool_, &one_;
   Geometry geometry_;
   DType dtype_;
-  bool winograd_;
+  bool winograd_, written_ = false;
+  View destination_;
   std::vector<std::deque<Sum>> sums_;
 };
 
