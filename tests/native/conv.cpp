@@ -111,12 +111,16 @@ void run(const InstructionSet& isa, int count, const Case& c) {
   run_conv(isa, threads(count), c.g, c.source, c.sink, c.weight.view, c.bias);
 }
 
+// With packed weights, and with the weight as it lies wherever it can be read so.
 void any(const InstructionSet& isa) {
+  using lmser::Unpacking;
   for (int seed = 0; seed < cases(1500); ++seed) {
     Random random(seed);
     const Geometry g = any_geometry(random);
     const Case c(random, g, any_dtype(random), random.one_in(3));
+    const Unpacking before = choose_unpacking(random.one_in(2) ? Unpacking::where_possible : Unpacking::never);
     run(isa, int(random.between(1, 3)), c);
+    choose_unpacking(before);
     c.check(c.expected());
   }
 }

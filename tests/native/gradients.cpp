@@ -75,7 +75,10 @@ void any(const InstructionSet& isa) {
     const bool wanted = random.one_in(2);
     View bias = channels.view;  // of channels
     std::swap(bias.n, bias.c), std::swap(bias.sn, bias.sc);
+    using lmser::Unpacking;
+    const Unpacking before = choose_unpacking(random.one_in(2) ? Unpacking::where_possible : Unpacking::never);
     run_weight_grad(isa, threads(int(random.between(1, 3))), g, views, grad.view, accumulate, wanted ? bias : View{});
+    choose_unpacking(before);
     const std::string what = "weight gradient, " + std::to_string(count) + " pairs, dtype " +
                              std::to_string(int(dtype)) + (accumulate ? ", added: " : ": ") + text(g);
     expect(grad.view, expected, what);

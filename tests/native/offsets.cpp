@@ -60,8 +60,23 @@ const char* name(Axis axis) {
   return names[int(axis)];
 }
 
+// Minimal filtering wherever it can be had, the direct sum, and the weight as it lies.
+struct Form {
+  lmser::Filtering filtering;
+  lmser::Unpacking unpacking;
+};
+constexpr Form kForms[] = {{lmser::Filtering::where_possible, lmser::Unpacking::never},
+                           {lmser::Filtering::never, lmser::Unpacking::never},
+                           {lmser::Filtering::where_faster, lmser::Unpacking::where_possible}};
+template <class F>
+void in_form(const Form& form, F&& f) {
+  const lmser::Filtering filtering = choose_filtering(form.filtering);
+  const lmser::Unpacking unpacking = choose_unpacking(form.unpacking);
+  f();
+  choose_filtering(filtering), choose_unpacking(unpacking);
+}
+
 void conv(const InstructionSet& isa) {
-  using lmser::Filtering;
   const Geometry cases[] = {
       geometry(3, 9, 5, 6, 17, 3, 3, 1, 1, 1, 1),   // minimal filtering, where it is asked for
       geometry(3, 16, 4, 5, 16, 1, 1, 1, 1, 0, 0),  // pixels of all images as one axis, where they are
@@ -71,12 +86,12 @@ void conv(const InstructionSet& isa) {
       geometry(24, 4, 4, 4, 16, 3, 3, 1, 1, 0, 0),
   };
   Random random(7);
-  for (Filtering how : {Filtering::where_possible, Filtering::never})
+  for (const Form& form : kForms)
     for (const Geometry& forward : cases)
       for (const Geometry& g : {forward, transposed(forward)})
         for (Axis axis : kAxes)
           for (DType dtype : {DType::f32, DType::f64, DType::bf16}) {
-            if (dtype != DType::f32 && how == Filtering::where_possible) continue;
+            if (dtype != DType::f32 && form.filtering == lmser::Filtering::where_possible) continue;
             const Far x(dtype, g.batch, g.in_c, g.in_h, g.in_w, axis),
                 out(dtype, g.batch, g.out_c, g.out_h, g.out_w, axis),
                 add(dtype, g.batch, g.out_c, g.out_h, g.out_w, axis),
@@ -92,9 +107,7 @@ void conv(const InstructionSet& isa) {
             sink.out = out.view, sink.activation = Activation::leaky_relu, sink.slope = 0.25;
             sink.add = add.view, sink.drive = drive.view;
             if (random.one_in(3)) sink.gate = add.view, sink.gate_slope = 0.5;
-            const Filtering before = choose_filtering(how);
-            run_conv(isa, threads(2), g, source, sink, weight.view, {});
-            choose_filtering(before);
+            in_form(form, [&] { run_conv(isa, threads(2), g, source, sink, weight.view, {}); });
             const Written expected = sink_values(sink, linear_map(g, source_values(source), weight.view), {});
             const std::string what = std::string("far ") + name(axis) + ": " + text(g);
             expect(out.view, expected.out, what);
@@ -103,15 +116,14 @@ void conv(const InstructionSet& isa) {
 }
 
 void gradient(const InstructionSet& isa) {
-  using lmser::Filtering;
   Random random(8);
-  for (Filtering how : {Filtering::where_possible, Filtering::never})
+  for (const Form& form : kForms)
     for (const Geometry& g : {geometry(3, 9, 5, 6, 17, 3, 3, 1, 1, 1, 1), geometry(3, 16, 4, 5, 16, 1, 1, 1, 1, 0, 0),
                               geometry(3, 8, 6, 5, 8, 2, 2, 2, 2, 0, 0), geometry(24, 9, 4, 4, 17, 3, 3, 1, 1, 1, 1),
                               geometry(24, 4, 4, 4, 16, 3, 3, 1, 1, 0, 0)})
       for (Axis axis : kAxes)
         for (DType dtype : {DType::f32, DType::f64, DType::bf16}) {
-          if (dtype != DType::f32 && how == Filtering::where_possible) continue;
+          if (dtype != DType::f32 && form.filtering == lmser::Filtering::where_possible) continue;
           const Far big(dtype, g.batch, g.in_c, g.in_h, g.in_w, axis),
               small(dtype, g.batch, g.out_c, g.out_h, g.out_w, axis),
               grad(dtype, g.out_c, g.in_c, g.kernel_h, g.kernel_w, axis);
@@ -119,9 +131,7 @@ void gradient(const InstructionSet& isa) {
           big.fill(random), small.fill(random);
           lmser::WeightGradPair pair;
           pair.big.base = big.view, pair.small.base = small.view;
-          const Filtering before = choose_filtering(how);
-          run_weight_grad(isa, threads(2), g, {pair}, grad.view);
-          choose_filtering(before);
+          in_form(form, [&] { run_weight_grad(isa, threads(2), g, {pair}, grad.view); });
           expect(grad.view, weight_gradient(g, numbers(big.view), numbers(small.view)),
                  std::string("far ") + name(axis) + ": weight gradient, " + text(g));
         }
