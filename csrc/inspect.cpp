@@ -194,6 +194,8 @@ py::dict plan(const std::string& op, const std::string& dtype, Four shape, Four 
   const bool winograd = p.winograd.m > 0, stride1 = p.winograd.stride1();
   d["kernel"] = stride1    ? std::string(p.winograd.taps == 5 ? "minimal filtering (Winograd), F(2x2, 5x5)"
                                                               : "minimal filtering (Winograd), F(4x4, 3x3)")
+                : winograd && p.winograd.taps == 5
+                    ? std::string("minimal filtering (Winograd), F(2, 3) on one phase of each axis and F(2, 2) on the other")
                 : winograd ? "minimal filtering (Winograd), F(" + std::to_string(p.winograd.m) +
                                  ", 2) on one phase of each axis and single taps on the other"
                 : p.planar   ? std::string("implicit product, registers along rows of pixels (few output channels)")
@@ -235,7 +237,8 @@ py::dict plan(const std::string& op, const std::string& dtype, Four shape, Four 
                                                         : "threads share its points, ") +
                                           std::to_string(p.round_units) + " units a round"
                                     : "")
-       : winograd   ? std::string("3x3 at stride 2 with enough channels on both sides: fewer products than "
+       : winograd   ? std::string(p.winograd.taps == 5 ? "5x5" : "3x3") +
+                        std::string(" at stride 2 with enough channels on both sides: fewer products than "
                                     "the direct sum, which is run "
                                     "instead where a result is not finite")
        : p.unpacked ? std::string("so few pixels that packing the weight, or comparing it with what was packed, would cost more "

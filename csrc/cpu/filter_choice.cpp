@@ -10,7 +10,10 @@ namespace {
 
 // In products for each pair of channels: packing a weight 36 points wide instead of 9, or, for each lane of a register,
 // where the packed weight leaves the caches; and forming a filtered gradient of it, zeroed, added to and brought back.
-constexpr double kPack = 40, kLargePack = 48, kLargePackBytes = 4 << 20, kGradSum = 800;
+constexpr double kPack = 40, kLargePack = 48, kLargePackBytes = 4 << 20, kGradSum = 800, kLargeGradSum = 160;
+// At stride 2: how much dearer a filtered product is than a direct one with its share of the transforms; with 5 taps
+// these are told apart, for each channel.
+constexpr double kPhased = 1.15, kPhasedFive = 1.03, kPhasedFiveTransform = 6.5;
 
 // Of the direct sum's products those that it makes: those of the padding are left out, of few images by rows alone.
 double share_made(const Geometry& g) {
@@ -21,30 +24,41 @@ double share_made(const Geometry& g) {
   return g.batch < kFewImages ? rows : rows * share_inside(g.kernel_w, g.stride_w, g.pad_w, big_w, small_w);
 }
 
-// The grid that needs fewest products, or none where the direct sum is better. Measured on float32, 3x3 at stride 2:
-// below 32 channels on either side the transforms eat the gain, and with registers of 8 values below 128.
-// `overhead`: products for each pair of channels that the filtered form costs beside those of its tiles.
-WinogradGrid winograd_grid(const Geometry& g, std::int64_t value_bytes, int lanes, double overhead) {
-  const std::int64_t channels = lanes >= 16 ? 32 : 128;
+// The grid that needs fewest products, or none where the direct sum is better. Measured on float32, 3x3 and 5x5 at
+// stride 2: below 32 and 16 channels on either side the transforms eat the gain, and with registers of 8 values below
+// 128 and 64. `overhead(large)`: products for each pair of channels that the filtered form costs beside those of its
+// tiles, where its weights or their sums leave the caches and where not.
+template <class F>
+WinogradGrid winograd_grid(const Geometry& g, std::int64_t value_bytes, int lanes, F&& overhead) {
+  const int taps = g.kernel_h;
+  const std::int64_t channels = (lanes >= 16 ? 32 : 128) / (taps == 5 ? 2 : 1);
   WinogradGrid best;
-  if (value_bytes != 4 || g.kernel_h != 3 || g.kernel_w != 3 || g.stride_h != 2 || g.stride_w != 2) return best;
-  if (g.pad_h > 2 || g.pad_w > 2 || std::min(g.in_c, g.out_c) < channels) return best;
-  double least = 9.0 / 1.15 * share_made(g) * (g.transposed ? double(g.in_h * g.in_w) : double(g.out_h * g.out_w));
+  if (value_bytes != 4 || (taps != 3 && taps != 5) || g.kernel_w != taps || g.stride_h != 2 || g.stride_w != 2)
+    return best;
+  if (g.pad_h >= taps || g.pad_w >= taps || std::min(g.in_c, g.out_c) < channels) return best;
+  const double pairs = double(g.in_c) * double(g.out_c),
+               dearer = taps == 5 ? kPhasedFive + kPhasedFiveTransform * double(g.in_c + g.out_c) / pairs : kPhased;
+  double least =
+      taps * taps / dearer * share_made(g) * (g.transposed ? double(g.in_h * g.in_w) : double(g.out_h * g.out_w));
   for (int m : {3, 2}) {
+    if (taps == 5 && m == 3) continue;
     WinogradGrid w;
-    w.m = m;
+    w.m = m, w.taps = taps;
     w.out_step = g.transposed ? 2 * m : m, w.in_step = g.transposed ? m : 2 * m,
-    w.window = g.transposed ? m + 1 : 2 * m + 1;
-    // Transposed: output o is tap sum at o' = o + pad; tiles begin at odd o' (the single tap) at or before pad.
+    w.window = g.transposed ? m + taps / 2 : 2 * m + taps - 2;
+    // Transposed: output o is tap sum at o' = o + pad; tiles begin at or before pad, with 3 taps at odd o' (the single
+    // tap), with 5 at even o' (the three): where half a kernel is padding, at pad.
+    const int parity = taps == 5 ? 0 : 1;
     const auto first = [&](int pad) {
-      return g.transposed ? std::int64_t(pad % 2 == 1 ? pad : pad - 1) : std::int64_t(0);
+      return g.transposed ? std::int64_t(pad % 2 == parity ? pad : pad - 1) : std::int64_t(0);
     };
     w.out0_h = g.transposed ? first(g.pad_h) - g.pad_h : 0, w.out0_w = g.transposed ? first(g.pad_w) - g.pad_w : 0;
-    w.in0_h = g.transposed ? (first(g.pad_h) - 1) / 2 : -g.pad_h,
-    w.in0_w = g.transposed ? (first(g.pad_w) - 1) / 2 : -g.pad_w;
+    const auto input = [&](int pad) { return g.transposed ? (first(pad) - parity) / 2 - (taps == 5 ? 2 : 0) : -pad; };
+    w.in0_h = input(g.pad_h), w.in0_w = input(g.pad_w);
     w.rows = ceil_div(g.out_h - w.out0_h, w.out_step), w.cols = ceil_div(g.out_w - w.out0_w, w.out_step);
+    const bool large = taps == 5 && double(w.weights() * value_bytes) * pairs > kLargePackBytes;
     const double products =
-        double(w.rows * w.cols * w.points()) + overhead / double(std::max<std::int64_t>(1, g.batch));
+        double(w.rows * w.cols * w.points()) + overhead(large) / double(std::max<std::int64_t>(1, g.batch));
     if (products < least) least = products, best = w;
   }
   return best;
@@ -103,7 +117,7 @@ WinogradGrid winograd_grid_stride1(const ConvPlan& p, std::int64_t value_bytes, 
 // The same for the weight gradient: its sum is 36 points wide for each pair of channels, zeroed, added to and brought
 // back to 9 taps, once for every thread that has a sum of its own. Where these would not stay in the caches threads
 // share one sum and the transformed sides.
-constexpr double kGradTransform = 1, kLargeGradSum = 160, kLargeGradSumBytes = 4 << 20, kGradSumsBytes = 8 << 20;
+constexpr double kGradTransform = 1, kLargeGradSumBytes = 4 << 20, kGradSumsBytes = 8 << 20;
 bool fit_apart(const WinogradGrid& w, double in, double out, std::int64_t value_bytes, int threads) {
   return double(w.weights() * value_bytes * threads) * in * out <= kGradSumsBytes;
 }
@@ -125,13 +139,14 @@ WinogradGrid winograd_grid_stride1(const WeightGradPlan& p, std::int64_t value_b
 std::atomic<Filtering> chosen_filtering{Filtering::where_faster};
 
 // `overhead` and `faster` belong to the choice of the faster form.
-template <class F>
-WinogradGrid grid(const Geometry& g, const TileShape& tile, std::int64_t value_bytes, double overhead,
-                  Filtering filtering, F&& faster) {
+template <class O, class F>
+WinogradGrid grid(const Geometry& g, const TileShape& tile, std::int64_t value_bytes, O&& overhead, Filtering filtering,
+                  F&& faster) {
   if (filtering == Filtering::where_faster) filtering = chosen_filtering.load();
   if (filtering == Filtering::never) return {};
   const bool asks = filtering == Filtering::where_faster;
-  const WinogradGrid w = winograd_grid(g, value_bytes, tile.lanes, asks ? overhead : 0);
+  const WinogradGrid w =
+      winograd_grid(g, value_bytes, tile.lanes, [&](bool large) { return asks ? overhead(large) : 0; });
   if (w.m) return w;
   return asks ? faster() : trimmed(stride1_tiles(g, value_bytes), g);
 }
@@ -142,11 +157,13 @@ Filtering filtering_mode() { return chosen_filtering.load(); }
 Filtering choose_filtering(Filtering filtering) { return chosen_filtering.exchange(filtering); }
 
 WinogradGrid chosen_grid(const ConvPlan& p, std::int64_t value_bytes, int calls, Filtering filtering) {
-  return grid(p.geometry, p.tile, value_bytes, kPack / calls, filtering,
+  const auto overhead = [&](bool large) { return (large ? kLargePack * p.tile.lanes : kPack) / calls; };
+  return grid(p.geometry, p.tile, value_bytes, overhead, filtering,
               [&] { return winograd_grid_stride1(p, value_bytes, calls); });
 }
 WinogradGrid chosen_grid(const WeightGradPlan& p, std::int64_t value_bytes, int threads, Filtering filtering) {
-  return grid(p.geometry, p.tile, value_bytes, kGradSum, filtering,
+  const auto overhead = [&](bool large) { return large ? kLargeGradSum * p.tile.lanes : kGradSum; };
+  return grid(p.geometry, p.tile, value_bytes, overhead, filtering,
               [&] { return winograd_grid_stride1(p, value_bytes, threads); });
 }
 

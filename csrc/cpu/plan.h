@@ -122,7 +122,7 @@ struct TileShape {
 };
 
 // Tiles of a minimal-filtering algorithm (winograd.h): `m` small-side pixels a side, 0 for none; at stride 1 4 for 3
-// taps and 2 for 5, at stride 2 2 or 3.
+// taps and 2 for 5, at stride 2 2 or 3 for 3 taps and 2 for 5.
 struct WinogradGrid {
   int m = 0, taps = 3;
   bool stride1() const { return m > 0 && out_step == in_step; }
@@ -135,12 +135,13 @@ struct WinogradGrid {
   // All blocks of channels of one point, then the next point, and the weight packed in that order; else all points of
   // one block. The transformed input is read once, the sums of all blocks wait for their transform.
   bool by_point = false;
-  int weights() const { return stride1() ? 36 : (m + 2) * (m + 2); }
+  // Distinct weights: at stride 2 the single taps of the one phase share theirs, of five taps none do.
+  int weights() const { return stride1() ? 36 : taps == 5 ? points() : (m + 2) * (m + 2); }
   // Values between one point and the next, of `values` each. A tile's points are written and read together, so at
   // stride 1, where nothing asks for them to be dense, they lie an odd number of cache lines apart: powers of two
   // would put them all into a few sets of the cache.
   std::int64_t pitch(std::int64_t values) const { return stride1() ? ((values + 15) / 16 | 1) * 16 : values; }
-  int points() const { return stride1() ? weights() : (2 * m + 1) * (2 * m + 1); }
+  int points() const { return stride1() ? 36 : (2 * m + taps - 2) * (2 * m + taps - 2); }
   // Whether a tile of so many outputs has no product at this one of the six points of an axis.
   static constexpr bool leaves_out(int outputs, int point) {
     return outputs == 3 ? point == 4 : outputs == 2 && (point == 3 || point == 4);

@@ -1,13 +1,13 @@
 // Minimal-filtering (Winograd) algorithms over grids of tiles, both directions and the weight gradient: windows of
 // input to points, sums of points to outputs. One dimension of each algorithm is a class: ThreeTaps and FiveTaps at
-// stride 1, Phased at stride 2.
+// stride 1, Phased and PhasedFive at stride 2.
 #pragma once
 
 #include <type_traits>
 
 #include "pixels.h"
 #include "winograd_last_tile.h"
-#include "winograd_phased.h"
+#include "winograd_phased_five.h"
 
 namespace lmser::LMSER_ISA {
 
@@ -15,6 +15,7 @@ namespace lmser::LMSER_ISA {
 template <class G>
 LMSER_HD auto with_filter(const WinogradGrid& w, G&& f) {
   if (w.stride1()) return w.taps == 5 ? f.template operator()<FiveTaps>() : f.template operator()<ThreeTaps>();
+  if (w.taps == 5) return f.template operator()<PhasedFive>();
   return w.m == 3 ? f.template operator()<Phased<3>>() : f.template operator()<Phased<2>>();
 }
 
