@@ -192,19 +192,20 @@ py::dict plan(const std::string& op, const std::string& dtype, Four shape, Four 
   const double value = dtype == "float64" ? 8 : dtype == "float32" ? 4 : 2;
   py::dict d;
   const bool winograd = p.winograd.m > 0, stride1 = p.winograd.stride1();
-  d["kernel"] = stride1    ? std::string(p.winograd.taps == 5 ? "minimal filtering (Winograd), F(2x2, 5x5)"
-                                                              : "minimal filtering (Winograd), F(4x4, 3x3)")
-                : winograd && p.winograd.taps == 5
-                    ? std::string("minimal filtering (Winograd), F(2, 3) on one phase of each axis and F(2, 2) on the other")
-                : winograd ? "minimal filtering (Winograd), F(" + std::to_string(p.winograd.m) +
-                                 ", 2) on one phase of each axis and single taps on the other"
-                : p.planar   ? std::string("implicit product, registers along rows of pixels (few output channels)")
-                : p.unpacked ? std::string(up ? "product of a few pixels, the weight as it lies"
-                                        : "product of a few pixels, the weight as it lies, added where the kernel "
-                                          "reaches")
-                : p.dot      ? std::string("implicit product, registers along the depth (few output channels)")
-                             : std::string(up ? "implicit product over channels-last pixels"
-                                              : "sub-pixel implicit product (stride^2 phases, no zeros multiplied)");
+  d["kernel"] =
+      stride1 ? std::string(p.winograd.taps == 5 ? "minimal filtering (Winograd), F(2x2, 5x5)"
+                                                 : "minimal filtering (Winograd), F(4x4, 3x3)")
+      : winograd && p.winograd.taps == 5
+          ? std::string("minimal filtering (Winograd), F(2, 3) on one phase of each axis and F(2, 2) on the other")
+      : winograd ? "minimal filtering (Winograd), F(" + std::to_string(p.winograd.m) +
+                       ", 2) on one phase of each axis and single taps on the other"
+      : p.planar   ? std::string("implicit product, registers along rows of pixels (few output channels)")
+      : p.unpacked ? std::string(up ? "product of a few pixels, the weight as it lies"
+                                    : "product of a few pixels, the weight as it lies, added where the kernel "
+                                      "reaches")
+      : p.dot      ? std::string("implicit product, registers along the depth (few output channels)")
+                   : std::string(up ? "implicit product over channels-last pixels"
+                                    : "sub-pixel implicit product (stride^2 phases, no zeros multiplied)");
   d["isa"] = instruction_set().name;
   d["tile"] = std::to_string(p.tile.pixels) + "x" + std::to_string(p.tile.max_vectors * p.tile.lanes);
   d["compute_dtype"] = wide ? "float64" : "float32";
@@ -237,14 +238,15 @@ py::dict plan(const std::string& op, const std::string& dtype, Four shape, Four 
                                                         : "threads share its points, ") +
                                           std::to_string(p.round_units) + " units a round"
                                     : "")
-       : winograd   ? std::string(p.winograd.taps == 5 ? "5x5" : "3x3") +
+       : winograd ? std::string(p.winograd.taps == 5 ? "5x5" : "3x3") +
                         std::string(" at stride 2 with enough channels on both sides: fewer products than "
                                     "the direct sum, which is run "
                                     "instead where a result is not finite")
-       : p.unpacked ? std::string("so few pixels that packing the weight, or comparing it with what was packed, would cost more "
-                              "than it saves")
-       : p.dot      ? std::string("no more than half a register of output channels")
-                    : std::string("the direct sum is the best compiled algorithm for this shape")) +
+       : p.unpacked
+           ? std::string("so few pixels that packing the weight, or comparing it with what was packed, would cost more "
+                         "than it saves")
+       : p.dot ? std::string("no more than half a register of output channels")
+               : std::string("the direct sum is the best compiled algorithm for this shape")) +
       (grouped ? "; pixels that meet the padding with the same taps go together, without those" : "") + staging;
   return d;
 }

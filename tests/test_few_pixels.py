@@ -99,7 +99,16 @@ def test_convolutions_and_their_gradients(
     def both(x, z, w, b, c, z_gate, x_gate, impl):
         h, drive = conv2d_add_act(x, w, z, b, return_drive=True, impl=impl, **settings)
         u = conv_transpose2d_add_act(
-            z, w, x, c, output_size=size, gate=x_gate, input_gate=z_gate, input_slope=0.25, impl=impl, **settings
+            z,
+            w,
+            x,
+            c,
+            output_size=size,
+            gate=x_gate,
+            input_gate=z_gate,
+            input_slope=0.25,
+            impl=impl,
+            **settings,
         )
         return h, drive, u
 
@@ -110,7 +119,8 @@ def test_convolutions_and_their_gradients(
         leaves = [t.requires_grad_() for t in tensors[:5]]
         results = both(*tensors, impl)
         cotangents = [
-            torch.linspace(-1, 1, r.numel(), dtype=torch.float64).reshape(r.shape).to(r.dtype) for r in results
+            torch.linspace(-1, 1, r.numel(), dtype=torch.float64).reshape(r.shape).to(r.dtype)
+            for r in results
         ]
         return [*results, *torch.autograd.grad(results, leaves, cotangents)]
 
@@ -119,7 +129,8 @@ def test_convolutions_and_their_gradients(
     for mode in MODES:
         unpacking(mode)
         for i, (found, exact) in enumerate(zip(with_gradients(arguments, "native"), wanted, strict=True)):
-            assert found.shape == exact.shape and found.dtype == dtype
+            assert found.shape == exact.shape
+            assert found.dtype == dtype
             difference = (found.double() - exact).abs().max()
             assert difference <= 4 * EXACT[dtype] * exact.abs().max().clamp_min(1), (mode, i)
 
@@ -159,7 +170,10 @@ def test_a_part_of_a_batch_has_the_bits_of_the_whole_and_threads_do_not_matter(u
             results.append(reflect(x, weights, biases).reconstruction)
             z = torch.randn(1, 50, 4, 4, generator=torch.Generator().manual_seed(1))
             kernel = torch.randn(50, 70, 3, 3, generator=torch.Generator().manual_seed(2))
-            results[-1] = (results[-1], conv_transpose2d_add_act(z, kernel, stride=2, padding=1, output_size=8))
+            results[-1] = (
+                results[-1],
+                conv_transpose2d_add_act(z, kernel, stride=2, padding=1, output_size=8),
+            )
         for result in results[1:]:
             assert all(map(torch.equal, results[0], result))
     finally:
@@ -169,7 +183,9 @@ def test_a_part_of_a_batch_has_the_bits_of_the_whole_and_threads_do_not_matter(u
 def test_modes(unpacking):
     assert unpacking("never") == "where faster"
     assert unpacking("where faster") == "never"
-    with pytest.raises(ValueError, match="mode is 'sometimes'; expected 'where faster', 'never' or 'where possible'"):
+    with pytest.raises(
+        ValueError, match="mode is 'sometimes'; expected 'where faster', 'never' or 'where possible'"
+    ):
         unpacking("sometimes")
 
 

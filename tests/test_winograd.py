@@ -1,4 +1,4 @@
-"""3x3 and 5x5 kernels at stride 1 by minimal filtering: where it is chosen, how exact it is, what it never touches."""
+"""3x3 and 5x5 kernels by minimal filtering: where it is chosen, how exact it is, what it never touches."""
 
 from __future__ import annotations
 
@@ -252,6 +252,28 @@ class TestChoice:
         # Longer on one axis: no filter is known.
         assert "F(2x2" not in explain(conv2d_add_act, x, weight[..., :3], padding=(2, 1)).kernel
 
+    @pytest.mark.parametrize(
+        ("taps", "what", "share"),
+        [
+            (3, "F(3, 2) on one phase of each axis and single taps", 49 / 81),
+            (5, "F(2, 3) on one phase of each axis and F(2, 2)", 49 / 100),
+        ],
+    )
+    def test_stride_2(self, taps, what, share):
+        x, z = torch.zeros(4, 64, 48, 48), torch.zeros(4, 128, 24, 24)
+        call = {"stride": 2, "padding": taps // 2}
+        weight = torch.zeros(128, 64, taps, taps)
+        _library.module.choose_isa(SETS[0])
+        for found in (
+            explain(conv2d_add_act, x, weight, **call),
+            explain(conv_transpose2d_add_act, z, weight, output_size=48, **call),
+        ):
+            (plan,) = found.plans.values()
+            if "avx512" in SETS[0]:
+                assert what in found.kernel
+                assert plan["products_of_direct"] == pytest.approx(share)
+            assert "F(" not in explain(conv2d_add_act, x[:, :8], weight[:, :8], **call).kernel
+
     def test_float64_and_other_strides_are_summed_directly(self):
         weight = torch.zeros(64, 64, 3, 3)
         x = torch.zeros(2, 64, 16, 16)
@@ -279,6 +301,24 @@ def test_what_is_not_finite_stays_where_the_kernel_carries_it(instruction_set, t
         + bias.view(1, -1, 1, 1)
     )
     torch.testing.assert_close(h[~touched].double(), want[~touched], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("taps", FILTER)
+def test_what_is_not_finite_stays_where_strides_carry_it(instruction_set, taps, transposed):
+    weight = torch.randn(128, 130, taps, taps) / 50
+    padding, size = taps // 2, 14
+    if transposed:
+        x, (operation, reference) = torch.randn(2, 128, 7, 7), (conv_transpose2d_add_act, F.conv_transpose2d)
+        call, wanted = {"output_size": size}, {"output_padding": 1}
+    else:
+        x, (operation, reference) = torch.randn(2, 130, size, size), (conv2d_add_act, F.conv2d)
+        call = wanted = {}
+    x[1, 5, 3, 4], x[0, 3, 0, 6] = torch.nan, torch.inf
+    got = operation(x, weight, stride=2, padding=padding, **call)
+    want = reference(x, weight, None, 2, padding, **wanted)
+    assert torch.equal(got.isfinite(), want.isfinite())
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4, equal_nan=True)
 
 
 @pytest.mark.parametrize("taps", FILTER)

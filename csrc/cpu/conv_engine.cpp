@@ -157,8 +157,7 @@ class Prepared final : public PreparedConv::State {
           "a state was to be compared where it lies by a kernel that does not look before it writes");
     const Kernels<T>& k = kernels_of<T>(isa_);
     Buffer<T> columns;
-    if (p.plan.gathers)
-      call.source = under_kernel<T>(k, pool, p.geometry, call.source, p.plan.taps_together, columns);
+    if (p.plan.gathers) call.source = under_kernel<T>(k, pool, p.geometry, call.source, p.plan.taps_together, columns);
     // Every unit adds up its own channels; the units' sums are added in their order.
     Epilogue epilogue;
     Buffer<double> sums;

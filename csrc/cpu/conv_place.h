@@ -153,7 +153,9 @@ struct ConvScratch {
   std::int64_t before_linear() const { return before_offsets() + offsets; }
   std::int64_t before_offsets() const { return slab + line + rows; }
   // Of three tables of pixels.
-  std::int64_t offsets_each() const { return offsets * std::int64_t(sizeof(T)) / std::int64_t(sizeof(std::int64_t)) / 3; }
+  std::int64_t offsets_each() const {
+    return offsets * std::int64_t(sizeof(T)) / std::int64_t(sizeof(std::int64_t)) / 3;
+  }
 };
 
 // Images [n0, n1), rows [r0, r1) of the output, of which the unit's first would be `from_row`, and channels [c0, c1):

@@ -213,9 +213,9 @@ inline bool scatters(const ConvPlan& p) { return p.unpacked && p.geometry.transp
 inline std::int64_t small_pixels(const Geometry& g) {
   return g.batch * (g.transposed ? g.in_h * g.in_w : g.out_h * g.out_w);
 }
-// Whether there are so few pixels of the small side that the weight is read as it lies, which `lies_well` says it can be: packing it, or
-// comparing it with what was packed before, would take longer than the product saves. Asked of the whole batch, so that
-// its parts have its bits. `calls` would share one packing.
+// Whether there are so few pixels of the small side that the weight is read as it lies, which `lies_well` says it can
+// be: packing it, or comparing it with what was packed before, would take longer than the product saves. Asked of the
+// whole batch, so that its parts have its bits. `calls` would share one packing.
 bool takes_unpacked(const Geometry& whole, const TileShape& tile, std::int64_t value_bytes, int threads, int calls);
 ConvPlan plan_unpacked(const Geometry& geometry, const TileShape& tile, int threads, bool taps_together = true);
 // Whether the gradient of a weight is formed of what lies under the kernel, where it is wanted.

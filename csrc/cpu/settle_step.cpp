@@ -80,7 +80,8 @@ std::tuple<Tensor, Tensor> step_as(const Side& below, const Side& above, const L
                       1,
                       padding_above.h,
                       padding_above.w};
-  const bool both = below && above, one_sum = both && upsample.h == 1 && upsample.w == 1 && same_taps<T>(isa, threads, up, down);
+  const bool both = below && above,
+             one_sum = both && upsample.h == 1 && upsample.w == 1 && same_taps<T>(isa, threads, up, down);
   const std::int64_t bytes = std::max<std::int64_t>(std::int64_t(sizeof(T)) * windows.image(), 1),
                      groups = both && !one_sum
                                   ? std::max<std::int64_t>(1, layer.n / std::max<std::int64_t>(1, kGroupBytes / bytes))

@@ -12,7 +12,7 @@ namespace lmser {
 // threads of the pool to `memory`, which the result is a view of; of a product of dense values the source as it lies.
 template <class T>
 Source under_kernel(const Kernels<T>& k, const ThreadPool& pool, const Geometry& g, const Source& source,
-                  bool taps_together, Buffer<T>& memory) {
+                    bool taps_together, Buffer<T>& memory) {
   if (is_product(g) && source.plain() && source.base.dtype == kDTypeOf<T> && source.base.sc == 1 &&
       pixel_stride(source.base))
     return source;

@@ -72,7 +72,8 @@ bool gathers_gradient(const Geometry& g, const TileShape& tile, std::int64_t val
   if (how == Unpacking::where_possible) return pixels <= kMostPossible;
   if (pixels > kMostOfGradient || filtering_mode() != Filtering::where_faster) return false;
   if (is_product(g)) return true;
-  const double lanes = tile.lanes, gathered = (kUnpackedProduct - 1 + kGathered * lanes / double(g.out_c)) * double(pixels);
+  const double lanes = tile.lanes,
+               gathered = (kUnpackedProduct - 1 + kGathered * lanes / double(g.out_c)) * double(pixels);
   return gathered < lanes * (kTurned + (weight_bytes(g, value_bytes) > kFarBytes ? kFarTurned : 0));
 }
 

@@ -164,14 +164,13 @@ void rows_across(const FewRows<T>& f, const T* weight, std::int64_t in, int chan
   const int most = kTilePixels[vectors], tiles = (f.rows + most - 1) / most;
   for (int i = 0, m = 0; i < tiles; ++i) {
     const int next = f.rows * (i + 1) / tiles;
-    product_fn<T>(next - m, vectors)(
-        {f.from, f.offset + m, 1, 0, f.depth, panel, to.data + m * to.row, to.row});
+    product_fn<T>(next - m, vectors)({f.from, f.offset + m, 1, 0, f.depth, panel, to.data + m * to.row, to.row});
     m = next;
   }
 }
 
-// Rows [row0, row1) of the sum over pixels of (small value of the row) x (a row of columns), written or added to where it
-// is wanted: one tile's rows after the other, each from its first value to its last.
+// Rows [row0, row1) of the sum over pixels of (small value of the row) x (a row of columns), written or added to where
+// it is wanted: one tile's rows after the other, each from its first value to its last.
 template <class T>
 void outer_rows(const OuterProduct<T>& p, std::int64_t row0, std::int64_t row1) {
   constexpr int L = kLanes<T>, kMost = kTilePixels[kTileVectors];

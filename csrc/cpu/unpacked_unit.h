@@ -1,6 +1,6 @@
-// One unit of a product of few pixels with a weight as it lies. Of a convolution upwards the pixels hold what lies under
-// the kernel, gathered before, in the order of the weight's values; downwards products are values under the kernel, which
-// are added to the pixels that it reaches.
+// One unit of a product of few pixels with a weight as it lies. Of a convolution upwards the pixels hold what lies
+// under the kernel, gathered before, in the order of the weight's values; downwards products are values under the
+// kernel, which are added to the pixels that it reaches.
 #pragma once
 
 #include "conv_place.h"
@@ -133,8 +133,8 @@ std::int64_t columns_scratch(const Source& s, const Geometry& g) {
   const std::int64_t taps = std::int64_t(g.kernel_h) * g.kernel_w;
   return taps * g.in_c + s.base.w * g.in_c * g.kernel_h + RowScratch<T>::values(s.row_values());
 }
-// What lies under the kernel at each pixel of output row `row` of image n, pixel after pixel: for each channel its taps,
-// where they are together, else for each tap its channels.
+// What lies under the kernel at each pixel of output row `row` of image n, pixel after pixel: for each channel its
+// taps, where they are together, else for each tap its channels.
 template <class T>
 void gather_columns(const Source& s, const Geometry& g, std::int64_t n, std::int64_t row, bool taps_together,
                     T* columns, T* scratch) {
@@ -147,7 +147,8 @@ void gather_columns(const Source& s, const Geometry& g, std::int64_t n, std::int
     from = {static_cast<const T*>(v.data) + n * v.sn + top * v.sh, 0, v.sh, v.sw};
   } else {
     from = {slab, 0, g.in_w * c, c};
-    stage<T>(s, n, top, g.kernel_h, 0, g.in_w, c, slab, RowScratch<T>::at(slab + g.kernel_h * g.in_w * c, s.row_values()));
+    stage<T>(s, n, top, g.kernel_h, 0, g.in_w, c, slab,
+             RowScratch<T>::at(slab + g.kernel_h * g.in_w * c, s.row_values()));
   }
   for (std::int64_t x = 0; x < g.out_w; ++x, columns += taps * c) {
     T* const to = taps_together ? turned : columns;

@@ -358,9 +358,8 @@ void run_gathered(const InstructionSet& isa, const ThreadPool& pool, const Geome
   constexpr std::int64_t kRows = 16;  // a unit; two tiles or more
   const std::int64_t units = (grad.n + kRows - 1) / kRows;
   const double rows = std::max(double(product.pixels), kRowsOfReading);
-  const std::int64_t tasks = double(grad.n) * double(product.columns) * rows < kSerialWork
-                                 ? 1
-                                 : std::min<std::int64_t>(pool.threads, units);
+  const std::int64_t tasks =
+      double(grad.n) * double(product.columns) * rows < kSerialWork ? 1 : std::min<std::int64_t>(pool.threads, units);
   run_units<T>(pool, tasks, units, 0,
                [&](std::int64_t u, T*) { k.outer_rows(product, u * kRows, std::min((u + 1) * kRows, grad.n)); });
   for (std::int64_t c = 0; bias && c < bias.c; ++c) {

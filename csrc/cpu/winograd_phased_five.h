@@ -1,9 +1,9 @@
 // Minimal filtering of 5-tap kernels at stride 2.
 //
 // As with 3 taps (winograd_phased.h) the two phases of the input are met separately: y[q] = w0 o[q] + w2 o[q+1] + w4
-// o[q+2] + w1 e[q] + w3 e[q+1], three taps over one phase and two over the other. They run as F(2, 3), with the points 0,
-// 1, -1 and infinity, and F(2, 2), with 0, 1 and infinity: 7 products for 10, in two dimensions 49 for 100. The transposed
-// direction has the same products: its odd outputs are the two taps, its even ones the three.
+// o[q+2] + w1 e[q] + w3 e[q+1], three taps over one phase and two over the other. They run as F(2, 3), with the points
+// 0, 1, -1 and infinity, and F(2, 2), with 0, 1 and infinity: 7 products for 10, in two dimensions 49 for 100. The
+// transposed direction has the same products: its odd outputs are the two taps, its even ones the three.
 #pragma once
 
 #include "winograd_phased.h"
