@@ -77,11 +77,6 @@ class Prepared final : public PreparedConv::State {
     for (const Packed& p : packed_)
       if (p.geometry == g && p.filtering == filtered && p.threads == pool.threads) return p;
     const TileShape& tile = kernels_of<T>(isa_).tile;
-    if (weight_.dtype == kDTypeOf<T> && !beside_ && lies_well(weight_, geometry_) &&
-        takes_unpacked(geometry_, tile, sizeof(T), pool.threads, calls_)) {
-      const bool together = taps_lie_together(weight_);
-      return packed(pool, {g, filtered, pool.threads, plan_unpacked(g, tile, pool.threads, together), nullptr});
-    }
     Filtering how = filtered ? Filtering::where_faster : Filtering::never;
     if (filtered && g.batch > 0 && g.batch < geometry_.batch) {
       Geometry whole = g;
@@ -89,7 +84,12 @@ class Prepared final : public PreparedConv::State {
       how = plan_conv(whole, tile, sizeof(T), pool.threads, how, calls_).winograd.m ? Filtering::where_possible
                                                                                     : Filtering::never;
     }
-    return packed(pool, {g, filtered, pool.threads, plan_conv(g, tile, sizeof(T), pool.threads, how, calls_), nullptr});
+    ConvPlan plan = plan_conv(g, tile, sizeof(T), pool.threads, how, calls_);
+    const ConvPlan* const of_whole = filtered && g == geometry_ ? &plan : nullptr;
+    if (weight_.dtype == kDTypeOf<T> && !beside_ && lies_well(weight_, geometry_) &&
+        takes_unpacked(geometry_, tile, sizeof(T), pool.threads, calls_, of_whole))
+      plan = plan_unpacked(g, tile, pool.threads, taps_lie_together(weight_));
+    return packed(pool, {g, filtered, pool.threads, std::move(plan), nullptr});
   }
 
   // For the whole batch in the units of another plan; null where that cannot be.

@@ -215,8 +215,10 @@ inline std::int64_t small_pixels(const Geometry& g) {
 }
 // Whether there are so few pixels of the small side that the weight is read as it lies, which `lies_well` says it can
 // be: packing it, or comparing it with what was packed before, would take longer than the product saves. Asked of the
-// whole batch, so that its parts have its bits. `calls` would share one packing.
-bool takes_unpacked(const Geometry& whole, const TileShape& tile, std::int64_t value_bytes, int threads, int calls);
+// whole batch, so that its parts have its bits. `calls` would share one packing; `packed` is the whole batch's plan
+// with a packed weight, where it has been made already.
+bool takes_unpacked(const Geometry& whole, const TileShape& tile, std::int64_t value_bytes, int threads, int calls,
+                    const ConvPlan* packed = nullptr);
 ConvPlan plan_unpacked(const Geometry& geometry, const TileShape& tile, int threads, bool taps_together = true);
 // Whether the gradient of a weight is formed of what lies under the kernel, where it is wanted.
 bool gathers_gradient(const Geometry& geometry, const TileShape& tile, std::int64_t value_bytes, const View& grad);

@@ -1,6 +1,7 @@
 // Convolutions of few pixels that read their weight as it lies.
 #include <algorithm>
 #include <atomic>
+#include <optional>
 
 #include "divide.h"
 #include "filter_choice.h"
@@ -55,14 +56,16 @@ double unpacked_cost(const ConvPlan& p, std::int64_t pixels) {
 
 Unpacking choose_unpacking(Unpacking unpacking) { return chosen_unpacking.exchange(unpacking); }
 
-bool takes_unpacked(const Geometry& whole, const TileShape& tile, std::int64_t value_bytes, int threads, int calls) {
+bool takes_unpacked(const Geometry& whole, const TileShape& tile, std::int64_t value_bytes, int threads, int calls,
+                    const ConvPlan* packed) {
   const std::int64_t pixels = small_pixels(whole);
   const Unpacking how = chosen_unpacking.load();
   if (pixels == 0 || how == Unpacking::never) return false;
   if (how == Unpacking::where_possible) return pixels <= kMostPossible;
   if (pixels > kMostPixels || calls > 1 || filtering_mode() != Filtering::where_faster) return false;
-  const ConvPlan p = plan_conv(whole, tile, value_bytes, threads, Filtering::where_faster, calls);
-  return unpacked_cost(p, pixels) < packed_cost(p, pixels, weight_bytes(whole, value_bytes), calls);
+  std::optional<ConvPlan> own;
+  if (!packed) packed = &own.emplace(plan_conv(whole, tile, value_bytes, threads, Filtering::where_faster, calls));
+  return unpacked_cost(*packed, pixels) < packed_cost(*packed, pixels, weight_bytes(whole, value_bytes), calls);
 }
 
 bool gathers_gradient(const Geometry& g, const TileShape& tile, std::int64_t value_bytes, const View& grad) {

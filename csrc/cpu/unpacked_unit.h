@@ -51,8 +51,7 @@ struct UnpackedUnit {
         for (std::int64_t x = 0; x < g.in_w; ++x) f(i++, n, r, x);
   }
 
-  // `count` results of every row from `first` on, of a matrix whose value (depth, result) is at depth * in + result *
-  // out: to `to`.
+  // `count` results of every row, of a matrix whose value (depth, result) is at depth * in + result * out.
   void products(const FewRows<T>& rows, const T* weight, std::int64_t in, std::int64_t out, int count,
                 Results<T> results) const {
     if (in == 1)
