@@ -21,8 +21,9 @@ constexpr std::int64_t kMostPixels = 128, kMostOfGradient = 256, kMostPossible =
 // up the lanes of a sum; gathering or scattering a value under the kernel; copying one of a panel; and what the other
 // form of a gradient takes to turn a value into the weight's order, and more where the gradient goes to memory. Fitted
 // to measured times of all forms: 32 to 784 channels, 1 to 200 pixels, 1x1, 3x3 and 5x5, both strides and directions
-// (AVX-512, two threads).
-constexpr double kCompared = 0.5, kPackedAgain = 1, kFar = 2.1, kFiltered3 = 14, kFiltered5 = 10,
+// (AVX-512, two threads); but minimal filtering of 3 taps to those of CLmser at batch 1, among whose other layers its
+// weight, three to four times as large, has left the caches when it is its turn again.
+constexpr double kCompared = 0.5, kPackedAgain = 1, kFar = 2.1, kFiltered3 = 26, kFiltered5 = 10,
                  kFilteredProduct = 1.3, kUnpackedProduct = 1.05, kLanesAdded = 3, kGathered = 1.9, kCopied = 0.12,
                  kTurned = 1.9, kFarTurned = 6;
 constexpr double kFarBytes = 16 << 20;
