@@ -9,8 +9,8 @@
 
 #include "all_finite.h"
 #include "buffer.h"
+#include "gathered_gradient.h"
 #include "layout.h"
-#include "under_kernel.h"
 #include "units.h"
 #include "write_weight.h"
 
@@ -336,39 +336,6 @@ void WeightGradSum::finish_channels(const View& bias, bool accumulate) const {
 bool WeightGradSum::merge(WeightGradSum& other, const ThreadPool& pool) { return state_->merge(*other.state_, pool); }
 void WeightGradSum::finish_by(const ThreadPool& pool) { state_->finish_by(pool); }
 
-// Few pixels: of what lies under the kernel the gradient is a product, which is written as it lies.
-template <class T>
-void run_gathered(const InstructionSet& isa, const ThreadPool& pool, const Geometry& geometry,
-                  const WeightGradPair& pair, const View& grad, bool accumulate, const View& bias) {
-  const Kernels<T>& k = kernels_of<T>(isa);
-  Geometry of_small = gathered(geometry);
-  of_small.in_c = geometry.out_c;
-  Buffer<T> big_memory, small_memory;
-  const View big = under_kernel<T>(k, pool, geometry, pair.big, taps_lie_together(grad), big_memory).base,
-             small = under_kernel<T>(k, pool, of_small, pair.small, true, small_memory).base;
-  const OuterProduct<T> product{static_cast<const T*>(small.data),
-                                *pixel_stride(small),
-                                static_cast<const T*>(big.data),
-                                *pixel_stride(big),
-                                big.c,
-                                small_pixels(geometry),
-                                static_cast<T*>(grad.data),
-                                grad.sn,
-                                accumulate};
-  constexpr std::int64_t kRows = 16;  // a unit; two tiles or more
-  const std::int64_t units = (grad.n + kRows - 1) / kRows;
-  const double rows = std::max(double(product.pixels), kRowsOfReading);
-  const std::int64_t tasks =
-      double(grad.n) * double(product.columns) * rows < kSerialWork ? 1 : std::min<std::int64_t>(pool.threads, units);
-  run_units<T>(pool, tasks, units, 0,
-               [&](std::int64_t u, T*) { k.outer_rows(product, u * kRows, std::min((u + 1) * kRows, grad.n)); });
-  for (std::int64_t c = 0; bias && c < bias.c; ++c) {
-    double sum = accumulate ? value_at<double>(bias, c * bias.sc) : 0;
-    for (std::int64_t i = 0; i < product.pixels; ++i) sum += double(product.small[i * product.small_step + c]);
-    store_value<double>(bias, c * bias.sc, sum);
-  }
-}
-
 bool gathers_gradient(const InstructionSet& isa, const Geometry& geometry, const View& grad) {
   if (grad.dtype == DType::f64) return gathers_gradient(geometry, isa.f64.tile, 8, grad);
   return grad.dtype == DType::f32 && gathers_gradient(geometry, isa.f32.tile, 4, grad);
@@ -376,9 +343,13 @@ bool gathers_gradient(const InstructionSet& isa, const Geometry& geometry, const
 
 void run_weight_grad(const InstructionSet& isa, const ThreadPool& pool, const Geometry& geometry,
                      const std::vector<WeightGradPair>& pairs, const View& grad, bool accumulate, const View& bias) {
-  if (pairs.size() == 1 && gathers_gradient(isa, geometry, grad)) {
+  if (gathers_gradient(isa, geometry, grad)) {
     const auto run_as = grad.dtype == DType::f64 ? run_gathered<double> : run_gathered<float>;
-    return run_as(isa, pool, geometry, pairs[0], grad, accumulate, bias);
+    for (const WeightGradPair& pair : pairs) {
+      run_as(isa, pool, geometry, pair, grad, accumulate, bias);
+      accumulate = true;
+    }
+    return;
   }
   for (const bool winograd : {true, false}) {
     WeightGradSum sum(isa, pool, geometry, grad.dtype, winograd);
