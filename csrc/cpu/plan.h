@@ -220,6 +220,8 @@ inline std::int64_t small_pixels(const Geometry& g) {
 bool takes_unpacked(const Geometry& whole, const TileShape& tile, std::int64_t value_bytes, int threads, int calls,
                     const ConvPlan* packed = nullptr);
 ConvPlan plan_unpacked(const Geometry& geometry, const TileShape& tile, int threads, bool taps_together = true);
+// So few rows of a product that each value of the matrix is used as soon as it is read.
+inline constexpr int kDirectRows = 4;
 // Whether the gradient of a weight is formed of what lies under the kernel, where it is wanted.
 bool gathers_gradient(const Geometry& geometry, const TileShape& tile, std::int64_t value_bytes, const View& grad);
 // Of a convolution upwards: the product of what lies under the kernel with the weight's rows.

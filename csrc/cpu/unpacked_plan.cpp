@@ -27,7 +27,6 @@ constexpr double kCompared = 0.5, kPackedAgain = 1, kFar = 2.1, kFiltered3 = 26,
                  kFilteredProduct = 1.3, kUnpackedProduct = 1.05, kLanesAdded = 3, kGathered = 1.9, kCopied = 0.12,
                  kTurned = 1.9, kFarTurned = 6;
 constexpr double kFarBytes = 16 << 20;
-constexpr std::int64_t kFewRows = 4;
 
 double weight_bytes(const Geometry& g, std::int64_t value_bytes) {
   return double(g.kernel_h * g.kernel_w * value_bytes) * double(g.in_c) * double(g.out_c);
@@ -50,7 +49,7 @@ double unpacked_cost(const ConvPlan& p, std::int64_t pixels) {
   double product = kUnpackedProduct;
   if (taps > 1) product += kGathered * lanes / small_channels;
   if (!g.transposed) product += kLanesAdded * lanes / (double(g.in_c) * taps);
-  return product * double(pixels) + (g.transposed && pixels > kFewRows ? kCopied * lanes : 0);
+  return product * double(pixels) + (g.transposed && pixels > kDirectRows ? kCopied * lanes : 0);
 }
 
 }  // namespace

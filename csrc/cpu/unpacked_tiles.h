@@ -101,9 +101,7 @@ void rows_along(const FewRows<T>& f, const T* weight, std::int64_t out, int chan
   }
 }
 
-// So few rows that each value of the matrix is used as soon as it is read: registers of channels, which are dense, over
-// the depth.
-inline constexpr int kDirectRows = 4;
+// Up to kDirectRows rows: registers of channels, which are dense, over the depth.
 template <class T, int M>
 void across_directly(const FewRows<T>& f, const T* weight, std::int64_t in, int channels, Results<T> to) {
   constexpr int L = kLanes<T>, V = 2;  // so that sums do not wait for each other
