@@ -81,6 +81,7 @@ class Arguments {
   // Of the dtype of the tensors, uninitialised, and the view of it; a large one from the output store.
   pybind11::object empty(bool last, std::int64_t n, std::int64_t c, std::int64_t h, std::int64_t w, View& view);
   pybind11::object empty(std::int64_t n, View& view);
+  pybind11::object empty_scalar(View& view);
   pybind11::object empty_bytes(const std::array<std::int64_t, 4>& size, std::uint8_t*& data);
   // Like a kernel that was read: (C_out, C_in) where `flat`.
   pybind11::object empty_kernel(const View& like, bool flat, View& view);
@@ -105,7 +106,7 @@ class Arguments {
                                    std::uint8_t type_code, std::uint8_t type_bits);
   std::int64_t value_bytes() const { return dtype_ == DType::f64 ? 8 : dtype_ == DType::f32 ? 4 : 2; }
 
-  static constexpr int kKernel = 0;
+  static constexpr int kKernel = -1;
 
   PyObject* const* next_;
   Py_ssize_t left_;

@@ -99,7 +99,8 @@ View Arguments::read(PyObject* value, int dimensions, bool* flat) {
   }
   if (dimensions == kKernel) dimensions = d.dimensions == 2 ? 2 : 4;
   if (flat) *flat = dimensions == 2;
-  if (!require(d.device_type == dlpack::kCPU && d.dimensions == dimensions && d.data && d.strides && d.type_lanes == 1))
+  if (!require(d.device_type == dlpack::kCPU && d.dimensions == dimensions && d.data &&
+               (d.strides || dimensions == 0) && d.type_lanes == 1))
     return {};
   View v;
   v.data = static_cast<char*>(d.data) + d.byte_offset;
@@ -123,7 +124,8 @@ View Arguments::read(PyObject* value, int dimensions, bool* flat) {
     v.n = d.shape[0], v.c = d.shape[1], v.h = v.w = 1;
     v.sn = d.strides[0], v.sc = d.strides[1], v.sh = v.sw = 1;
   } else {
-    v.n = v.h = v.w = 1, v.c = d.shape[0], v.sc = d.strides[0];
+    v.n = v.c = v.h = v.w = 1;
+    if (dimensions == 1) v.c = d.shape[0], v.sc = d.strides[0];
   }
   // A lazily negated view: its memory holds the values with the other sign.
   const py::object negated = py::reinterpret_steal<py::object>(PyObject_CallOneArg(t.is_neg, value));
@@ -339,6 +341,7 @@ py::object Arguments::empty(bool last, std::int64_t n, std::int64_t c, std::int6
   return made(4, {n, c, h, w}, {c * h * w, last ? 1 : h * w, w * pixel, pixel}, view);
 }
 py::object Arguments::empty(std::int64_t n, View& view) { return made(1, {n}, {1}, view); }
+py::object Arguments::empty_scalar(View& view) { return made(0, {}, {}, view); }
 py::object Arguments::empty_kernel(const View& like, bool flat, View& view) {
   return flat ? made(2, {like.n, like.c}, {like.c, 1}, view) : empty(false, like.n, like.c, like.h, like.w, view);
 }

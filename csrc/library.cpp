@@ -67,6 +67,10 @@ STABLE_TORCH_LIBRARY(lmser, m) {
       "reflect_backward(Tensor? grad_reconstruction, Tensor? grad_code, Tensor x, Tensor[] weights, Tensor[] "
       "decoder_weights, Tensor states, SymInt[] stride, SymInt[] padding, int[] linear, bool paired, int reflections, "
       "str activation, float slope, bool[] needs) -> Tensor[]");
+  m.def(
+      "reflect_loss(Tensor x, Tensor? target, Tensor[] weights, Tensor[] decoder_weights, Tensor[] biases, Tensor? "
+      "noise, SymInt[] stride, SymInt[] padding, int[] linear, bool paired, int reflections, str activation, float "
+      "slope, bool[] needs) -> (Tensor, Tensor[])");
   // Fully connected networks on the GPU, a whole solve in one launch (csrc/cuda/settle.cu).
   m.def(
       "settle_persistent(Tensor[] states, Tensor[] weights, Tensor[] reverse_weights, Tensor[] biases, Tensor? "

@@ -6,6 +6,7 @@ from lmser_kernels.add_act.api import add_act, pull_back
 from lmser_kernels.explain import explain
 from lmser_kernels.max_pool.api import max_pool2d_act, max_unpool2d
 from lmser_kernels.reflect.api import Reflection, reflect
+from lmser_kernels.reflect.loss import reflect_loss
 from lmser_kernels.settle.api import settle, settle_step
 from lmser_kernels.settle.result import Settled
 from lmser_kernels.tied_conv.api import conv2d_add_act, conv_transpose2d_add_act, tied_conv2d
@@ -24,6 +25,7 @@ __all__ = [
     "pull_back",
     "reference",
     "reflect",
+    "reflect_loss",
     "settle",
     "settle_step",
     "tied_conv2d",

@@ -33,7 +33,7 @@ OPERATORS = (
     "settle_adjoint",
 )
 # Whole networks, for CPU tensors alone: on a GPU, and in an exported graph, they are chains of the others.
-CPU_OPERATORS = ("reflect", "reflect_backward")
+CPU_OPERATORS = ("reflect", "reflect_backward", "reflect_loss")
 
 
 def _load() -> tuple[ModuleType | None, str | None]:

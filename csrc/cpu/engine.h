@@ -76,6 +76,16 @@ void run_weight_grad(const InstructionSet& isa, const ThreadPool& pool, const Ge
 // Whether the gradient of one pair is written to `grad` as it is formed (unpacked_plan.cpp): summing it elsewhere first
 // would save nothing.
 bool gathers_gradient(const InstructionSet& isa, const Geometry& geometry, const View& grad);
+// Several of those, of one dtype, in one parallel region. The pairs of each, of any batch, are added one after the
+// other.
+struct GatheredGradient {
+  Geometry geometry;
+  std::vector<WeightGradPair> pairs;
+  View grad;
+  bool accumulate = false;
+};
+void run_gathered_gradients(const InstructionSet& isa, const ThreadPool& pool,
+                            const std::vector<GatheredGradient>& wanted);
 
 // Two of them, of as many outputs each: of a unit of pixels the second is summed right after the first, out of the
 // cache.

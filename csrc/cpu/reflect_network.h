@@ -149,6 +149,11 @@ struct ReflectGradients {
   std::vector<View> weights, back, biases;
 };
 void run_reflect_backward(const ReflectNetwork& net, const View& grad_reconstruction, const View& grad_code,
-                          const View& x, const void* trajectory, const ReflectGradients& to);
+                          const View& x, void* trajectory, const ReflectGradients& to);
+
+// 1/(2 N) of the sum of squares of target - reconstruction (no target: x), and its gradients; `to` is empty, or has all
+// weights and biases, and no x.
+double run_reflect_loss(const ReflectNetwork& net, const View& x, const View& target, const std::vector<View>& biases,
+                        const View& noise, const ReflectGradients& to);
 
 }  // namespace lmser

@@ -40,6 +40,37 @@ ReflectNetwork network(const Tensor& x, const Tensors& weights, const Tensors& b
                          {linear[0], linear[1]}, paired, reflections, activation_named(activation), slope);
 }
 
+std::vector<View> biases_of(const Tensors& biases, const Tensor& x, const ReflectNetwork& net) {
+  STD_TORCH_CHECK(biases.size() == net.layers.size(), "biases: expected one for each of ", net.layers.size(),
+                  " layers, got ", biases.size());
+  std::vector<View> views;
+  for (std::size_t l = 0; l < biases.size(); ++l) views.push_back(bias_view(biases[l], x, "x", net.layers[l].c));
+  return views;
+}
+
+// Memory for the gradients of weights, decoder weights and biases, behind what `results` has: without values where they
+// are not wanted.
+void add_gradients(const ReflectNetwork& net, const Tensor& x, const Tensors& weights, bool of_weights, bool of_biases,
+                   Tensors& results, ReflectGradients& to) {
+  for (std::vector<View>* const views : {&to.weights, &to.back}) {
+    if (views == &to.back && net.tied) break;
+    for (const Tensor& w : weights) {
+      std::vector<std::int64_t> size{0};
+      if (of_weights) {
+        size.clear();
+        for (std::int64_t i = 0; i < w.dim(); ++i) size.push_back(w.size(i));
+      }
+      results.push_back(torch::stable::empty(torch::headeronly::IntHeaderOnlyArrayRef(size.data(), size.size()),
+                                             x.scalar_type(), std::nullopt, x.device()));
+      if (of_weights) views->push_back(edge_view(results.back(), "grad_weight"));
+    }
+  }
+  for (const Layer& l : net.layers) {
+    results.push_back(empty_1d(x, of_biases ? l.c : 0));
+    if (of_biases) to.biases.push_back(bias_view(results.back(), x, "x", l.c));
+  }
+}
+
 std::tuple<Tensor, Tensor, Tensor> reflect(const Tensor& x, const Tensors& weights, const Tensors& decoder_weights,
                                            const Tensors& biases, const Maybe& noise, const Ints& stride,
                                            const Ints& padding, const Ints& linear, bool paired,
@@ -47,10 +78,7 @@ std::tuple<Tensor, Tensor, Tensor> reflect(const Tensor& x, const Tensors& weigh
                                            bool keep) {
   const ReflectNetwork net =
       network(x, weights, decoder_weights, stride, padding, linear, paired, reflections, activation, slope);
-  STD_TORCH_CHECK(biases.size() == net.layers.size(), "biases: expected one for each of ", net.layers.size(),
-                  " layers, got ", biases.size());
-  std::vector<View> b;
-  for (std::size_t l = 0; l < biases.size(); ++l) b.push_back(bias_view(biases[l], x, "x", net.layers[l].c));
+  const std::vector<View> b = biases_of(biases, x, net);
   const Layer &visible = net.layers[0], &top = net.layers.back();
   const View from = view_of(x, "x"),
              noise_view = same_shape_view(noise, "noise", x, "x", top.n, net.linear.last, top.h, top.w);
@@ -87,25 +115,35 @@ Tensors reflect_backward(const Maybe& grad_reconstruction, const Maybe& grad_cod
   results.push_back(needs[0] ? empty_4d(x, channels_last(from), visible.n, visible.c, visible.h, visible.w)
                              : empty_1d(x, 0));
   if (needs[0]) to.x = view_of(results.back(), "grad_x");
-  for (std::vector<View>* const views : {&to.weights, &to.back}) {
-    if (views == &to.back && net.tied) break;
-    for (const Tensor& w : weights) {
-      std::vector<std::int64_t> size{0};
-      if (needs[1]) {
-        size.clear();
-        for (std::int64_t i = 0; i < w.dim(); ++i) size.push_back(w.size(i));
-      }
-      results.push_back(torch::stable::empty(torch::headeronly::IntHeaderOnlyArrayRef(size.data(), size.size()),
-                                             x.scalar_type(), std::nullopt, x.device()));
-      if (needs[1]) views->push_back(edge_view(results.back(), "grad_weight"));
-    }
-  }
-  for (const Layer& l : net.layers) {
-    results.push_back(empty_1d(x, needs[2] ? l.c : 0));
-    if (needs[2]) to.biases.push_back(bias_view(results.back(), x, "x", l.c));
-  }
+  add_gradients(net, x, weights, needs[1], needs[2], results, to);
   run_reflect_backward(net, grad, of_code, from, trajectory.data_ptr(), to);
   return results;
+}
+
+// The loss, and the gradients of weights, decoder weights and biases; without values where they are not wanted.
+std::tuple<Tensor, Tensors> reflect_loss(const Tensor& x, const Maybe& target, const Tensors& weights,
+                                         const Tensors& decoder_weights, const Tensors& biases, const Maybe& noise,
+                                         const Ints& stride, const Ints& padding, const Ints& linear, bool paired,
+                                         std::int64_t reflections, const std::string& activation, double slope,
+                                         const std::vector<bool>& needs) {
+  const ReflectNetwork net =
+      network(x, weights, decoder_weights, stride, padding, linear, paired, reflections, activation, slope);
+  STD_TORCH_CHECK(needs.size() == 2, "needs has ", needs.size(), " values; expected 2 (weights, biases)");
+  const std::vector<View> b = biases_of(biases, x, net);
+  const Layer &visible = net.layers[0], &top = net.layers.back();
+  const View from = view_of(x, "x"),
+             towards = same_shape_view(target, "target", x, "x", visible.n, visible.c, visible.h, visible.w),
+             noise_view = same_shape_view(noise, "noise", x, "x", top.n, net.linear.last, top.h, top.w);
+  Tensors gradients;
+  ReflectGradients to;
+  add_gradients(net, x, weights, needs[0], needs[1], gradients, to);
+  const double value = run_reflect_loss(net, from, towards, b, noise_view, to);
+  Tensor loss = torch::stable::empty({}, x.scalar_type(), std::nullopt, x.device());
+  if (from.dtype == DType::f64)
+    *static_cast<double*>(loss.data_ptr()) = value;
+  else
+    *static_cast<float*>(loss.data_ptr()) = float(value);
+  return {loss, gradients};
 }
 
 }  // namespace
@@ -114,4 +152,5 @@ Tensors reflect_backward(const Maybe& grad_reconstruction, const Maybe& grad_cod
 STABLE_TORCH_LIBRARY_IMPL(lmser, CPU, m) {
   m.impl("reflect", TORCH_BOX(&lmser::reflect));
   m.impl("reflect_backward", TORCH_BOX(&lmser::reflect_backward));
+  m.impl("reflect_loss", TORCH_BOX(&lmser::reflect_loss));
 }

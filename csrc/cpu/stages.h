@@ -75,7 +75,10 @@ bool run_step(const InstructionSet& isa, const ThreadPool& pool, const Step<T>& 
     run_transform(isa, pool, source, images_of(step.rounded, n0, n1), {}, {});
   }
   if (step.after) step.after(n0, n1, task);
-  for (const GradPair& p : step.pairs) p.sums->add(task, images_of(p.big, n0, n1), images_of(p.small, n0, n1));
+  std::vector<GatheredGradient> gathered;
+  for (const GradPair& p : step.pairs)
+    p.sums->add(task, images_of(p.big, n0, n1), images_of(p.small, n0, n1), gathered);
+  run_gathered_gradients(isa, pool, gathered);
   return true;
 }
 

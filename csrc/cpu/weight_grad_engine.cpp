@@ -341,14 +341,18 @@ bool gathers_gradient(const InstructionSet& isa, const Geometry& geometry, const
   return grad.dtype == DType::f32 && gathers_gradient(geometry, isa.f32.tile, 4, grad);
 }
 
+void run_gathered_gradients(const InstructionSet& isa, const ThreadPool& pool,
+                            const std::vector<GatheredGradient>& wanted) {
+  if (wanted.empty()) return;
+  const auto run_as = wanted.front().grad.dtype == DType::f64 ? run_gathered<double> : run_gathered<float>;
+  run_as(isa, pool, wanted, {});
+}
+
 void run_weight_grad(const InstructionSet& isa, const ThreadPool& pool, const Geometry& geometry,
                      const std::vector<WeightGradPair>& pairs, const View& grad, bool accumulate, const View& bias) {
   if (gathers_gradient(isa, geometry, grad)) {
     const auto run_as = grad.dtype == DType::f64 ? run_gathered<double> : run_gathered<float>;
-    for (const WeightGradPair& pair : pairs) {
-      run_as(isa, pool, geometry, pair, grad, accumulate, bias);
-      accumulate = true;
-    }
+    run_as(isa, pool, {{geometry, pairs, grad, accumulate}}, bias);
     return;
   }
   for (const bool winograd : {true, false}) {

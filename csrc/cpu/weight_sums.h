@@ -28,16 +28,24 @@ class WeightSums {
 
   // Sides of the same images. Only the last task may be all threads.
   void add(std::int64_t task, const View& big, const View& small) {
+    std::vector<GatheredGradient> gathered;
+    add(task, big, small, gathered);
+    run_gathered_gradients(isa_, pool_, gathered);
+  }
+  // The same, but for what `run_gathered_gradients` is to do with all that is in `later`.
+  void add(std::int64_t task, const View& big, const View& small, std::vector<GatheredGradient>& later) {
     WeightGradPair pair;
     pair.big.base = big, pair.small.base = small;
     Geometry g = geometry_;
     g.batch = big.n;
-    if (destination_ && (is_all(task) || sums_.size() == 2) && gathers_gradient(isa_, g, destination_)) {
-      run_weight_grad(isa_, pool_, g, {pair}, destination_, written_);
-      written_ = true;
-      return;
-    }
-    of(task, big, small).add({pair});
+    if (!destination_ || !(is_all(task) || sums_.size() == 2) || !gathers_gradient(isa_, g, destination_))
+      return of(task, big, small).add({pair});
+    const auto same =
+        std::ranges::find_if(later, [&](const GatheredGradient& l) { return l.grad.data == destination_.data; });
+    if (same != later.end())
+      same->pairs.push_back(pair);
+    else
+      later.push_back({g, {pair}, destination_, std::exchange(written_, true)});
   }
   // Where the gradient will be wanted: what all threads add together, or one that is alone, may go there at once.
   void will_finish(const View& grad) { destination_ = grad; }

@@ -79,9 +79,10 @@ class CLmser(ReflectionNetwork):
 
         `generator` draws the noise of the style units in training mode; torch's global one by default.
         """
-        self._check(x, "x", self.in_channels)
-        reconstruction, top = self._reflect(channels_last(x), generator)
+        reconstruction, top = self._reflect(channels_last(self._visible(x)), generator)
         return Reflected(reconstruction, top, self._logits(top))
+
+    _only_passes = forward
 
     def decode(self, code: Tensor, size: Pair | None = None, *, image: Tensor | None = None) -> Tensor:
         """Images ``(N, in_channels, *size)`` of a code ``(N, C_L, H_L, W_L)``.
@@ -104,11 +105,16 @@ class CLmser(ReflectionNetwork):
         return self._reflect(channels_last(image), None, channels_last(code))[0]
 
     def loss(self, x: Tensor, y: Tensor | None = None, *, generator: torch.Generator | None = None) -> Tensor:
-        # Once here, so that the comparison with the reconstruction does not run across two layouts.
-        self._check(x, "x", self.in_channels)
-        return super().loss(channels_last(x), y, generator=generator)
+        # The comparison with the reconstruction does not run across two layouts.
+        x = self._visible(x)
+        plain = y is None and self._called_plainly()
+        return super().loss(x if plain else channels_last(x), y, generator=generator)
 
     loss.__doc__ = ReflectionNetwork.loss.__doc__
+
+    def _visible(self, x: Tensor) -> Tensor:
+        self._check(x, "x", self.in_channels)
+        return x
 
     def _sizes_below(self, code: Tensor, size: Pair | None) -> list[Pair]:
         top = (code.shape[2], code.shape[3])

@@ -75,9 +75,13 @@ class Lmser(ReflectionNetwork):
 
         `generator` draws the noise of the style units in training mode; torch's global one by default.
         """
-        visible = self._units(x, "x", self.sizes[0])
-        reconstruction, top = self._reflect(visible, generator)
+        reconstruction, top = self._reflect(self._visible(x), generator)
         return Reflected(reconstruction.reshape(x.shape), top.flatten(1), self._logits(top))
+
+    _only_passes = forward
+
+    def _visible(self, x: Tensor) -> Tensor:
+        return self._units(x, "x", self.sizes[0])
 
     def decode(self, code: Tensor, *, image: Tensor | None = None) -> Tensor:
         """Reconstruction ``(N, sizes[0])`` of a code ``(N, sizes[-1] + style_units)``.

@@ -23,8 +23,8 @@ MNIST at 500 steps):
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -32,8 +32,9 @@ from torch import Tensor, nn
 
 from lmser.models.initialisation import SCHEMES, initialise
 from lmser_kernels import activation as activations
-from lmser_kernels import conv_transpose2d_add_act, reflect
+from lmser_kernels import conv_transpose2d_add_act, reflect, reflect_loss
 from lmser_kernels.layout import channels_last
+from lmser_kernels.reflect.loss import half_squared_error
 
 Pair = tuple[int, int]
 
@@ -73,9 +74,7 @@ def reflection_loss(output: Reflected, x: Tensor, y: Tensor | None = None) -> Te
         raise ValueError(
             f"x: expected the reconstruction's shape {tuple(reconstruction.shape)}, got {tuple(x.shape)}"
         )
-    if x.dtype in (torch.float16, torch.bfloat16) or reconstruction.dtype in (torch.float16, torch.bfloat16):
-        reconstruction, x = reconstruction.float(), x.float()
-    loss = F.mse_loss(reconstruction, x, reduction="sum") * (0.5 / len(x))
+    loss = half_squared_error(reconstruction, x)
     if y is None:
         return loss
     if logits is None:
@@ -168,24 +167,26 @@ class ReflectionNetwork(nn.Module):
 
         `sent_down` takes the place of h_L in the last top-down pass.
         """
-        noise = self._style_noise(visible, generator)
+        return reflect(**self._arguments(visible, generator), sent_down=sent_down)
+
+    def _arguments(self, visible: Tensor, generator: torch.Generator | None) -> dict[str, Any]:
+        """The arguments of `lmser_kernels.reflect` for a visible state."""
         free = self.decoder_weights
-        return reflect(
-            visible,
-            _entries(self.weights),
-            [self.reconstruction_bias, *_entries(self.biases)],
-            decoder_weights=None if free is None else _entries(free),
-            stride=list(self.strides),
-            padding=list(self.paddings),
-            paired=self.dpn,
-            reflections=self.reflections,
-            linear=(self.num_classes or 0, self.style_units),
-            noise=noise,
-            sent_down=sent_down,
-            activation=self.activation,
-            slope=self.slope,
-            impl=self.impl,
-        )
+        return {
+            "x": visible,
+            "weights": _entries(self.weights),
+            "biases": [self.reconstruction_bias, *_entries(self.biases)],
+            "decoder_weights": None if free is None else _entries(free),
+            "stride": list(self.strides),
+            "padding": list(self.paddings),
+            "paired": self.dpn,
+            "reflections": self.reflections,
+            "linear": (self.num_classes or 0, self.style_units),
+            "noise": self._style_noise(visible, generator),
+            "activation": self.activation,
+            "slope": self.slope,
+            "impl": self.impl,
+        }
 
     def _send_down(self, top: Tensor, sizes: Sequence[Pair]) -> Tensor:
         """Reconstruction from a top state alone: no drive from below, `h_l = f(u_l + b_l)`."""
@@ -221,8 +222,36 @@ class ReflectionNetwork(nn.Module):
         return sizes
 
     def loss(self, x: Tensor, y: Tensor | None = None, *, generator: torch.Generator | None = None) -> Tensor:
-        """`reflection_loss` of this network's output for `x` and, where labels are given, `y`."""
+        """`reflection_loss` of this network's output for `x` and, where labels are given, `y`.
+
+        Without labels it is one operation, which on a CPU makes the gradients on the way
+        (`lmser_kernels.reflect_loss`): where they are not wanted, call it under `torch.no_grad()`. With labels, and
+        where calling the network is more than its own `forward` (hooks, a class that has another), it is the loss of
+        what the call returns.
+        """
+        if y is None and self._called_plainly():
+            return reflect_loss(**self._arguments(self._visible(x), generator))
         return reflection_loss(self(x, generator=generator), x, y)
+
+    _only_passes: Callable[..., Reflected]  # the `forward` that does nothing but `_reflect`
+
+    def _visible(self, x: Tensor) -> Tensor:
+        """`x`, checked, as a visible state."""
+        raise NotImplementedError
+
+    def _called_plainly(self) -> bool:
+        """Whether calling this network is the passes and nothing else."""
+        hooks = torch.nn.modules.module
+        return type(self).forward is type(self)._only_passes and not (
+            self._forward_hooks
+            or self._forward_pre_hooks
+            or self._backward_hooks
+            or self._backward_pre_hooks
+            or hooks._global_forward_hooks
+            or hooks._global_forward_pre_hooks
+            or hooks._global_backward_hooks
+            or hooks._global_backward_pre_hooks
+        )
 
 
 def _entries(parameters: nn.ParameterList) -> list[Tensor]:

@@ -9,7 +9,7 @@ layer by layer, whose operations can be.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +34,7 @@ def reflect(problem: Problem) -> tuple[Tensor, Tensor]:
     lists = (p.x, list(p.weights), list(p.decoder_weights), list(p.biases), p.noise)
     settings = (list(p.strides), list(p.paddings), p.linear, p.paired, p.reflections, p.activation, p.leak)
     wants = torch.is_grad_enabled() and any(t.requires_grad for t in p.tensors())
-    flat = _flat_settings(p.weights, settings)
+    flat = flat_settings(p.weights, settings)
     if torch.compiler.is_compiling():
         reconstruction, code, _ = operator(*lists, *flat, wants)
         return reconstruction, code
@@ -42,7 +42,7 @@ def reflect(problem: Problem) -> tuple[Tensor, Tensor]:
         results = operator(*lists, *flat, wants)
     if not wants:
         return results[0], results[1]
-    form = _Form(p.depth, bool(p.decoder_weights), p.slope)
+    form = Form(p.depth, bool(p.decoder_weights), p.slope)
     recorded: tuple[Tensor, Tensor] = _record(form, settings, p.noise, results, *p.tensors())
     return recorded
 
@@ -51,14 +51,14 @@ def _immediate(x: Tensor, weights: Any, back: Any, *args: Any) -> tuple[Tensor, 
     """`reflect` with its own arguments, without the dispatcher and the checks (csrc/direct_reflect.cpp); None where the
     call is not for that."""
     *settings, biases, noise, slope = args
-    results = _directly("reflect", x, weights, back, *settings, biases, noise)
+    results = directly("reflect", x, weights, back, *settings, biases, noise)
     if results is None:
         return None
     if type(results) is tuple:
         return results[0], results[1]
     # A caller's own lists may change before the gradient is asked for.
     kept = tuple(list(value) if type(value) is list else value for value in settings)
-    form = _Form(len(weights), back is not None, slope)
+    form = Form(len(weights), back is not None, slope)
     recorded: tuple[Tensor, Tensor] = _record(
         form, kept, noise, results, x, *weights, *(() if back is None else back), *biases
     )
@@ -68,17 +68,17 @@ def _immediate(x: Tensor, weights: Any, back: Any, *args: Any) -> tuple[Tensor, 
 dispatch.immediate("reflect", _immediate)
 
 
-def _directly(name: str, *args: Any) -> Any:
+def directly(name: str, *args: Any) -> Any:
     """What the module's function gives; None where it is not for this call, or not there."""
     function = getattr(_library.module, name, None)
     return None if function is None else function(*args)
 
 
 # Strides, paddings, counts of linear channels, whether paired, reflections, activation, leak: as `reflect` takes them.
-_Settings = tuple[Any, ...]
+Settings = tuple[Any, ...]
 
 
-def _flat_settings(weights: Sequence[Tensor], settings: _Settings) -> _Settings:
+def flat_settings(weights: Sequence[Tensor], settings: Settings) -> Settings:
     """The same as the operators take them."""
     stride, padding, linear, *others = settings
     edges = len(weights)
@@ -99,7 +99,7 @@ def _flat(pairs: Sequence[tuple[int, int]]) -> list[int]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Form:
+class Form:
     """What tells the parts of a flat list of tensors, x, weights, decoder weights, biases."""
 
     depth: int
@@ -116,7 +116,7 @@ class _Eager(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, form: _Form, settings: _Settings, noise: Maybe, results: Sequence[Tensor], *tensors: Tensor
+        ctx: Any, form: Form, settings: Settings, noise: Maybe, results: Sequence[Tensor], *tensors: Tensor
     ) -> Any:
         reconstruction, code, states = results
         ctx.set_materialize_grads(False)
@@ -138,11 +138,11 @@ _record = super(torch.autograd.Function, _Eager).apply
 
 
 def _gradients(
-    form: _Form,
+    form: Form,
     states: Tensor,
     noise: Maybe,
     tensors: Sequence[Tensor],
-    settings: _Settings,
+    settings: Settings,
     grad_reconstruction: Maybe,
     grad_code: Maybe,
     needs: Sequence[bool],
@@ -155,7 +155,7 @@ def _gradients(
         return _twice(form, noise, tensors, settings, grad_reconstruction, grad_code)
     behind = len(tensors) - len(biases)
     wanted = [bool(needs[0]), any(needs[1:behind]), any(needs[behind:])]
-    found = _directly(
+    found = directly(
         "reflect_backward",
         grad_reconstruction,
         grad_code,
@@ -174,31 +174,45 @@ def _gradients(
             weights,
             back,
             states,
-            *_flat_settings(weights, settings),
+            *flat_settings(weights, settings),
             wanted,
         )
     return [g if need else None for g, need in zip(found, needs, strict=True)]
 
 
 def _twice(
-    form: _Form,
+    form: Form,
     noise: Maybe,
     tensors: Sequence[Tensor],
-    settings: _Settings,
+    settings: Settings,
     grad_reconstruction: Maybe,
     grad_code: Maybe,
 ) -> list[Maybe]:
     """The gradient as a function that can be differentiated again."""
+    grads = [grad_reconstruction, grad_code]
+    return layers_again(form, noise, tensors, settings, lambda *outputs: list(outputs), grads)
+
+
+def layers_again(
+    form: Form,
+    noise: Maybe,
+    tensors: Sequence[Tensor],
+    settings: Settings,
+    of_outputs: Callable[[Tensor, Tensor], list[Tensor]],
+    grads: Sequence[Maybe],
+) -> list[Maybe]:
+    """Gradients of `of_outputs(reconstruction, code)`, weighted by `grads`, through the passes layer by layer: they can
+    be differentiated again."""
     x, weights, back, biases = form.parts(tensors)
-    strides, paddings, linear, paired, reflections, activation, leak = _flat_settings(weights, settings)
+    strides, paddings, linear, paired, reflections, activation, leak = flat_settings(weights, settings)
     sizes = _sizes(x, weights, strides, paddings)
     with torch.enable_grad():
         problem = Problem(
-            x, tuple(weights), tuple(back), tuple(biases), noise, _paired(strides), _paired(paddings),
+            x, tuple(weights), tuple(back), tuple(biases), noise, pairs_of(strides), pairs_of(paddings),
             tuple(sizes), tuple(linear), paired, reflections, activation, form.slope, leak,
         )  # fmt: skip
-        outputs = layer_by_layer(problem, "native")
-    given = [(o, g) for o, g in zip(outputs, (grad_reconstruction, grad_code), strict=True) if g is not None]
+        outputs = of_outputs(*layer_by_layer(problem, "native"))
+    given = [(o, g) for o, g in zip(outputs, grads, strict=True) if g is not None]
     wanted = [t for t in tensors if t.requires_grad]
     found = iter(
         torch.autograd.grad(
@@ -208,7 +222,7 @@ def _twice(
     return [next(found) if t.requires_grad else None for t in tensors]
 
 
-def _paired(flat: Sequence[int]) -> tuple[tuple[int, int], ...]:
+def pairs_of(flat: Sequence[int]) -> tuple[tuple[int, int], ...]:
     return tuple(zip(flat[::2], flat[1::2], strict=True))
 
 
@@ -219,21 +233,21 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     # The leak is the slope where the activation has one.
     slope = settings[-1] if settings[-2] in ("leaky_relu", "leaky_sigmoid") else None
     stride, padding, *others = settings
-    ctx.settings = (list(_paired(stride)), list(_paired(padding)), *others)
-    ctx.form = _Form(len(weights), bool(back), slope)
+    ctx.settings = (list(pairs_of(stride)), list(pairs_of(padding)), *others)
+    ctx.form = Form(len(weights), bool(back), slope)
 
 
 def _differentiate(ctx: Any, grad_reconstruction: Maybe, grad_code: Maybe, _states: Maybe) -> tuple[Any, ...]:
     states, noise, *tensors = ctx.saved_tensors
-    form: _Form = ctx.form
+    form: Form = ctx.form
     x, weights, back, biases, *_ = ctx.needs_input_grad
-    needs = [x, *_each(weights, form.depth), *_each(back, form.depth if form.free else 0)]
-    needs += _each(biases, form.depth + 1)
+    needs = [x, *each_flag(weights, form.depth), *each_flag(back, form.depth if form.free else 0)]
+    needs += each_flag(biases, form.depth + 1)
     found = _gradients(form, states, noise, tensors, ctx.settings, grad_reconstruction, grad_code, needs)
     return *form.parts(found), *(None,) * 9
 
 
-def _each(flag: Any, count: int) -> list[bool]:
+def each_flag(flag: Any, count: int) -> list[bool]:
     return list(flag) if isinstance(flag, (list, tuple)) else [bool(flag)] * count
 
 
@@ -245,7 +259,7 @@ dispatch.registered("reflect", _setup, _differentiate)
 
 def _sizes(x: Tensor, weights: Sequence[Tensor], stride: Sequence[int], padding: Sequence[int]) -> list[Any]:
     sizes = [(x.shape[2], x.shape[3])]
-    for weight, (sh, sw), (ph, pw) in zip(weights, _paired(stride), _paired(padding), strict=True):
+    for weight, (sh, sw), (ph, pw) in zip(weights, pairs_of(stride), pairs_of(padding), strict=True):
         height, width = sizes[-1]
         kh, kw = weight.shape[2:] if weight.dim() == 4 else (1, 1)
         sizes.append(((height + 2 * ph - kh) // sh + 1, (width + 2 * pw - kw) // sw + 1))

@@ -1,64 +1,64 @@
-// Back through the passes of a reflection network.
+// Back through the passes of a reflection network, as steps.
 //
 // Update i is read by update i + 1 alone, so one chain of transposed steps carries the gradient: from the gradient of
 // what update i + 1 takes from it, d = f'(h_i) (that), and t = d + the gradient of its drive from the updates that it
 // is the partner of, goes on to update i - 1, to the weight and, where it has a partner, to that. The epilogue of the
 // convolution makes d and t before they leave the cache.
-#include "reflect_network.h"
+#pragma once
+
+#include "reflect_steps.h"
 
 namespace lmser {
-namespace {
 
 template <class T>
 class ReflectBackward {
  public:
-  ReflectBackward(const ReflectNetwork& net, const View& grad_reconstruction, const View& grad_code, const View& x,
-                  const T* trajectory, const ReflectGradients& to, bool filtering)
-      : net_(net), x_(x), grad_(grad_reconstruction), kept_(trajectory), to_(to) {
-    if (!grad_) {
-      nothing_ = zeros<T>(net.layers[0].values());
-      grad_ = net.layers[0].view(nothing_.get(), kType);
-    }
-    if (grad_code) grad_code_ = Dense<T>(isa_, pool_, grad_code);
+  // Views of one piece of the batch: images [first, first + x.n).
+  struct Piece {
+    View x, grad;               // grad: of the reconstruction
+    View grad_x;                // none: not wanted
+    const T* inject = nullptr;  // gradient of the code, or none
+    std::int64_t first;
+    Trajectory<T> kept;
+  };
+
+  // Pieces of up to `most` images.
+  ReflectBackward(const ReflectNetwork& net, const ReflectConvs& convs, const ReflectGradients& to, std::int64_t most,
+                  bool filtering)
+      : net_(net), convs_(convs), to_(to), most_(most), places_(net.layers.size()) {
     const std::int64_t tasks = std::max(1, pool_.threads);
-    for (const ReflectEdge& e : net.edges) {
-      up_.emplace_back(isa_, e.up, kType, e.back, net.calls, filtering);  // the transpose of going down
-      down_.emplace_back(isa_, e.down, kType, e.weight, net.calls, filtering);
-      weights_.emplace_back(isa_, pool_, alone(), e.up, kType, filtering, tasks);
-      if (!net.tied) back_.emplace_back(isa_, pool_, alone(), e.up, kType, filtering, tasks);
-    }
     for (std::size_t e = 0; e < to.weights.size(); ++e) {
-      weights_[e].will_finish(to.weights[e]);
-      if (!net.tied) back_[e].will_finish(to.back[e]);
+      const auto sum = [&](std::deque<WeightSums>& sums, const View& grad) {
+        sums.emplace_back(isa_, pool_, alone(), net.edges[e].up, kType, filtering, tasks).will_finish(grad);
+      };
+      sum(weights_, to.weights[e]);
+      if (!net.tied) sum(back_, to.back[e]);
     }
     for (const Layer& l : net.layers) first_bias_.push_back(biases_in_all_), biases_in_all_ += l.c;
-    bias_sums_.assign(std::size_t(biases_in_all_ * (tasks + 1)), 0.0);
+    if (!to.biases.empty()) bias_sums_.assign(std::size_t(biases_in_all_ * (tasks + 1)), 0.0);
   }
 
-  // False where a result is not finite and was not made by direct sums alone.
-  bool run() {
+  // Working memory of an image, in values.
+  static std::int64_t image_values(const ReflectNetwork& net) {
     std::int64_t image = 0;
-    for (int l = 1; l <= net_.top(); ++l) image += 2 * net_.layers[std::size_t(l)].image();
-    const auto pieces = [&](auto&& f) { return over_pieces(x_.n, image * std::int64_t(sizeof(T)), pool_.threads, f); };
-    pieces([&](std::int64_t n0, std::int64_t n1) { return most_ = std::max(most_, n1 - n0), true; });
-    places_.resize(net_.layers.size());
-    if (!pieces([&](std::int64_t n0, std::int64_t n1) { return piece(n0, n1); })) return false;
+    for (int l = 1; l <= net.top(); ++l) image += 2 * net.layers[std::size_t(l)].image();
+    return image;
+  }
+
+  // What a step that sums a bias gradient has between the places of two tasks; 0 where none is wanted.
+  std::int64_t bias_values() const { return to_.biases.empty() ? 0 : biases_in_all_; }
+  // The visible layer's, where `task` adds what it finds.
+  double* visible_bias(std::int64_t task) { return bias_sums_.data() + task * biases_in_all_; }
+
+  // After all pieces; false where a result is not finite and was not made by direct sums alone.
+  bool finish() {
     for (std::size_t e = 0; e < to_.weights.size(); ++e) {
       if (!weights_[e].template finish<T>(to_.weights[e])) return false;
       if (!net_.tied && !back_[e].template finish<T>(to_.back[e])) return false;
     }
-    if (!to_.biases.empty()) finish_biases();
-    return true;
-  }
-
- private:
-  static constexpr DType kType = kDTypeOf<T>;
-
-  void finish_biases() {
-    // The visible layer's: the gradient of the reconstruction itself.
-    run_transform(isa_, pool_, source_of(grad_), {}, {}, to_.biases[0]);
+    if (to_.biases.empty()) return true;
     const std::int64_t tasks = std::int64_t(bias_sums_.size()) / biases_in_all_;
-    for (std::size_t l = 1; l < net_.layers.size(); ++l) {
+    for (std::size_t l = 0; l < net_.layers.size(); ++l) {
       T* const to = static_cast<T*>(to_.biases[l].data);
       for (std::int64_t c = 0; c < net_.layers[l].c; ++c) {
         double sum = 0;
@@ -66,39 +66,22 @@ class ReflectBackward {
         to[c] = T(sum);
       }
     }
+    return true;
   }
 
-  // Working memory of a layer that nothing holds.
-  T* free_place(int layer) {
-    for (Place& p : places_[std::size_t(layer)])
-      if (!p.held) {
-        p.held = true;
-        return p.memory.get();
-      }
-    places_[std::size_t(layer)].push_back({Memory<T>(net_.layers[std::size_t(layer)].image() * most_), true});
-    return places_[std::size_t(layer)].back().memory.get();
-  }
-  void release(int layer, const T* place) {
-    for (Place& p : places_[std::size_t(layer)])
-      if (p.memory.get() == place) p.held = false;
-  }
-
-  bool piece(std::int64_t n0, std::int64_t n1) {
+  // Steps for a piece of which no other is under way.
+  void append(std::vector<Step<T>>& steps, const Piece& piece) {
+    for (auto& of_layer : places_)
+      for (Place& p : of_layer) p.held = false;
+    const std::int64_t images = piece.x.n;
     const std::size_t last = net_.updates.size() - 1;
-    std::vector<Step<T>> steps;
     Step<T> later;                         // what all threads add together at the end; what it reads stays where it is
     std::vector<T*> drive(last, nullptr);  // gradient of the drive of an update, from those it is the partner of
     const auto state = [&](int i) {        // what update i + 1 reads
-      if (i < 0) return images_of(x_, n0, n1);
-      const ReflectUpdate& u = net_.updates[std::size_t(i)];
-      const Layer& l = net_.layers[std::size_t(u.layer)];
-      return images_of(l.view(kept_ + u.before * x_.n, kType), n0, n1);
+      if (i < 0) return piece.x;
+      return piece.kept.state(net_, net_.updates[std::size_t(i)], piece.first, piece.first + images);
     };
-    const auto place = [&](int layer, T* memory) {
-      Layer l = net_.layers[std::size_t(layer)];
-      l.n = n1 - n0;
-      return l.view(memory, kType);
-    };
+    const auto place = [&](int layer, T* memory) { return dense_state(net_, layer, memory, images); };
     const auto weight = [&](Step<T>& step, std::size_t i, const View& t) {
       if (to_.weights.empty()) return;
       const ReflectUpdate& u = net_.updates[i];
@@ -106,7 +89,7 @@ class ReflectBackward {
       WeightSums* const sums =
           &(u.up ? weights_[std::size_t(u.layer) - 1] : (net_.tied ? weights_ : back_)[std::size_t(u.layer)]);
       const GradPair pair{sums, u.up ? from : t, u.up ? t : from};
-      (sums->together(n1 - n0) ? later : step).pairs.push_back(pair);
+      (sums->together(images) ? later : step).pairs.push_back(pair);
     };
 
     const auto waits = [&](const T* memory) {  // for what is added at the end
@@ -121,7 +104,7 @@ class ReflectBackward {
       return to;
     };
 
-    View above = images_of(grad_, n0, n1);  // t of the update after this one
+    View above = piece.grad;  // t of the update after this one
     T* above_place = nullptr;
     for (std::size_t i = last; i-- > 0;) {
       const ReflectUpdate &u = net_.updates[i], &next = net_.updates[i + 1];
@@ -137,8 +120,7 @@ class ReflectBackward {
       const View h = state(int(i));
       Epilogue& e = step.epilogue;
       if (u.layer == net_.top()) {
-        const T* const inject =
-            int(i) == net_.last_top && grad_code_.get() ? grad_code_.get() + n0 * net_.layers[l].image() : nullptr;
+        const T* const inject = int(i) == net_.last_top ? piece.inject : nullptr;
         step.after = [this, out = sink.out, h, inject](std::int64_t a, std::int64_t b, std::int64_t task) {
           pull_back_top(images_of(out, a, b), images_of(h, a, b),
                         inject ? inject + a * net_.layers.back().image() : nullptr, task);
@@ -164,22 +146,37 @@ class ReflectBackward {
       above = total;
       above_place = t == d && partners ? nullptr : t;
     }
-    if (to_.x) {
+    if (piece.grad_x) {
       Sink sink;
-      sink.out = images_of(to_.x, n0, n1);
+      sink.out = piece.grad_x;
       carry(steps.emplace_back(), net_.updates[0], above, sink);
     }
     if (!later.pairs.empty()) steps.push_back(std::move(later));
-    const bool finite = run_steps<T>(isa_, pool_, steps, n1 - n0, kReflectStageBytes);
-    for (auto& of_layer : places_)
-      for (Place& p : of_layer) p.held = false;
-    return finite;
+  }
+
+ private:
+  static constexpr DType kType = kDTypeOf<T>;
+
+  // Working memory of a layer that nothing holds.
+  T* free_place(int layer) {
+    for (Place& p : places_[std::size_t(layer)])
+      if (!p.held) {
+        p.held = true;
+        return p.memory.get();
+      }
+    places_[std::size_t(layer)].push_back({Memory<T>(net_.layers[std::size_t(layer)].image() * most_), true});
+    return places_[std::size_t(layer)].back().memory.get();
+  }
+  void release(int layer, const T* place) {
+    for (Place& p : places_[std::size_t(layer)])
+      if (p.memory.get() == place) p.held = false;
   }
 
   // Through the linear part of `update`, from the gradient of its drive to that of the state it reads.
   void carry(Step<T>& step, const ReflectUpdate& update, const View& grad, const Sink& sink) {
-    PreparedConv& conv = update.up ? down_[std::size_t(update.layer) - 1] : up_[std::size_t(update.layer)];
-    step.calls.push_back({&conv, source_of(grad), sink});
+    PreparedConv* const conv =
+        update.up ? convs_.grad_up[std::size_t(update.layer) - 1] : convs_.grad_down[std::size_t(update.layer)];
+    step.calls.push_back({conv, source_of(grad), sink});
   }
 
   // In place on images of the top layer, dense: few values, where channels differ in what f is.
@@ -210,30 +207,14 @@ class ReflectBackward {
   const InstructionSet& isa_ = instruction_set();
   const ThreadPool pool_ = torch_pool();
   const ReflectNetwork& net_;
-  View x_, grad_;
-  const T* kept_;
+  const ReflectConvs& convs_;
   const ReflectGradients& to_;
-  Dense<T> grad_code_;
-  Memory<T> nothing_;
-  std::vector<PreparedConv> up_, down_;
+  std::int64_t most_;
   std::deque<WeightSums> weights_, back_;
   std::vector<std::int64_t> first_bias_;
-  std::int64_t biases_in_all_ = 0, most_ = 0;
+  std::int64_t biases_in_all_ = 0;
   std::vector<double> bias_sums_;  // of every task
   std::vector<std::deque<Place>> places_;
 };
-
-}  // namespace
-
-void run_reflect_backward(const ReflectNetwork& net, const View& grad_reconstruction, const View& grad_code,
-                          const View& x, const void* trajectory, const ReflectGradients& to) {
-  const auto run = [&]<class T>(T) {
-    for (const bool filtering : {true, false}) {
-      ReflectBackward<T> b(net, grad_reconstruction, grad_code, x, static_cast<const T*>(trajectory), to, filtering);
-      if (b.run()) return;
-    }
-  };
-  x.dtype == DType::f64 ? run(double()) : run(float());
-}
 
 }  // namespace lmser
