@@ -95,6 +95,8 @@ class Arguments {
   }
   Bytes read_bytes(PyObject* value);
   View read(PyObject* value, int dimensions, bool* flat = nullptr);  // kKernel: 4 or 2, which `flat` says
+  // Of a tensor that was just made: neither a negated view nor one that a gradient is recorded for.
+  View read_own(PyObject* value, int dimensions, bool* flat = nullptr);
   template <class F>
   bool each(PyObject* sequence, F&& f);
   template <class Flag>

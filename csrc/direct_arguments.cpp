@@ -90,6 +90,21 @@ bool Arguments::recorded() const { return requires_grad_ && is_true(torch().grad
 
 View Arguments::read(PyObject* value, int dimensions, bool* flat) {
   const Torch& t = torch();
+  const View v = read_own(value, dimensions, flat);
+  if (!fit_) return v;
+  // A lazily negated view: its memory holds the values with the other sign.
+  const py::object negated = py::reinterpret_steal<py::object>(PyObject_CallOneArg(t.is_neg, value));
+  if (!negated) throw py::error_already_set();
+  require(negated.ptr() == Py_False);
+  if (!requires_grad_) {
+    const py::object requires_grad = py::reinterpret_steal<py::object>(PyObject_GetAttr(value, t.requires_grad));
+    if (!requires_grad) throw py::error_already_set();
+    requires_grad_ = requires_grad.ptr() == Py_True;
+  }
+  return v;
+}
+View Arguments::read_own(PyObject* value, int dimensions, bool* flat) {
+  const Torch& t = torch();
   PyObject* const type = reinterpret_cast<PyObject*>(Py_TYPE(value));
   if (!require(type == t.tensor || type == t.parameter)) return {};
   dlpack::Tensor d;
@@ -126,15 +141,6 @@ View Arguments::read(PyObject* value, int dimensions, bool* flat) {
   } else {
     v.n = v.c = v.h = v.w = 1;
     if (dimensions == 1) v.c = d.shape[0], v.sc = d.strides[0];
-  }
-  // A lazily negated view: its memory holds the values with the other sign.
-  const py::object negated = py::reinterpret_steal<py::object>(PyObject_CallOneArg(t.is_neg, value));
-  if (!negated) throw py::error_already_set();
-  require(negated.ptr() == Py_False);
-  if (!requires_grad_) {
-    const py::object requires_grad = py::reinterpret_steal<py::object>(PyObject_GetAttr(value, t.requires_grad));
-    if (!requires_grad) throw py::error_already_set();
-    requires_grad_ = requires_grad.ptr() == Py_True;
   }
   return v;
 }
@@ -278,7 +284,7 @@ py::object Arguments::made(int dimensions, const Sizes& size, const Sizes& strid
     py::object result =
         of_store(bytes, dimensions, size, strides, dtype_ == DType::bf16 ? dlpack::kBfloat : dlpack::kFloat,
                  std::uint8_t(8 * value_bytes()));
-    view = read(result.ptr(), dimensions);
+    view = read_own(result.ptr(), dimensions);
     if (!fit_) throw std::runtime_error("PyTorch did not make a plain tensor of memory");
     return result;
   }
@@ -287,7 +293,7 @@ py::object Arguments::made(int dimensions, const Sizes& size, const Sizes& strid
   py::object result =
       py::reinterpret_steal<py::object>(PyObject_Vectorcall(torch().new_empty_strided, arguments, 3, nullptr));
   if (!result) throw py::error_already_set();
-  view = read(result.ptr(), dimensions);
+  view = read_own(result.ptr(), dimensions);
   if (!fit_) throw std::runtime_error("new_empty_strided did not give a plain tensor");
   return result;
 }

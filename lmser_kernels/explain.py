@@ -18,6 +18,7 @@ from lmser_kernels.explanation import Explanation, kernel_of, rates, reason_for
 from lmser_kernels.max_pool.api import max_pool2d_act, max_unpool2d
 from lmser_kernels.max_pool.reference import windows
 from lmser_kernels.reflect.api import reflect
+from lmser_kernels.reflect.loss import reflect_loss
 from lmser_kernels.settle.api import settle
 from lmser_kernels.tied_conv.api import conv2d_add_act, conv_transpose2d_add_act, tied_conv2d
 
@@ -29,6 +30,7 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
     "max_unpool2d": max_unpool2d,
     "pull_back": pull_back,
     "reflect": reflect,
+    "reflect_loss": reflect_loss,
     "settle": settle,
     "tied_conv2d": tied_conv2d,
 }
@@ -45,7 +47,8 @@ def explain(
 
     The arguments are checked as the call would check them and raise the same errors. Of `settle`, whose number of
     sweeps only the solve tells, flops, bytes and floor are those of one sweep: every drive once, every state read and
-    written once, the weights read once. Of `reflect`, bytes are those of its arguments and results.
+    written once, the weights read once. Of `reflect` and `reflect_loss`, bytes are those of arguments and results, and
+    flops those of the passes without their gradients.
 
         print(explain(conv2d_add_act, x, weight, stride=2, padding=1))
         print(explain(conv2d_add_act, x, weight, stride=2, padding=1, on="H200"))
@@ -60,8 +63,8 @@ def explain(
     bound = inspect.signature(function).bind(*args, **kwargs)
     bound.apply_defaults()
     given = bound.arguments
-    if name == "reflect":
-        return explain_reflect(given, chip)
+    if name in ("reflect", "reflect_loss"):
+        return explain_reflect(name, given, chip)
     first = next(iter(given.values()))
     if not isinstance(first, Tensor):
         function(*args, **kwargs)  # raises, naming the argument

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import torch
 
 from lmser_kernels import _library, chips, dispatch, explain_gpu
 from lmser_kernels.explanation import Explanation, kernel_of, rates, reason_for
-from lmser_kernels.reflect.api import as_one, reflect
+from lmser_kernels.reflect.api import as_one
 from lmser_kernels.reflect.problem import Problem as Reflections
 from lmser_kernels.reflect.problem import checked as checked_reflections
 from lmser_kernels.settle.api import settle
 from lmser_kernels.settle.problem import Problem, checked
+from lmser_kernels.tied_conv.api import conv2d_add_act, conv_transpose2d_add_act
 
 
 def explain_settle(bound: inspect.BoundArguments, chip: chips.Chip | None) -> Explanation:
@@ -103,32 +104,38 @@ def _settle_kept(problem: Problem, order: str, held: bool, half: bool) -> str:
     return reason
 
 
-def explain_reflect(given: dict[str, Any], chip: chips.Chip | None) -> Explanation:
+def explain_reflect(name: str, given: dict[str, Any], chip: chips.Chip | None) -> Explanation:
+    """Of `reflect`, or of `reflect_loss`, whose work is that of the passes without their gradients."""
     names = (
         "x", "weights", "biases", "decoder_weights", "stride", "padding", "paired", "reflections", "linear", "noise",
         "activation", "slope",
     )  # fmt: skip
-    problem = checked_reflections(*(given[name] for name in names))
+    problem = checked_reflections(*(given[argument] for argument in names))
+    loss = name == "reflect_loss"
     x, threads, depth = problem.x, torch.get_num_threads(), problem.depth
     operators = explain_gpu.operators("reflect", given["impl"], x, chip)
     native = operators is dispatch.compiled and chip is None and x.is_cpu
-    whole = native and given["sent_down"] is None and as_one(problem)
+    whole = native and given.get("sent_down") is None and as_one(problem)
     passes = problem.reflections if problem.paired and depth > 1 else 1
     products = [
         2.0 * weight.numel() * len(x) * height * width
         for weight, (height, width) in zip(problem.weights, problem.sizes[1:], strict=True)
     ]
-    shapes = (tuple(x.shape), (len(x), problem.weights[-1].shape[0], *problem.sizes[-1]))
+    shapes: tuple[tuple[int, ...], ...] = (
+        ((),) if loss else (tuple(x.shape), (len(x), problem.weights[-1].shape[0], *problem.sizes[-1]))
+    )
     tensors = [*problem.weights, *problem.decoder_weights, *problem.biases]
     values = sum(t.numel() for t in tensors) + x.numel() + sum(map(math.prod, shapes))
     plans = _reflect_plans(problem, threads) if native else {}
     if operators is dispatch.triton:
-        plans = explain_gpu.launches(reflect, given, chip, x.device)
+        plans = _reflect_launches(problem, chip)
     computed = torch.promote_types(x.dtype, torch.float32)
     peak, bandwidth, source = rates(computed, threads, x.device, chip)
     how = "one operation for all passes" if whole else "layer by layer"
+    if whole and loss:
+        how += " and, where they are recorded, their gradients"
     return Explanation(
-        operation="reflect",
+        operation=name,
         implementation=dispatch.name_of(operators),
         kernel="eager PyTorch, layer by layer"
         if operators is None
@@ -146,32 +153,65 @@ def explain_reflect(given: dict[str, Any], chip: chips.Chip | None) -> Explanati
     )
 
 
-def _reflect_plans(problem: Reflections, threads: int) -> dict[str, Mapping[str, Any]]:
-    """The plan of each direction of each edge, for the whole batch."""
-    assert _library.module is not None
-    plans: dict[str, Mapping[str, Any]] = {}
+class _Direction(NamedTuple):
+    """One direction of an edge of a reflection network: an operation and what it reads."""
+
+    name: str
+    operation: Callable[..., Any]
+    weight: tuple[int, ...]
+    source: tuple[int, ...]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    size: tuple[int, int]
+
+
+def _reflect_directions(problem: Reflections) -> Iterator[_Direction]:
     for edge, weight in enumerate(problem.weights):
         shape = (*weight.shape, 1, 1)[:4]
         below, above = (
-            [len(problem.x), shape[channels], *problem.sizes[layer]]
+            (len(problem.x), shape[channels], *problem.sizes[layer])
             for channels, layer in ((1, edge), (0, edge + 1))
         )
-        for way, operation, source, size in (
-            ("conv", "conv2d_add_act", below, problem.sizes[edge + 1]),
-            ("convᵀ", "conv_transpose2d_add_act", above, problem.sizes[edge]),
-        ):
-            plans[f"{way} {edge} - {edge + 1}"] = _library.module.plan(
-                operation,
-                str(problem.x.dtype).removeprefix("torch."),
-                source,
-                list(shape),
-                problem.strides[edge],
-                problem.paddings[edge],
-                (1, 1),
-                size,
-                True,
-                threads,
-            )
+        of_edge = (problem.strides[edge], problem.paddings[edge])
+        name = f"{edge} - {edge + 1}"
+        yield _Direction(f"conv {name}", conv2d_add_act, shape, below, *of_edge, problem.sizes[edge + 1])
+        yield _Direction(
+            f"convᵀ {name}", conv_transpose2d_add_act, shape, above, *of_edge, problem.sizes[edge]
+        )
+
+
+def _reflect_plans(problem: Reflections, threads: int) -> dict[str, Mapping[str, Any]]:
+    """The plan of each direction of each edge, for the whole batch."""
+    assert _library.module is not None
+    dtype = str(problem.x.dtype).removeprefix("torch.")
+    return {
+        d.name: _library.module.plan(
+            d.operation.__name__, dtype, list(d.source), list(d.weight), d.stride, d.padding, (1, 1), d.size, True,
+            threads,
+        )
+        for d in _reflect_directions(problem)
+    }  # fmt: skip
+
+
+def _reflect_launches(problem: Reflections, chip: chips.Chip | None) -> dict[str, Mapping[str, Any]]:
+    """What each direction of each edge launches, for the whole batch."""
+    plans: dict[str, Mapping[str, Any]] = {}
+    x = problem.x
+    for d in _reflect_directions(problem):
+        source = torch.empty(d.source, dtype=x.dtype, device="meta").to(memory_format=torch.channels_last)
+        given = {
+            "x" if d.operation is conv2d_add_act else "z": source,
+            "weight": torch.empty(d.weight, dtype=x.dtype, device="meta"),
+            "stride": d.stride,
+            "padding": d.padding,
+            "activation": problem.activation,
+            "slope": problem.slope,
+        }
+        if d.operation is conv_transpose2d_add_act:
+            given["output_size"] = d.size
+        made = explain_gpu.launches(d.operation, given, chip, x.device)
+        for number, launch in enumerate(made.values(), 1):
+            plans[d.name if len(made) == 1 else f"{d.name}, {number}"] = launch
     return plans
 
 

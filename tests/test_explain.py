@@ -15,6 +15,7 @@ from lmser_kernels import (
     max_unpool2d,
     pull_back,
     reflect,
+    reflect_loss,
     settle,
     tied_conv2d,
 )
@@ -151,6 +152,17 @@ class TestPlannedForAGpu:
         assert explain(pull_back, x, x, activation="tanh", on="H200").bound == "memory"
         assert explain(max_pool2d_act, x, 2, on="H200").output_shapes == ((2, 3, 4, 3),)
 
+    @pytest.mark.parametrize("function", [reflect, reflect_loss])
+    def test_passes_are_planned_layer_by_layer(self, function):
+        x, biases = torch.empty(4, 3, 12, 12), [torch.zeros(c) for c in (3, 8, 16)]
+        weights = [torch.empty(8, 3, 3, 3), torch.empty(16, 8, 3, 3)]
+        found = explain(function, x, weights, biases, stride=[1, 2], on="H200")
+        assert found.kernel.startswith("layer by layer")
+        kernels = {name: plan["kernel"] for name, plan in found.plans.items()}
+        assert kernels == {
+            "conv 0 - 1": "conv_up", "convᵀ 0 - 1": "conv_down", "conv 1 - 2": "conv_up", "convᵀ 1 - 2": "conv_down"
+        }  # fmt: skip
+
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
     def test_settling_is_planned_by_the_sweep(self, dtype):
         states = [torch.zeros(2, n, side, side, dtype=dtype) for n, side in ((3, 8), (40, 8), (70, 4))]
@@ -264,3 +276,10 @@ def test_reflect_counts_every_pass_and_says_whether_it_is_one_operation():
     assert dense.flops == 2 * 2 * 4 * 30 * 7
     with pytest.raises(ValueError, match="biases must be one for each"):
         explain(reflect, x, weights, biases[:2])
+    loss = explain(reflect_loss, x, weights, biases, stride=[1, 2], reflections=3)
+    assert (loss.operation, loss.flops, loss.plans) == ("reflect_loss", found.flops, found.plans)
+    assert loss.kernel.startswith(
+        "one operation for all passes and, where they are recorded, their gradients"
+    )
+    assert loss.output_shapes == ((),)
+    assert loss.bytes == found.bytes - 4 * (x.numel() + 4 * 16 * 6 * 6 - 1)

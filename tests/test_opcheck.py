@@ -172,9 +172,16 @@ def reflect_backward(activation, drive, channels_last):
     return torch.randn(reconstruction.shape), grad_code, x.detach(), *plain, states, *how, needs
 
 
+def reflect_loss(activation, drive, channels_last):
+    x, weights, back, biases, noise, *how, _ = reflect(activation, drive, channels_last)
+    target = torch.randn(x.shape) if drive else None
+    return x.detach(), target, weights, back, biases, noise, *how, [True, True]
+
+
 OPERATORS = {
     "reflect": reflect,
     "reflect_backward": reflect_backward,
+    "reflect_loss": reflect_loss,
     "conv2d_add_act": conv,
     "conv2d_add_act_backward": conv_backward,
     "conv_transpose2d_add_act": conv_transpose,

@@ -113,11 +113,13 @@ Stages stages_of(const std::vector<Step<T>>& steps, std::int64_t samples, const 
       const ConvPlan& plan = call.conv->prepare(alone(), call.source, call.sink);
       const WinogradGrid& w = plan.winograd;
       stages.work += double(threads) * plan.work();
-      // A weight beyond the caches, and too few tiles for each thread to read all of it.
-      const DirectionCall all = whole.images(0, samples);
-      const ConvPlan& together = all.conv->prepare(threads > 1 ? pool : alone(), all.source, all.sink);
-      if (together.round_units && !together.own_rounds) apart = false;
-      if (w.m) apart = apart && (threads == 1 || share * w.rows * w.cols >= kStageTiles);
+      if (w.m) {
+        // A weight beyond the caches, and too few tiles for each thread to read all of it.
+        const DirectionCall all = whole.images(0, samples);
+        const ConvPlan& together = all.conv->prepare(threads > 1 ? pool : alone(), all.source, all.sink);
+        if (together.round_units && !together.own_rounds) apart = false;
+        apart = apart && (threads == 1 || share * w.rows * w.cols >= kStageTiles);
+      }
       const bool merged = plan.geometry.batch != share;  // pixels of all images are rows of one
       const std::int64_t of_unit =
           merged ? plan.unit_rows * share / std::max<std::int64_t>(plan.geometry.out_h, 1) : plan.unit_images;

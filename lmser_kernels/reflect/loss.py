@@ -83,7 +83,10 @@ def reflect_loss(
 
 def half_squared_error(reconstruction: Tensor, target: Tensor) -> Tensor:
     """`1/(2N) sum_n ||target_n - reconstruction_n||²`, a 0-d tensor; of half precision in float32."""
-    if torch.float16 in (target.dtype, reconstruction.dtype) or torch.bfloat16 in (target.dtype, reconstruction.dtype):
+    if torch.float16 in (target.dtype, reconstruction.dtype) or torch.bfloat16 in (
+        target.dtype,
+        reconstruction.dtype,
+    ):
         reconstruction, target = reconstruction.float(), target.float()
     return F.mse_loss(reconstruction, target, reduction="sum") / (2 * len(target))
 

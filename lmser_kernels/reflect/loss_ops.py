@@ -72,7 +72,9 @@ def _immediate(x: Tensor, weights: Any, back: Any, *args: Any) -> Tensor | None:
         return unrecorded
     # A caller's own lists may change before the gradient is asked for.
     kept = tuple(list(value) if type(value) is list else value for value in settings)
-    loss: Tensor = _record(Form(len(weights), back is not None, slope), kept, noise, target, results, x, *tensors)
+    loss: Tensor = _record(
+        Form(len(weights), back is not None, slope), kept, noise, target, results, x, *tensors
+    )
     return loss
 
 
@@ -99,7 +101,7 @@ class _Eager(torch.autograd.Function):
         loss, gradients = results
         ctx.save_for_backward(noise, target, *tensors)
         ctx.form, ctx.settings, ctx.gradients = form, settings, gradients
-        return loss  # type: ignore[no-any-return]
+        return loss
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
@@ -113,7 +115,7 @@ class _Eager(torch.autograd.Function):
         found, ctx.gradients = ctx.gradients, None
         if found is None:
             found = _again(ctx)
-        if torch._C._are_functorch_transforms_active() or grad.item() != 1:
+        if torch._C._functorch.is_legacy_batchedtensor(grad) or grad.item() != 1:  # `is_grads_batched`
             found = [None if g is None else g * grad for g in found]
         return *nothing, *(g if need else None for g, need in zip(found, needs, strict=True))
 
@@ -126,7 +128,14 @@ def _again(ctx: Any) -> list[Tensor]:
     noise, target, *tensors = ctx.saved_tensors
     x, weights, back, biases = ctx.form.parts(tensors)
     found: list[Tensor] = _OPERATORS.raw("reflect_loss")(
-        x, target, weights, back, biases, noise, *flat_settings(weights, ctx.settings), _needs(tensors[1:], len(biases))
+        x,
+        target,
+        weights,
+        back,
+        biases,
+        noise,
+        *flat_settings(weights, ctx.settings),
+        _needs(tensors[1:], len(biases)),
     )[1]
     return found
 

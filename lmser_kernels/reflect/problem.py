@@ -148,7 +148,10 @@ def _names(edges: int, free: bool) -> tuple[str, ...]:
 def _sequence(name: str, value: Sequence[Tensor]) -> Sequence[Tensor]:
     if isinstance(value, Tensor):
         raise TypeError(f"{name} must be a sequence of tensors; got a tensor")
-    return tuple(value)
+    try:
+        return tuple(value)
+    except TypeError:
+        raise TypeError(f"{name} must be a sequence of tensors; got {type(value).__name__}") from None
 
 
 def per_edge(name: str, value: Pair | Sequence[Pair], edges: int, least: int) -> tuple[Size, ...]:
