@@ -152,7 +152,7 @@ class Prepared final : public PreparedConv::State {
     if (p.plan.units == 0) return true;
     const Sink sink = call.sink;
     if (sink.epilogue && sink.epilogue->previous && sink.epilogue->previous == sink.epilogue->result &&
-        !p.plan.winograd.m)
+        !p.plan.winograd.buffered())
       throw std::logic_error(
           "a state was to be compared where it lies by a kernel that does not look before it writes");
     const Kernels<T>& k = kernels_of<T>(isa_);

@@ -6,6 +6,7 @@
 #include "pixels.h"
 #include "planar_unit.h"
 #include "rows.h"
+#include "winograd_register_layout.h"
 #include "winograd_unit.h"
 
 namespace lmser::LMSER_ISA {
@@ -20,12 +21,14 @@ constexpr X greater(X a, X b) {
   return a > b ? a : b;
 }
 
-// The input is used where it lies: channels-last values of T without padding, transform or conversion.
+// The input is used where it lies: channels-last values of T without transform or conversion, and without padding but
+// where single windows are copied (winograd_registers.h).
 template <class T>
 bool direct_source(const ConvCall<T>& call) {
   const ConvPlan& p = *call.plan;
   const View& v = call.source.base;
-  if (p.winograd.m || p.planar || !call.source.plain() || v.dtype != kDType<T> || (v.sc != 1 && v.c != 1)) return false;
+  if (p.planar || !call.source.plain() || v.dtype != kDType<T> || (v.sc != 1 && v.c != 1)) return false;
+  if (p.winograd.m) return p.winograd.in_registers;
   for (const Phase& ph : p.phases) {
     if (ph.taps_w == 0) continue;
     if (ph.taps_w > 1 && v.sw != v.c) return false;
@@ -41,12 +44,12 @@ LMSER_HD bool same_layout(const View& a, const View& b) {
          (a.sw == b.sw || a.w == 1);
 }
 inline bool repeats(const Sink& s) { return s.upsample_h != 1 || s.upsample_w != 1 || s.scale != 1; }
-// The output is written where it lies, straight from the tile; repeated by minimal filtering alone.
+// The output is written where it lies, straight from the tile; repeated by minimal filtering with buffers alone.
 template <class T>
 bool direct_sink(const ConvCall<T>& call) {
   const Sink& s = call.sink;
   const Geometry& g = call.plan->geometry;
-  if ((repeats(s) && !call.plan->winograd.m) || scatters(*call.plan)) return false;
+  if ((repeats(s) && !call.plan->winograd.buffered()) || scatters(*call.plan)) return false;
   if (s.out.dtype != kDType<T> || (s.out.sc != 1 && s.out.c != 1)) return false;
   if (s.out.h != g.out_h * s.upsample_h || s.out.w != g.out_w * s.upsample_w) return false;
   // What is smaller than the output lies as it likes, in values of T with dense channels.
@@ -113,7 +116,7 @@ struct ConvScratch {
         p.unpacked ? g.batch * g.in_h * g.in_w
                    : p.unit_images * (div_up(p.unit_rows, p.out_step_h) + 1) * (div_up(g.out_w, p.out_step_w) + 1);
     if (p.winograd.m)
-      winograd = WinogradScratch(p).values();
+      winograd = p.winograd.in_registers ? register_scratch(p) : WinogradScratch(p).values();
     else
       offsets = 3 * (pixels + 16) * std::int64_t(sizeof(std::int64_t)) / std::int64_t(sizeof(T));
     for (const Phase& ph : p.phases) {
@@ -246,6 +249,27 @@ struct UnitOutput {
     return {static_cast<V*>(v.data) + n * v.sn + h * v.sh, v.sn, v.sh, v.sw};
   }
 };
+
+// From the tile to memory: one pixel row at a time, whole registers then the remaining channels.
+template <class T>
+void write_tile(const T* tile, int pixels, int tile_stride, int channels, const TileFinish<T>& f) {
+  with_activation(f.activation, [&]<Activation A>() {
+    for (int m = 0; m < pixels; ++m) {
+      const T* src = tile + m * tile_stride;
+      const std::int64_t at = f.offset[m], add_at = f.add_offset[m];
+      for_lanes<T>(channels, [&](std::int64_t i, int k) {
+        const Vec<T> z = load<T>(src + i);  // the tile holds whole registers
+        Vec<T> v = z;
+        if (f.bias) v = v + load_n<T>(f.bias + i, k);
+        if (f.add) v = v + load_n<T>(f.add + add_at + i, k);
+        if (f.drive) store_n<T>(f.drive + at + i, z, k);  // may lie where `add` does
+        v = act<A, T>(v, f.slope);
+        if (f.gate) v = gated<T>(v, load_n<T>(f.gate + at + i, k), f.gate_slope);
+        store_n<T>(f.out + at + i, v, k);
+      });
+    }
+  });
+}
 
 // The sink restricted to channels [c0, c1).
 template <class T>

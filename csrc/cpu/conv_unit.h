@@ -7,6 +7,7 @@
 #include "pack_unit.h"
 #include "padding.h"
 #include "unpacked_unit.h"
+#include "winograd_registers.h"
 #include "winograd_round.h"
 
 namespace lmser::LMSER_ISA {
@@ -31,27 +32,6 @@ LMSER_HD void prefetch_tile(int pixels, int channels, const TileFinish<T>& f) {
       if (f.drive) __builtin_prefetch(f.drive + f.offset[m] + c, 1);
       if (f.gate) __builtin_prefetch(f.gate + f.offset[m] + c, 0);
     }
-}
-
-// From the tile to memory: one pixel row at a time, whole registers then the remaining channels.
-template <class T>
-void write_tile(const T* tile, int pixels, int tile_stride, int channels, const TileFinish<T>& f) {
-  with_activation(f.activation, [&]<Activation A>() {
-    for (int m = 0; m < pixels; ++m) {
-      const T* src = tile + m * tile_stride;
-      const std::int64_t at = f.offset[m], add_at = f.add_offset[m];
-      for_lanes<T>(channels, [&](std::int64_t i, int k) {
-        const Vec<T> z = load<T>(src + i);  // the tile holds whole registers
-        Vec<T> v = z;
-        if (f.bias) v = v + load_n<T>(f.bias + i, k);
-        if (f.add) v = v + load_n<T>(f.add + add_at + i, k);
-        if (f.drive) store_n<T>(f.drive + at + i, z, k);  // may lie where `add` does
-        v = act<A, T>(v, f.slope);
-        if (f.gate) v = gated<T>(v, load_n<T>(f.gate + at + i, k), f.gate_slope);
-        store_n<T>(f.out + at + i, v, k);
-      });
-    }
-  });
 }
 
 // The input of the next unit, this thread's as a rule, which nothing else would fetch before it is staged.
@@ -118,7 +98,8 @@ bool conv_unit(const ConvCall<T>& call, std::int64_t index, T* scratch) {
   const UnitOutput<T> to(call, unit, linear, scratch + layout.before_pooled());
   if constexpr (sizeof(T) == 4) {
     if (p.winograd.m) {
-      const bool finite = winograd_unit(call, unit, from, to, out_row + layout.out_row);
+      const bool finite = p.winograd.in_registers ? register_unit(call, unit, from, to, out_row + layout.out_row)
+                                                  : winograd_unit(call, unit, from, to, out_row + layout.out_row);
       finish_unit(call, index, unit, to, linear, out_row, finite);
       return finite;
     }

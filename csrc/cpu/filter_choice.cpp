@@ -11,9 +11,21 @@ namespace {
 // In products for each pair of channels: packing a weight 36 points wide instead of 9, or, for each lane of a register,
 // where the packed weight leaves the caches; and forming a filtered gradient of it, zeroed, added to and brought back.
 constexpr double kPack = 40, kLargePack = 48, kLargePackBytes = 4 << 20, kGradSum = 800, kLargeGradSum = 160;
-// At stride 2: how much dearer a filtered product is than a direct one with its share of the transforms; with 5 taps
-// these are told apart, for each channel.
-constexpr double kPhased = 1.15, kPhasedFive = 1.03, kPhasedFiveTransform = 6.5;
+// At stride 2: how much dearer a filtered product is than a direct one, and, for each channel, its share of the
+// transforms. With 3 taps: of sums in buffers, and of sums in registers for 2 and 3 outputs a tile, where the transform
+// of the input alone counts, of whole registers.
+constexpr double kPhased = 1.08, kPhasedTransform = 7.4, kPhasedFive = 1.03, kPhasedFiveTransform = 6.5;
+constexpr double kInRegisters[4] = {0, 0, 1.05, 1.14}, kInRegistersTransform[4] = {0, 0, 4.6, 3.5};
+// Of so many channels points lie so far beyond the first-level cache that sums in registers take twice as long.
+constexpr double kInRegistersFar[4] = {0, 0, 2000, 800};
+
+double dearer(const Geometry& g, const WinogradGrid& w, int lanes) {
+  const double in = double(g.in_c), out = double(g.out_c), both = 1 / in + 1 / out;
+  if (w.taps == 5) return kPhasedFive + kPhasedFiveTransform * both;
+  if (!w.in_registers) return kPhased * (1 + kPhasedTransform * both);
+  const double filled = in / double(round_up(g.in_c, lanes));
+  return kInRegisters[w.m] * (1 + in / kInRegistersFar[w.m]) * (1 + kInRegistersTransform[w.m] / (out * filled));
+}
 
 // Of the direct sum's products those that it makes: those of the padding are left out, of few images by rows alone.
 double share_made(const Geometry& g) {
@@ -24,26 +36,23 @@ double share_made(const Geometry& g) {
   return g.batch < kFewImages ? rows : rows * share_inside(g.kernel_w, g.stride_w, g.pad_w, big_w, small_w);
 }
 
-// The grid that needs fewest products, or none where the direct sum is better. Measured on float32, 3x3 and 5x5 at
-// stride 2: below 32 and 16 channels on either side the transforms eat the gain, and with registers of 8 values below
-// 128 and 64. `overhead(large)`: products for each pair of channels that the filtered form costs beside those of its
-// tiles, where its weights or their sums leave the caches and where not.
+// The cheapest grid, or none where the direct sum is better. Measured on float32, 3x3 and 5x5 at stride 2, where
+// below some channels on either side the transforms eat the gain. `overhead(large)`: products for each pair of channels
+// that the filtered form costs beside those of its tiles, where its weights or their sums leave the caches and where
+// not; `registers`: whether sums may stay in them.
 template <class F>
-WinogradGrid winograd_grid(const Geometry& g, std::int64_t value_bytes, int lanes, F&& overhead) {
+WinogradGrid winograd_grid(const Geometry& g, std::int64_t value_bytes, int lanes, bool registers, F&& overhead) {
   const int taps = g.kernel_h;
-  const std::int64_t channels = (lanes >= 16 ? 32 : 128) / (taps == 5 ? 2 : 1);
-  WinogradGrid best;
   if (value_bytes != 4 || (taps != 3 && taps != 5) || g.kernel_w != taps || g.stride_h != 2 || g.stride_w != 2)
-    return best;
-  if (g.pad_h >= taps || g.pad_w >= taps || std::min(g.in_c, g.out_c) < channels) return best;
-  const double pairs = double(g.in_c) * double(g.out_c),
-               dearer = taps == 5 ? kPhasedFive + kPhasedFiveTransform * double(g.in_c + g.out_c) / pairs : kPhased;
-  double least =
-      taps * taps / dearer * share_made(g) * (g.transposed ? double(g.in_h * g.in_w) : double(g.out_h * g.out_w));
-  for (int m : {3, 2}) {
-    if (taps == 5 && m == 3) continue;
+    return {};
+  if (g.pad_h >= taps || g.pad_w >= taps) return {};
+  const double pairs = double(g.in_c) * double(g.out_c);
+  const std::int64_t channels = std::min(g.in_c, g.out_c);
+  WinogradGrid best;
+  double least = taps * taps * share_made(g) * (g.transposed ? double(g.in_h * g.in_w) : double(g.out_h * g.out_w));
+  const auto consider = [&](int m, bool in_registers) {
     WinogradGrid w;
-    w.m = m, w.taps = taps;
+    w.m = m, w.taps = taps, w.in_registers = in_registers;
     w.out_step = g.transposed ? 2 * m : m, w.in_step = g.transposed ? m : 2 * m,
     w.window = g.transposed ? m + taps / 2 : 2 * m + taps - 2;
     // Transposed: output o is tap sum at o' = o + pad; tiles begin at or before pad, with 3 taps at odd o' (the single
@@ -57,9 +66,17 @@ WinogradGrid winograd_grid(const Geometry& g, std::int64_t value_bytes, int lane
     w.in0_h = input(g.pad_h), w.in0_w = input(g.pad_w);
     w.rows = ceil_div(g.out_h - w.out0_h, w.out_step), w.cols = ceil_div(g.out_w - w.out0_w, w.out_step);
     const bool large = taps == 5 && double(w.weights() * value_bytes) * pairs > kLargePackBytes;
-    const double products =
-        double(w.rows * w.cols * w.points()) + overhead(large) / double(std::max<std::int64_t>(1, g.batch));
+    const double products = dearer(g, w, lanes) * double(w.rows * w.cols * w.points()) +
+                            overhead(large) / double(std::max<std::int64_t>(1, g.batch));
     if (products < least) least = products, best = w;
+  };
+  if (taps == 5) {
+    if (channels >= (lanes >= 16 ? 16 : 64)) consider(2, false);
+    return best;
+  }
+  for (const int m : {3, 2}) {
+    if (registers && lanes >= 16 && channels >= lanes) consider(m, true);
+    if (channels >= (lanes >= 16 ? 32 : 128)) consider(m, false);
   }
   return best;
 }
@@ -140,13 +157,13 @@ std::atomic<Filtering> chosen_filtering{Filtering::where_faster};
 
 // `overhead` and `faster` belong to the choice of the faster form.
 template <class O, class F>
-WinogradGrid grid(const Geometry& g, const TileShape& tile, std::int64_t value_bytes, O&& overhead, Filtering filtering,
-                  F&& faster) {
+WinogradGrid grid(const Geometry& g, const TileShape& tile, std::int64_t value_bytes, bool registers, O&& overhead,
+                  Filtering filtering, F&& faster) {
   if (filtering == Filtering::where_faster) filtering = chosen_filtering.load();
   if (filtering == Filtering::never) return {};
   const bool asks = filtering == Filtering::where_faster;
   const WinogradGrid w =
-      winograd_grid(g, value_bytes, tile.lanes, [&](bool large) { return asks ? overhead(large) : 0; });
+      winograd_grid(g, value_bytes, tile.lanes, registers, [&](bool large) { return asks ? overhead(large) : 0; });
   if (w.m) return w;
   return asks ? faster() : trimmed(stride1_tiles(g, value_bytes), g);
 }
@@ -158,12 +175,12 @@ Filtering choose_filtering(Filtering filtering) { return chosen_filtering.exchan
 
 WinogradGrid chosen_grid(const ConvPlan& p, std::int64_t value_bytes, int calls, Filtering filtering) {
   const auto overhead = [&](bool large) { return (large ? kLargePack * p.tile.lanes : kPack) / calls; };
-  return grid(p.geometry, p.tile, value_bytes, overhead, filtering,
+  return grid(p.geometry, p.tile, value_bytes, true, overhead, filtering,
               [&] { return winograd_grid_stride1(p, value_bytes, calls); });
 }
 WinogradGrid chosen_grid(const WeightGradPlan& p, std::int64_t value_bytes, int threads, Filtering filtering) {
   const auto overhead = [&](bool large) { return large ? kLargeGradSum * p.tile.lanes : kGradSum; };
-  return grid(p.geometry, p.tile, value_bytes, overhead, filtering,
+  return grid(p.geometry, p.tile, value_bytes, false, overhead, filtering,
               [&] { return winograd_grid_stride1(p, value_bytes, threads); });
 }
 

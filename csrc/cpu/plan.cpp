@@ -40,9 +40,10 @@ Axis axis_of_phase(const Geometry& g, bool vertical, int phase) {
   return {phase, count, (phase + pad - i0) / stride - (taps - 1), taps, i0 + stride * (taps - 1)};
 }
 
-void split_blocks(ConvPlan& p) {
+void split_blocks(ConvPlan& p, int most) {
   const int vectors = int(ceil_div(p.geometry.out_c, p.tile.lanes));
-  const int count = int(ceil_div(vectors, p.tile.max_vectors));
+  const int count = int(ceil_div(vectors, most));
+  p.blocks.clear();
   int done = 0;
   for (int b = 0; b < count; ++b) {
     const int width = int(ceil_div(vectors - done, count - b));
@@ -87,6 +88,8 @@ RowSpan input_rows(const ConvPlan& p, std::int64_t r0, std::int64_t r1) {
 
 // Units of whole tile rows: transformed input and sums of one block of channels stay in the second-level cache.
 constexpr std::int64_t kStride1Bytes = 512 << 10, kWinogradBytes = 640 * 1024;
+// With sums in registers: staged input and points of a unit, and its fewest tiles.
+constexpr std::int64_t kRegisterBytes = 256 << 10, kLeastRegisterTiles = 16;
 // A weight that every unit would fetch from beyond the second-level cache; what a round of one thread, and one of all,
 // may fill of the third; fewest tiles of all, and of a thread that has rounds of its own, which are more where the
 // weight comes from memory.
@@ -118,6 +121,7 @@ void split_tiles(ConvPlan& p, std::int64_t wanted, int threads) {
 void plan_winograd(ConvPlan& p, std::int64_t value_bytes, int threads) {
   const Geometry& g = p.geometry;
   WinogradGrid& w = p.winograd;
+  if (w.in_registers) split_blocks(p, p.tile.filter_vectors);
   const std::int64_t lanes = p.tile.lanes, block = std::min(p.tile.max_vectors * lanes, p.padded_out_c);
   const bool large = w.stride1() && w.weights() * g.in_c * p.padded_out_c * value_bytes >= kSharedWeightBytes;
   w.by_point = w.stride1() && p.blocks.size() > 1 && (large || g.in_c >= p.padded_out_c);
@@ -141,7 +145,12 @@ void plan_winograd(ConvPlan& p, std::int64_t value_bytes, int threads) {
   } else {
     const std::int64_t tile_bytes = value_bytes * w.points() * (g.in_c + block);
     std::int64_t wanted;
-    if (w.stride1()) {
+    if (w.in_registers) {
+      const std::int64_t of_tile = value_bytes * g.in_c * (w.in_step * w.in_step + w.points());
+      wanted =
+          std::min(std::max<std::int64_t>(kLeastRegisterTiles, kRegisterBytes / of_tile), ceil_div(all, 2 * threads));
+      wanted = std::max<std::int64_t>(1, wanted);
+    } else if (w.stride1()) {
       // At stride 1 weights are streamed once a unit, and the transformed input once a block of channels, or once with
       // all blocks of a point: as many tiles as keep both far below what the third-level cache delivers. Threads share
       // blocks rather than ever fewer tiles.
@@ -217,7 +226,7 @@ ConvPlan plan_conv(const Geometry& g, const TileShape& tile, std::int64_t value_
   p.out_step_w = phases_w;
   p.in_step_h = g.transposed ? 1 : g.stride_h;
   p.in_step_w = g.transposed ? 1 : g.stride_w;
-  split_blocks(p);
+  split_blocks(p, p.tile.max_vectors);
   // Half a register of channels or less, and depth enough to fill registers the other way.
   p.dot = 2 * g.out_c <= tile.lanes && g.in_c * g.kernel_w >= 2 * g.out_c && g.in_c * g.kernel_w >= tile.lanes / 2;
   p.winograd = chosen_grid(p, value_bytes, calls, filtering);

@@ -119,6 +119,7 @@ struct TileShape {
   int pixels;              // rows of the tile
   int max_vectors;         // columns of the tile, in registers
   int pixels_by_width[4];  // most rows of a narrower tile
+  int filter_vectors;      // columns of minimal filtering in registers
 };
 
 // Tiles of a minimal-filtering algorithm (winograd.h): `m` small-side pixels a side, 0 for none; at stride 1 4 for 3
@@ -126,6 +127,7 @@ struct TileShape {
 struct WinogradGrid {
   int m = 0, taps = 3;
   bool stride1() const { return m > 0 && out_step == in_step; }
+  bool buffered() const { return m > 0 && !in_registers; }
   std::int64_t rows = 0, cols = 0;      // tiles of an image
   std::int64_t out0_h = 0, out0_w = 0;  // output under the first output of tile (0, 0): 0, or -1 to fall outside
   std::int64_t in0_h = 0, in0_w = 0;    // input under the first of its window
@@ -135,6 +137,8 @@ struct WinogradGrid {
   // All blocks of channels of one point, then the next point, and the weight packed in that order; else all points of
   // one block. The transformed input is read once, the sums of all blocks wait for their transform.
   bool by_point = false;
+  // Three taps at stride 2: sums stay in registers until they are outputs (winograd_registers.h).
+  bool in_registers = false;
   // Distinct weights: at stride 2 the single taps of the one phase share theirs, of five taps none do.
   int weights() const { return stride1() ? 36 : taps == 5 ? points() : (m + 2) * (m + 2); }
   // Values between one point and the next, of `values` each. A tile's points are written and read together, so at

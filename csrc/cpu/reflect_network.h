@@ -115,21 +115,24 @@ inline ReflectNetwork reflect_network(const View& x, const std::vector<View>& we
   return net;
 }
 
-// The batch in pieces whose working memory (`image_bytes` an image) stays in the last-level cache, shared out evenly
-// where a few more pieces make that possible. f(first image, one after the last) until it gives false.
+// The batch in pieces whose working memory (`image_bytes` an image) stays in the last-level cache, of which all threads
+// have as many images; shared out evenly where a few more pieces make that possible. f(first image, one after the last)
+// until it gives false.
 template <class F>
 bool over_pieces(std::int64_t samples, std::int64_t image_bytes, int threads, F&& f) {
   constexpr std::int64_t kPieceBytes = std::int64_t(12) << 20, kLeast = 4;  // images a thread
-  const std::int64_t images =
-      std::max<std::int64_t>(kPieceBytes / std::max<std::int64_t>(image_bytes, 1), kLeast * std::max(1, threads));
-  std::int64_t pieces = std::max<std::int64_t>(1, (samples + images - 1) / images);
+  const std::int64_t each = std::max(1, threads), rounds = (samples + each - 1) / each,
+                     images =
+                         std::max<std::int64_t>(kPieceBytes / std::max<std::int64_t>(image_bytes, 1) / each, kLeast);
+  std::int64_t pieces = std::max<std::int64_t>(1, (rounds + images - 1) / images);
   for (std::int64_t more = pieces; 2 * more <= 3 * pieces; ++more)
-    if (samples % (more * threads) == 0) {
+    if (rounds % more == 0) {
       pieces = more;
       break;
     }
+  const auto begin = [&](std::int64_t i) { return std::min(samples, each * (rounds * i / pieces)); };
   for (std::int64_t i = 0; i < pieces; ++i)
-    if (!f(samples * i / pieces, samples * (i + 1) / pieces)) return false;
+    if (!f(begin(i), begin(i + 1))) return false;
   return true;
 }
 

@@ -46,7 +46,7 @@ class Sweeper {
     sink.out = net_.layers[u.layer].view(states_[u.layer], kType);
     const bool down = u.layer == 0 || !u.new_up || (u.new_down && !zero_[u.layer + 1]);  // the last of its calls
     const DirectionCall call = down ? directions_.down(u.layer, states_[u.layer + 1], sink) : up_to(u.layer, sink);
-    return call.conv->prepare(pool_, call.source, call.sink).winograd.m > 0;
+    return call.conv->prepare(pool_, call.source, call.sink).winograd.buffered();
   }
 
   // Whether means over windows are all that is needed of the state that `u` makes.

@@ -109,6 +109,13 @@ void winograd_pack(const ConvPlan& p, const WeightLayout<float>& weight, int ind
   const std::int64_t width = std::int64_t(block.vectors) * L,
                      pitch = packed_panel(p, index, 1) - packed_panel(p, index, 0);
   float* const base = packed + packed_panel(p, index, 0);
+  // Where the weight of one channel at a pair of classes lies, and the next channel's from there.
+  const bool columns_together = p.winograd.in_registers;
+  const auto place = [&](int d, int e, std::int64_t c) {
+    if (!columns_together) return base + (d * D + e) * pitch + c * width;
+    const std::int64_t of_row = d * D * g.in_c * width;
+    return base + of_row + (e + 1 < D ? (c * (D - 1) + e) * width : ((D - 1) * g.in_c + c) * width);
+  };
   alignas(64) float taps[kChunk * R * R * L];
   // In the order they meet ascending input: reversed for the transposed direction.
   const auto order = [&](int i) { return g.transposed ? R - 1 - i : i; };
@@ -127,7 +134,7 @@ void winograd_pack(const ConvPlan& p, const WeightLayout<float>& weight, int ind
           for (int i = 0; i < R; ++i) tap[i] = half[i][e];
           F::weights(tap, t);
 #pragma GCC unroll 8
-          for (int d = 0; d < D; ++d) store<float>(base + (d * D + e) * pitch + (from + c) * width + v * L, t[d]);
+          for (int d = 0; d < D; ++d) store<float>(place(d, e, from + c) + v * L, t[d]);
         }
       }
     }
