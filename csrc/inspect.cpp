@@ -83,17 +83,32 @@ std::string choose_isa(const std::string& name) {
 }
 
 // For benchmarks that compare the choice of an algorithm with its alternatives; returns the mode until now.
-template <class Choice, Choice choose(Choice)>
-std::string choose_mode(const std::string& mode) {
-  static const std::pair<const char*, Choice> modes[] = {
-      {"where faster", Choice::where_faster}, {"never", Choice::never}, {"where possible", Choice::where_possible}};
-  for (const auto& [name, choice] : modes)
+template <class Choice, Choice choose(Choice), class Modes>
+std::string choose_mode(const std::string& mode, const Modes& modes) {
+  std::string known;
+  for (const auto& [name, choice] : modes) {
     if (mode == name) {
       const Choice before = choose(choice);
       for (const auto& [other, value] : modes)
         if (value == before) return other;
     }
-  throw py::value_error("mode is '" + mode + "'; expected 'where faster', 'never' or 'where possible'");
+    known += (known.empty() ? "'" : ", '") + std::string(name) + "'";
+  }
+  throw py::value_error("mode is '" + mode + "'; expected one of " + known);
+}
+std::string choose_filtering_mode(const std::string& mode) {
+  static const std::pair<const char*, Filtering> modes[] = {{"where faster", Filtering::where_faster},
+                                                            {"never", Filtering::never},
+                                                            {"where possible", Filtering::where_possible},
+                                                            {"in buffers", Filtering::in_buffers},
+                                                            {"in registers", Filtering::in_registers}};
+  return choose_mode<Filtering, choose_filtering>(mode, modes);
+}
+std::string choose_unpacking_mode(const std::string& mode) {
+  static const std::pair<const char*, Unpacking> modes[] = {{"where faster", Unpacking::where_faster},
+                                                            {"never", Unpacking::never},
+                                                            {"where possible", Unpacking::where_possible}};
+  return choose_mode<Unpacking, choose_unpacking>(mode, modes);
 }
 
 using Clock = std::chrono::steady_clock;
@@ -198,7 +213,8 @@ py::dict plan(const std::string& op, const std::string& dtype, Four shape, Four 
       : winograd && p.winograd.taps == 5
           ? std::string("minimal filtering (Winograd), F(2, 3) on one phase of each axis and F(2, 2) on the other")
       : winograd ? "minimal filtering (Winograd), F(" + std::to_string(p.winograd.m) +
-                       ", 2) on one phase of each axis and single taps on the other"
+                       ", 2) on one phase of each axis and single taps on the other" +
+                       (p.winograd.in_registers ? ", sums in registers" : "")
       : p.planar   ? std::string("implicit product, registers along rows of pixels (few output channels)")
       : p.unpacked ? std::string(up ? "product of a few pixels, the weight as it lies"
                                     : "product of a few pixels, the weight as it lies, added where the kernel "
@@ -308,11 +324,12 @@ PYBIND11_MODULE(_C, m) {
   m.def("choose_isa", &lmser::choose_isa, py::arg("name"),
         "Makes every operator use this instruction set from now on (for comparing them); returns the one used before.");
   m.def(
-      "choose_filtering", &lmser::choose_mode<lmser::Filtering, lmser::choose_filtering>, py::arg("mode"),
-      "Makes plans from now on filter 'where faster' (the default), 'never' or 'where possible' (for comparing them); "
-      "returns the mode until now.");
+      "choose_filtering", &lmser::choose_filtering_mode, py::arg("mode"),
+      "Makes plans from now on filter 'where faster' (the default), 'never' or 'where possible' (for comparing them), "
+      "or wherever possible with the sums of three taps at stride 2 'in buffers' or 'in registers'; returns the mode "
+      "until now.");
   m.def(
-      "choose_unpacking", &lmser::choose_mode<lmser::Unpacking, lmser::choose_unpacking>, py::arg("mode"),
+      "choose_unpacking", &lmser::choose_unpacking_mode, py::arg("mode"),
       "Makes convolutions of few pixels from now on read their weight as it lies 'where faster' (the default), 'never' "
       "or 'where possible'; returns the mode until now.");
   m.def(

@@ -81,8 +81,8 @@ class Prepared final : public PreparedConv::State {
     if (filtered && g.batch > 0 && g.batch < geometry_.batch) {
       Geometry whole = g;
       whole.batch = geometry_.batch;
-      how = plan_conv(whole, tile, sizeof(T), pool.threads, how, calls_).winograd.m ? Filtering::where_possible
-                                                                                    : Filtering::never;
+      const WinogradGrid w = plan_conv(whole, tile, sizeof(T), pool.threads, how, calls_).winograd;
+      how = !w.m ? Filtering::never : w.in_registers ? Filtering::in_registers : Filtering::in_buffers;
     }
     ConvPlan plan = plan_conv(g, tile, sizeof(T), pool.threads, how, calls_);
     const ConvPlan* const of_whole = filtered && g == geometry_ ? &plan : nullptr;

@@ -98,8 +98,12 @@ bool conv_unit(const ConvCall<T>& call, std::int64_t index, T* scratch) {
   const UnitOutput<T> to(call, unit, linear, scratch + layout.before_pooled());
   if constexpr (sizeof(T) == 4) {
     if (p.winograd.m) {
-      const bool finite = p.winograd.in_registers ? register_unit(call, unit, from, to, out_row + layout.out_row)
-                                                  : winograd_unit(call, unit, from, to, out_row + layout.out_row);
+      T* const memory = out_row + layout.out_row;
+      bool finite = false;
+      if (!p.winograd.in_registers)
+        finite = winograd_unit(call, unit, from, to, memory);
+      else if constexpr (kFiltersInRegisters)
+        finite = register_unit(call, unit, from, to, memory);
       finish_unit(call, index, unit, to, linear, out_row, finite);
       return finite;
     }

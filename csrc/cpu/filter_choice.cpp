@@ -1,6 +1,7 @@
 #include "filter_choice.h"
 
 #include <algorithm>
+#include <limits>
 
 #include "divide.h"
 #include "padding.h"
@@ -39,17 +40,22 @@ double share_made(const Geometry& g) {
 // The cheapest grid, or none where the direct sum is better. Measured on float32, 3x3 and 5x5 at stride 2, where
 // below some channels on either side the transforms eat the gain. `overhead(large)`: products for each pair of channels
 // that the filtered form costs beside those of its tiles, where its weights or their sums leave the caches and where
-// not; `registers`: whether sums may stay in them.
+// not. Where `how` is not where_faster every grid is taken that there is; `registers`: whether there are any with sums
+// in them.
 template <class F>
-WinogradGrid winograd_grid(const Geometry& g, std::int64_t value_bytes, int lanes, bool registers, F&& overhead) {
+WinogradGrid winograd_grid(const Geometry& g, std::int64_t value_bytes, int lanes, bool registers, Filtering how,
+                           F&& overhead) {
   const int taps = g.kernel_h;
   if (value_bytes != 4 || (taps != 3 && taps != 5) || g.kernel_w != taps || g.stride_h != 2 || g.stride_w != 2)
     return {};
   if (g.pad_h >= taps || g.pad_w >= taps) return {};
   const double pairs = double(g.in_c) * double(g.out_c);
   const std::int64_t channels = std::min(g.in_c, g.out_c);
+  const bool asks = how == Filtering::where_faster;
   WinogradGrid best;
-  double least = taps * taps * share_made(g) * (g.transposed ? double(g.in_h * g.in_w) : double(g.out_h * g.out_w));
+  double least =
+      !asks ? std::numeric_limits<double>::infinity()
+            : taps * taps * share_made(g) * (g.transposed ? double(g.in_h * g.in_w) : double(g.out_h * g.out_w));
   const auto consider = [&](int m, bool in_registers) {
     WinogradGrid w;
     w.m = m, w.taps = taps, w.in_registers = in_registers;
@@ -70,13 +76,19 @@ WinogradGrid winograd_grid(const Geometry& g, std::int64_t value_bytes, int lane
                             overhead(large) / double(std::max<std::int64_t>(1, g.batch));
     if (products < least) least = products, best = w;
   };
+  // Fewest channels: below, the transforms eat the gain, or products are too short for any of this.
+  const auto enough = [&](std::int64_t wide, std::int64_t narrow) {
+    return channels >= (!asks ? 8 : lanes >= 16 ? wide : narrow);
+  };
+  [[maybe_unused]] constexpr std::int64_t kNone = std::int64_t(1) << 40;
   if (taps == 5) {
-    if (channels >= (lanes >= 16 ? 16 : 64)) consider(2, false);
+    if (enough(16, 64)) consider(2, false);
     return best;
   }
+  registers = registers && how != Filtering::in_buffers;
   for (const int m : {3, 2}) {
-    if (registers && lanes >= 16 && channels >= lanes) consider(m, true);
-    if (channels >= (lanes >= 16 ? 32 : 128)) consider(m, false);
+    if (registers && enough(16, kNone)) consider(m, true);
+    if ((!registers || how != Filtering::in_registers) && enough(32, 128)) consider(m, false);
   }
   return best;
 }
@@ -162,8 +174,8 @@ WinogradGrid grid(const Geometry& g, const TileShape& tile, std::int64_t value_b
   if (filtering == Filtering::where_faster) filtering = chosen_filtering.load();
   if (filtering == Filtering::never) return {};
   const bool asks = filtering == Filtering::where_faster;
-  const WinogradGrid w =
-      winograd_grid(g, value_bytes, tile.lanes, registers, [&](bool large) { return asks ? overhead(large) : 0; });
+  const WinogradGrid w = winograd_grid(g, value_bytes, tile.lanes, registers, filtering,
+                                       [&](bool large) { return asks ? overhead(large) : 0; });
   if (w.m) return w;
   return asks ? faster() : trimmed(stride1_tiles(g, value_bytes), g);
 }
@@ -175,7 +187,7 @@ Filtering choose_filtering(Filtering filtering) { return chosen_filtering.exchan
 
 WinogradGrid chosen_grid(const ConvPlan& p, std::int64_t value_bytes, int calls, Filtering filtering) {
   const auto overhead = [&](bool large) { return (large ? kLargePack * p.tile.lanes : kPack) / calls; };
-  return grid(p.geometry, p.tile, value_bytes, true, overhead, filtering,
+  return grid(p.geometry, p.tile, value_bytes, p.tile.filters_in_registers, overhead, filtering,
               [&] { return winograd_grid_stride1(p, value_bytes, calls); });
 }
 WinogradGrid chosen_grid(const WeightGradPlan& p, std::int64_t value_bytes, int threads, Filtering filtering) {

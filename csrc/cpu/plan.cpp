@@ -121,7 +121,7 @@ void split_tiles(ConvPlan& p, std::int64_t wanted, int threads) {
 void plan_winograd(ConvPlan& p, std::int64_t value_bytes, int threads) {
   const Geometry& g = p.geometry;
   WinogradGrid& w = p.winograd;
-  if (w.in_registers) split_blocks(p, p.tile.filter_vectors);
+  if (w.in_registers) split_blocks(p, 1);
   const std::int64_t lanes = p.tile.lanes, block = std::min(p.tile.max_vectors * lanes, p.padded_out_c);
   const bool large = w.stride1() && w.weights() * g.in_c * p.padded_out_c * value_bytes >= kSharedWeightBytes;
   w.by_point = w.stride1() && p.blocks.size() > 1 && (large || g.in_c >= p.padded_out_c);

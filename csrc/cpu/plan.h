@@ -119,7 +119,7 @@ struct TileShape {
   int pixels;              // rows of the tile
   int max_vectors;         // columns of the tile, in registers
   int pixels_by_width[4];  // most rows of a narrower tile
-  int filter_vectors;      // columns of minimal filtering in registers
+  bool filters_in_registers;
 };
 
 // Tiles of a minimal-filtering algorithm (winograd.h): `m` small-side pixels a side, 0 for none; at stride 1 4 for 3
@@ -261,9 +261,10 @@ RowSpan input_rows(const ConvPlan& plan, std::int64_t r0, std::int64_t r1);
 ConvPlan in_units_of(ConvPlan p, const ConvPlan& other);
 bool shares_units(const ConvPlan& p, const ConvPlan& other);
 
-// Minimal filtering where it is faster; never; or wherever the shape allows it, which a part of a batch asks for so
-// that its results are those of the whole.
-enum class Filtering { where_faster, never, where_possible };
+// Minimal filtering where it is faster; never; or wherever the shape allows it. The last two are that as well, and say
+// where three taps at stride 2 have their sums, if a convolution can have them there: a part of a batch asks for what
+// the whole takes, so that its results are those of the whole.
+enum class Filtering { where_faster, never, where_possible, in_buffers, in_registers };
 
 // What plans made from now on put in the place of `where_faster`, for benchmarks and tests that compare the choice with
 // its alternatives; returns what they put there until now.

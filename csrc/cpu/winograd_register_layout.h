@@ -6,11 +6,11 @@
 
 namespace lmser::LMSER_ISA {
 
-inline constexpr bool kManyRegisters = LMSER_REGISTERS >= 32;
-// Registers of channels of a tile's blocks; sums of a tile fill three quarters of the registers.
-inline constexpr int kFilterVectors = kManyRegisters ? 1 : 2;
+// With fewer registers there are too few sums for what each of them loads; the direct sum is faster then.
+inline constexpr bool kFiltersInRegisters = LMSER_REGISTERS >= 32;
+// Tiles whose sums of two taps fill three quarters of them.
 template <class F>
-inline constexpr int kFilterTiles = (kManyRegisters ? 24 : 12) / (F::small + 1) / kFilterVectors;
+inline constexpr int kFilterTiles = 24 / (F::small + 1);
 
 // Calls f with the algorithm of a grid of 3 taps at stride 2 as a type.
 template <class G>

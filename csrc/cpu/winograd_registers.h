@@ -8,7 +8,7 @@
 // cost as much as they save of few channels.
 //
 // Points lie as [tile][channels of a register][point][channel], so that those of a tile are at constant distances, and
-// the weight of a block as [row class][channel][column class][block width], the single column behind the others.
+// the weight of a block as [row class][channel][column class][register], the single column behind the others.
 #pragma once
 
 #include "conv_place.h"
@@ -69,17 +69,17 @@ void copy_window(const float* src, std::int64_t row_stride, std::int64_t col_str
 // N tiles and one block of the weight.
 template <class F, int N>
 struct RegisterTiles {
-  static constexpr int M = F::small, P = F::points, Two = M + 1, V = kFilterVectors, L = kLanes<float>;
+  static constexpr int M = F::small, P = F::points, Two = M + 1, L = kLanes<float>;
   using Vector = Vec<float>;
-  using Outputs = Vector[N * M][V];
+  using Outputs = Vector[N * M][1];  // as finish_tile has them
 
   const float* tile[N];
   std::int64_t in_c;
   const float* weight;
 
-  // += products of Q columns from `column` on of row `row` of points; `w`: [channel][Q, or one for all][V][L].
+  // += products of Q columns from `column` on of row `row` of points; `w`: [channel][Q, or one for all][L].
   template <int Q, bool Each>
-  LMSER_HD void add(Vector (&sum)[N][Q][V], int row, int column, const float* w) const {
+  LMSER_HD void add(Vector (&sum)[N][Q], int row, int column, const float* w) const {
     for (std::int64_t c = 0; c < in_c; c += L) {
       const int count = int(in_c - c < L ? in_c - c : L);
       const float* at[N];
@@ -94,46 +94,36 @@ struct RegisterTiles {
       for (int k = 0; k < count; ++k) {
 #pragma GCC unroll 4
         for (int q = 0; q < Q; ++q) {
-          Vector b[V];
-#pragma GCC unroll 2
-          for (int v = 0; v < V; ++v) b[v] = load<float>(w + ((Each ? q : 0) * V + v) * L);
+          const Vector b = load<float>(w + (Each ? q : 0) * L);
 #pragma GCC unroll 8
-          for (int n = 0; n < N; ++n) {
-            const float a = at[n][q * L + k];
-#pragma GCC unroll 2
-            for (int v = 0; v < V; ++v) sum[n][q][v] += a * b[v];
-          }
+          for (int n = 0; n < N; ++n) sum[n][q] += at[n][q * L + k] * b;
         }
-        w += (Each ? Q : 1) * V * L;
+        w += (Each ? Q : 1) * L;
       }
     }
   }
   const float* weights_of(int row, int column_class) const {
     const int row_class = row < Two ? row : Two;
-    return weight + (row_class * (Two + 1) + column_class) * in_c * V * L;
+    return weight + (row_class * (Two + 1) + column_class) * in_c * L;
   }
 
   // The rows of points that one row of outputs adds, summed and transformed to M columns of outputs each: those of two
   // taps, and on top of them, or of nothing, those of a single one.
   template <int R>
   LMSER_HD void two_taps(Outputs& out, const int (&rows)[R]) const {
-    Vector sum[N][Two][V] = {};
+    Vector sum[N][Two] = {};
     for (int r = 0; r < R; ++r) add<Two, true>(sum, rows[r], 0, weights_of(rows[r], 0));
 #pragma GCC unroll 8
-    for (int n = 0; n < N; ++n)
-#pragma GCC unroll 2
-      for (int v = 0; v < V; ++v) {
-        Vector m[Two], y[M];
+    for (int n = 0; n < N; ++n) {
+      Vector y[M];
+      F::two_taps_out(sum[n], y);
 #pragma GCC unroll 4
-        for (int q = 0; q < Two; ++q) m[q] = sum[n][q][v];
-        F::two_taps_out(m, y);
-#pragma GCC unroll 4
-        for (int j = 0; j < M; ++j) out[n * M + j][v] = y[j];
-      }
+      for (int j = 0; j < M; ++j) out[n * M + j][0] = y[j];
+    }
   }
   template <int R>
   LMSER_HD void single_tap(Outputs& out, const int (&rows)[R]) const {
-    auto& sum = reinterpret_cast<Vector(&)[N][M][V]>(out);
+    auto& sum = reinterpret_cast<Vector(&)[N][M]>(out);
     for (int r = 0; r < R; ++r) add<M, false>(sum, rows[r], Two, weights_of(rows[r], Two));
   }
 };
@@ -151,8 +141,7 @@ struct RegisterRow {
 // N tiles of one unit, all blocks or one, from points to outputs.
 template <class F, int N, bool Down>
 struct RegisterOutputs {
-  static constexpr int M = F::small, Two = M + 1, V = kFilterVectors, L = kLanes<float>, Parities = Down ? 2 : 1,
-                       Rows = F::outputs(Down);
+  static constexpr int M = F::small, Two = M + 1, L = kLanes<float>, Parities = Down ? 2 : 1, Rows = F::outputs(Down);
   using Tiles = RegisterTiles<F, N>;
   using Outputs = typename Tiles::Outputs;
 
@@ -167,19 +156,14 @@ struct RegisterOutputs {
     if (to.count == 0) return;
     Vec<float> of_row[4] = {};
 #pragma GCC unroll 32
-    for (int i = 0; i < N * M; ++i)
-#pragma GCC unroll 2
-      for (int v = 0; v < V; ++v) of_row[i % 4] = of_row[i % 4] + out[i][v] * 0.0f;
+    for (int i = 0; i < N * M; ++i) of_row[i % 4] = of_row[i % 4] + out[i][0] * 0.0f;
     checked = checked + ((of_row[0] + of_row[1]) + (of_row[2] + of_row[3]));
     finish.offset = to.offset, finish.add_offset = to.add_offset;
-    if (to.all() && channels == V * L && in_registers(finish.activation))
-      return finish_tile<float, N * M, V>(out, finish);
-    alignas(64) float linear[(N * M + 1) * V * L];
+    if (to.all() && channels == L && in_registers(finish.activation)) return finish_tile<float, N * M, 1>(out, finish);
+    alignas(64) float linear[(N * M + 1) * L];
 #pragma GCC unroll 32
-    for (int i = 0; i < N * M; ++i)
-#pragma GCC unroll 2
-      for (int v = 0; v < V; ++v) store<float>(linear + (to.slot[i] * V + v) * L, out[i][v]);
-    write_tile<float>(linear, to.count, V * L, channels, finish);
+    for (int i = 0; i < N * M; ++i) store<float>(linear + to.slot[i] * L, out[i][0]);
+    write_tile<float>(linear, to.count, L, channels, finish);
   }
 
   // What a row of outputs will read and write outside the caches is fetched while its sums are formed.
@@ -200,26 +184,20 @@ struct RegisterOutputs {
       if (!Down) tiles.single_tap(out, of);
     } else {
 #pragma GCC unroll 32
-      for (int i = 0; i < N * M; ++i)
-#pragma GCC unroll 2
-        for (int v = 0; v < V; ++v) out[i][v] = Vec<float>{};
+      for (int i = 0; i < N * M; ++i) out[i][0] = Vec<float>{};
       tiles.single_tap(out, of);
     }
   }
   // What waits for the rows of outputs that add it.
   struct Waiting {
-    alignas(64) float values[N * M * V * L];
+    alignas(64) float values[N * M * L];
     LMSER_HD void keep(const Outputs& out) {
 #pragma GCC unroll 32
-      for (int i = 0; i < N * M; ++i)
-#pragma GCC unroll 2
-        for (int v = 0; v < V; ++v) store<float>(values + (i * V + v) * L, out[i][v]);
+      for (int i = 0; i < N * M; ++i) store<float>(values + i * L, out[i][0]);
     }
     LMSER_HD void add_to(Outputs& out) const {
 #pragma GCC unroll 32
-      for (int i = 0; i < N * M; ++i)
-#pragma GCC unroll 2
-        for (int v = 0; v < V; ++v) out[i][v] = out[i][v] + load<float>(values + (i * V + v) * L);
+      for (int i = 0; i < N * M; ++i) out[i][0] = out[i][0] + load<float>(values + i * L);
     }
   };
 
@@ -255,13 +233,11 @@ struct RegisterOutputs {
         difference.keep(first);
         sum(second, parity, {2});
 #pragma GCC unroll 32
-        for (int i = 0; i < N * M; ++i)
-#pragma GCC unroll 2
-          for (int v = 0; v < V; ++v) {
-            float* const kept = difference.values + (i * V + v) * L;
-            const Vec<float> a = load<float>(kept), b = second[i][v];
-            store<float>(shared.values + (i * V + v) * L, a + b), store<float>(kept, a - b);
-          }
+        for (int i = 0; i < N * M; ++i) {
+          float* const kept = difference.values + i * L;
+          const Vec<float> a = load<float>(kept), b = second[i][0];
+          store<float>(shared.values + i * L, a + b), store<float>(kept, a - b);
+        }
       }
       if constexpr (Down) {
         row_of(0, parity, {0}, shared);
@@ -284,9 +260,7 @@ struct RegisterOutputs {
   LMSER_HD void take_waiting(const Waiting& waiting, int row, int parity) {
     Outputs out;
 #pragma GCC unroll 32
-    for (int i = 0; i < N * M; ++i)
-#pragma GCC unroll 2
-      for (int v = 0; v < V; ++v) out[i][v] = load<float>(waiting.values + (i * V + v) * L);
+    for (int i = 0; i < N * M; ++i) out[i][0] = load<float>(waiting.values + i * L);
     take(out, row, parity);
   }
   void block() {
@@ -389,7 +363,7 @@ bool register_tiles(const ConvCall<float>& call, const UnitRange& unit, const Un
     for (int b = b0; b < b1; ++b) {
       const Block& block = p.blocks[b];
       out.finish = to.tile_finish(block.channel);
-      out.channels = int(g.out_c - block.channel < kFilterVectors * L ? g.out_c - block.channel : kFilterVectors * L);
+      out.channels = int(g.out_c - block.channel < L ? g.out_c - block.channel : L);
       out.tiles.weight = call.weight + packed_panel(p, b, 0);
       out.block();
     }
@@ -421,8 +395,9 @@ bool register_tiles(const ConvCall<float>& call, const UnitRange& unit, const Un
   return all_finite(checked);
 }
 
-inline bool register_unit(const ConvCall<float>& call, const UnitRange& unit, const UnitInput<float>& from,
-                          const UnitOutput<float>& to, float* scratch) {
+template <class T>
+bool register_unit(const ConvCall<T>& call, const UnitRange& unit, const UnitInput<T>& from, const UnitOutput<T>& to,
+                   T* scratch) {
   return with_phased(call.plan->winograd, [&]<class F>() {
     return call.plan->geometry.transposed ? register_tiles<F, true>(call, unit, from, to, scratch)
                                           : register_tiles<F, false>(call, unit, from, to, scratch);
