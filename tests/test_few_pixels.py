@@ -184,7 +184,8 @@ def test_modes(unpacking):
     assert unpacking("never") == "where faster"
     assert unpacking("where faster") == "never"
     with pytest.raises(
-        ValueError, match="mode is 'sometimes'; expected 'where faster', 'never' or 'where possible'"
+        ValueError,
+        match="mode is 'sometimes'; expected one of 'where faster', 'never', 'where possible'",
     ):
         unpacking("sometimes")
 

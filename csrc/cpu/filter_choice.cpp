@@ -72,8 +72,8 @@ WinogradGrid winograd_grid(const Geometry& g, std::int64_t value_bytes, int lane
     w.in0_h = input(g.pad_h), w.in0_w = input(g.pad_w);
     w.rows = ceil_div(g.out_h - w.out0_h, w.out_step), w.cols = ceil_div(g.out_w - w.out0_w, w.out_step);
     const bool large = taps == 5 && double(w.weights() * value_bytes) * pairs > kLargePackBytes;
-    const double products = dearer(g, w, lanes) * double(w.rows * w.cols * w.points()) +
-                            overhead(large) / double(std::max<std::int64_t>(1, g.batch));
+    const double packing = overhead(large) / double(std::max<std::int64_t>(1, g.batch)),
+                 products = dearer(g, w, lanes) * (double(w.rows * w.cols * w.points()) + packing);
     if (products < least) least = products, best = w;
   };
   // Fewest channels: below, the transforms eat the gain, or products are too short for any of this.
