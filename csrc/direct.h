@@ -44,6 +44,8 @@ class Arguments {
     PyObject* const value = take();
     return value == Py_None ? View{} : read(value, 4);
   }
+  // A number: of no dimension.
+  View scalar() { return read_own(take(), 0); }
   // A sequence of such tensors.
   std::vector<View> tensors();
   // Dense bytes (N, H, W, C), not empty, on the CPU.

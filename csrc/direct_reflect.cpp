@@ -135,12 +135,21 @@ py::object reflect_loss(Arguments& a) {
   return a.give(result, gradients);
 }
 
+// Whether a number is 1, read where it lies; None where it does not lie on the CPU.
+py::object is_one(Arguments& a) {
+  const View v = a.scalar();
+  if (!a.require(v.dtype == DType::f32 || v.dtype == DType::f64) || !a.complete()) return py::none();
+  return py::bool_(v.dtype == DType::f64 ? *static_cast<const double*>(v.data) == 1
+                                         : *static_cast<const float*>(v.data) == 1);
+}
+
 }  // namespace
 
 void add_reflect_functions(py::module_& module) {
   static PyMethodDef methods[] = {method<reflect>("reflect"),
                                   method<reflect_backward>("reflect_backward"),
                                   method<reflect_loss>("reflect_loss"),
+                                  method<is_one>("is_one"),
                                   {}};
   if (PyModule_AddFunctions(module.ptr(), methods) != 0) throw py::error_already_set();
 }

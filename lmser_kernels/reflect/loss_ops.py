@@ -115,7 +115,7 @@ class _Eager(torch.autograd.Function):
         found, ctx.gradients = ctx.gradients, None
         if found is None:
             found = _again(ctx)
-        if torch._C._functorch.is_legacy_batchedtensor(grad) or grad.item() != 1:  # `is_grads_batched`
+        if not directly("is_one", grad):
             found = [None if g is None else g * grad for g in found]
         return *nothing, *(g if need else None for g, need in zip(found, needs, strict=True))
 
