@@ -41,7 +41,8 @@ LMSER_HD constexpr int window_of() {
   else
     return F::small;
 }
-template <class F, Transform Kind>
+// `InOrder`: [point][point] instead.
+template <class F, Transform Kind, bool InOrder = false>
 LMSER_HD void transform_in(const float* src, std::int64_t row_stride, std::int64_t col_stride, int n, float* out,
                            std::int64_t point_stride) {
   using V = Vec<float>;
@@ -72,7 +73,8 @@ LMSER_HD void transform_in(const float* src, std::int64_t row_stride, std::int64
     else
       F::small_in(x, t);
 #pragma GCC unroll 8
-    for (int p = 0; p < P; ++p) store_n<float>(out + table.row[p * P + q] * point_stride, t[p], n);
+    for (int p = 0; p < P; ++p)
+      store_n<float>(out + (InOrder ? p * P + q : table.row[p * P + q]) * point_stride, t[p], n);
   }
 }
 

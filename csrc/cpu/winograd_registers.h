@@ -15,36 +15,6 @@
 
 namespace lmser::LMSER_ISA {
 
-// One tile's window to all its points.
-template <class F, bool Down>
-LMSER_HD void register_points(const float* src, std::int64_t row_stride, std::int64_t col_stride, int n, float* out) {
-  using V = Vec<float>;
-  constexpr int W = Down ? F::down_window : F::up_window, P = F::points, L = kLanes<float>;
-  const auto line = [](const V(&x)[W], V(&t)[P]) __attribute__((always_inline)) {
-    if constexpr (Down)
-      F::down_in(x, t);
-    else
-      F::up_in(x, t);
-  };
-  V half[W][P];
-#pragma GCC unroll 8
-  for (int r = 0; r < W; ++r) {
-    V x[W];
-#pragma GCC unroll 8
-    for (int c = 0; c < W; ++c) x[c] = load_n<float>(src + r * row_stride + c * col_stride, n);
-    line(x, half[r]);
-  }
-#pragma GCC unroll 8
-  for (int q = 0; q < P; ++q) {
-    V x[W], t[P];
-#pragma GCC unroll 8
-    for (int r = 0; r < W; ++r) x[r] = half[r][q];
-    line(x, t);
-#pragma GCC unroll 8
-    for (int p = 0; p < P; ++p) store<float>(out + (p * P + q) * L, t[p]);
-  }
-}
-
 // Consecutive columns of a window that comes some tiles later.
 template <int W>
 LMSER_HD void fetch_columns(const float* src, std::int64_t row_stride, std::int64_t values) {
@@ -350,9 +320,13 @@ bool register_tiles(const ConvCall<float>& call, const UnitRange& unit, const Un
         copy_window<W>(src, row_stride, col_stride, g.in_c, -h, g.in_h - h, -col, g.in_w - col, window);
         src = window, row_stride = W * g.in_c, col_stride = g.in_c;
       }
-      for (std::int64_t c = 0; c < g.in_c; c += L)
-        register_points<F, Down>(src + c, row_stride, col_stride, int(g.in_c - c < L ? g.in_c - c : L),
-                                 points + i * tile_values + c * F::points * F::points);
+      constexpr Transform kKind = Down ? Transform::down : Transform::up;
+      float* to_points = points + i * tile_values;
+      for (std::int64_t c = 0; c < g.in_c; c += L, to_points += F::points * F::points * L)
+        if (g.in_c - c >= L)
+          transform_in<F, kKind, true>(src + c, row_stride, col_stride, L, to_points, L);
+        else
+          transform_in<F, kKind, true>(src + c, row_stride, col_stride, int(g.in_c - c), to_points, L);
     }
   };
   Vec<float> checked{};
