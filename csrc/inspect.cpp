@@ -67,6 +67,7 @@ py::dict cpu_info() {
   const TileShape& t = instruction_set().f32.tile;
   d["lanes_float32"] = t.lanes;
   d["tile"] = std::to_string(t.pixels) + " pixels x " + std::to_string(t.max_vectors * t.lanes) + " channels";
+  d["fast_wide_products"] = fast_wide_products();
   d["hardware_threads"] = std::thread::hardware_concurrency();
   return d;
 }
@@ -323,6 +324,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_info", &lmser::cpu_info);
   m.def("choose_isa", &lmser::choose_isa, py::arg("name"),
         "Makes every operator use this instruction set from now on (for comparing them); returns the one used before.");
+  m.def("assume_fast_wide_products", &lmser::assume_fast_wide_products, py::arg("fast"),
+        "Makes plans from now on weigh minimal filtering as on a processor that starts two multiply-adds of 64-byte "
+        "registers a cycle, or as on others (for comparing them); returns what was assumed until now.");
   m.def(
       "choose_filtering", &lmser::choose_filtering_mode, py::arg("mode"),
       "Makes plans from now on filter 'where faster' (the default), 'never' or 'where possible' (for comparing them), "

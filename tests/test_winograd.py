@@ -268,9 +268,10 @@ class TestStrideTwo:
         want = F.conv2d(F.avg_pool2d(big.double(), 2), kernel.double(), None, 2, 1)
         assert (got.double() - want).abs().max() <= 1e-5 * want.abs().max()
 
-    def test_where_sums_stay_is_said(self):
+    @pytest.mark.parametrize("fast", [False, True], ids=["usual products", "fast products"])
+    def test_where_sums_stay_is_said(self, fast):
         module = _library.module
-        before = module.choose_isa(SETS[0])
+        before, assumed = module.choose_isa(SETS[0]), module.assume_fast_wide_products(fast)
         try:
             few, many = (
                 explain(
@@ -283,8 +284,8 @@ class TestStrideTwo:
                 for c in (16, 256)
             )
         finally:
-            module.choose_isa(before)
-        assert ("sums in registers" in few.kernel) == (SETS[0] == "avx512")
+            module.choose_isa(before), module.assume_fast_wide_products(assumed)
+        assert ("sums in registers" in few.kernel) == (SETS[0] == "avx512" and not fast)
         assert "sums in registers" not in many.kernel
         assert "F(" in many.kernel
 

@@ -4,28 +4,47 @@
 #include <limits>
 
 #include "divide.h"
+#include "kernels.h"
 #include "padding.h"
 
 namespace lmser {
 namespace {
 
 // In products for each pair of channels: packing a weight 36 points wide instead of 9, or, for each lane of a register,
-// where the packed weight leaves the caches; and forming a filtered gradient of it, zeroed, added to and brought back.
-constexpr double kPack = 40, kLargePack = 48, kLargePackBytes = 4 << 20, kGradSum = 800, kLargeGradSum = 160;
-// At stride 2: how much dearer a filtered product is than a direct one, and, for each channel, its share of the
-// transforms. With 3 taps: of sums in buffers, and of sums in registers for 2 and 3 outputs a tile, where the transform
-// of the input alone counts, of whole registers.
-constexpr double kPhased = 1.08, kPhasedTransform = 7.4, kPhasedFive = 1.03, kPhasedFiveTransform = 6.5;
-constexpr double kInRegisters[4] = {0, 0, 1.05, 1.14}, kInRegistersTransform[4] = {0, 0, 4.6, 3.5};
-// Of so many channels points lie so far beyond the first-level cache that sums in registers take twice as long.
-constexpr double kInRegistersFar[4] = {0, 0, 2000, 800};
+// where the packed weight leaves the caches; and forming a filtered gradient of it where its sums leave them.
+constexpr double kPack = 40, kLargePack = 48, kLargePackBytes = 4 << 20, kLargeGradSum = 160;
 
-double dearer(const Geometry& g, const WinogradGrid& w, int lanes) {
+// How much dearer a filtered product is than a direct one, and, for each channel, its share of the transforms.
+struct Dearer {
+  double product, transform;
+  double of(double channels) const { return product * (1 + transform * channels); }
+};
+// Minimal filtering at stride 2: outputs and gradients of kernels of 3 and of 5 taps.
+struct StrideTwoCosts {
+  Dearer three, five, three_grad, five_grad;
+  double grad_sum;  // zeroing, adding to and bringing back the sums of a gradient: products for each pair of channels
+  // Sums in registers, for 2 and 3 outputs a tile: there the transform of the input alone counts, of whole registers,
+  // and of `far` channels points lie so far beyond the first-level cache that all takes twice as long.
+  double registers[4], registers_transform[4], registers_far[4];
+};
+// Transforms and the traffic of caches weigh the more the faster the products are: measured where a cycle starts one
+// multiply-add of 64 bytes (Zen 4) or two of 32 (Zen 3), and where it starts two of 64 (Sapphire Rapids and later).
+constexpr StrideTwoCosts kUsual{{1.08, 7.4}, {1.03, 6.5},        {1.08, 7.4},      {1.03, 6.5},
+                                800,         {0, 0, 1.05, 1.14}, {0, 0, 4.6, 3.5}, {0, 0, 2000, 800}};
+constexpr StrideTwoCosts kFastProducts{{1.19, 8}, {1.23, 7},          {1.0, 27},        {1.17, 8},
+                                       300,       {0, 0, 1.25, 1.25}, {0, 0, 6.5, 6.5}, {0, 0, 370, 185}};
+const StrideTwoCosts& stride_two_costs(int lanes) {
+  return lanes >= 16 && fast_wide_products() ? kFastProducts : kUsual;
+}
+
+// In direct products, one of a grid.
+double dearer(const StrideTwoCosts& costs, const Geometry& g, const WinogradGrid& w, int lanes, bool gradient) {
   const double in = double(g.in_c), out = double(g.out_c), both = 1 / in + 1 / out;
-  if (w.taps == 5) return kPhasedFive + kPhasedFiveTransform * both;
-  if (!w.in_registers) return kPhased * (1 + kPhasedTransform * both);
+  if (w.taps == 5) return (gradient ? costs.five_grad : costs.five).of(both);
+  if (!w.in_registers) return (gradient ? costs.three_grad : costs.three).of(both);
   const double filled = in / double(round_up(g.in_c, lanes));
-  return kInRegisters[w.m] * (1 + in / kInRegistersFar[w.m]) * (1 + kInRegistersTransform[w.m] / (out * filled));
+  return costs.registers[w.m] * (1 + in / costs.registers_far[w.m]) *
+         (1 + costs.registers_transform[w.m] / (out * filled));
 }
 
 // Of the direct sum's products those that it makes: those of the padding are left out, of few images by rows alone.
@@ -38,13 +57,13 @@ double share_made(const Geometry& g) {
 }
 
 // The cheapest grid, or none where the direct sum is better. Measured on float32, 3x3 and 5x5 at stride 2, where
-// below some channels on either side the transforms eat the gain. `overhead(large)`: products for each pair of channels
-// that the filtered form costs beside those of its tiles, where its weights or their sums leave the caches and where
-// not. Where `how` is not where_faster every grid is taken that there is; `registers`: whether there are any with sums
-// in them.
+// below some channels on either side the transforms eat the gain. `overhead(costs, large)`: products for each pair of
+// channels that the filtered form costs beside those of its tiles, where its weights or their sums leave the caches and
+// where not. Where `how` is not where_faster every grid is taken that there is; `registers`: whether there are any with
+// sums in them.
 template <class F>
-WinogradGrid winograd_grid(const Geometry& g, std::int64_t value_bytes, int lanes, bool registers, Filtering how,
-                           F&& overhead) {
+WinogradGrid winograd_grid(const Geometry& g, std::int64_t value_bytes, int lanes, bool registers, bool gradient,
+                           Filtering how, F&& overhead) {
   const int taps = g.kernel_h;
   if (value_bytes != 4 || (taps != 3 && taps != 5) || g.kernel_w != taps || g.stride_h != 2 || g.stride_w != 2)
     return {};
@@ -52,6 +71,7 @@ WinogradGrid winograd_grid(const Geometry& g, std::int64_t value_bytes, int lane
   const double pairs = double(g.in_c) * double(g.out_c);
   const std::int64_t channels = std::min(g.in_c, g.out_c);
   const bool asks = how == Filtering::where_faster;
+  const StrideTwoCosts& costs = stride_two_costs(lanes);
   WinogradGrid best;
   double least =
       !asks ? std::numeric_limits<double>::infinity()
@@ -72,8 +92,8 @@ WinogradGrid winograd_grid(const Geometry& g, std::int64_t value_bytes, int lane
     w.in0_h = input(g.pad_h), w.in0_w = input(g.pad_w);
     w.rows = ceil_div(g.out_h - w.out0_h, w.out_step), w.cols = ceil_div(g.out_w - w.out0_w, w.out_step);
     const bool large = taps == 5 && double(w.weights() * value_bytes) * pairs > kLargePackBytes;
-    const double packing = overhead(large) / double(std::max<std::int64_t>(1, g.batch)),
-                 products = dearer(g, w, lanes) * (double(w.rows * w.cols * w.points()) + packing);
+    const double packing = overhead(costs, large) / double(std::max<std::int64_t>(1, g.batch)),
+                 products = dearer(costs, g, w, lanes, gradient) * (double(w.rows * w.cols * w.points()) + packing);
     if (products < least) least = products, best = w;
   };
   // Fewest channels: below, the transforms eat the gain, or products are too short for any of this.
@@ -146,7 +166,7 @@ WinogradGrid winograd_grid_stride1(const ConvPlan& p, std::int64_t value_bytes, 
 // The same for the weight gradient: its sum is 36 points wide for each pair of channels, zeroed, added to and brought
 // back to 9 taps, once for every thread that has a sum of its own. Where these would not stay in the caches threads
 // share one sum and the transformed sides.
-constexpr double kGradTransform = 1, kLargeGradSumBytes = 4 << 20, kGradSumsBytes = 8 << 20;
+constexpr double kGradTransform = 1, kGradSum = 800, kLargeGradSumBytes = 4 << 20, kGradSumsBytes = 8 << 20;
 bool fit_apart(const WinogradGrid& w, double in, double out, std::int64_t value_bytes, int threads) {
   return double(w.weights() * value_bytes * threads) * in * out <= kGradSumsBytes;
 }
@@ -169,13 +189,14 @@ std::atomic<Filtering> chosen_filtering{Filtering::where_faster};
 
 // `overhead` and `faster` belong to the choice of the faster form.
 template <class O, class F>
-WinogradGrid grid(const Geometry& g, const TileShape& tile, std::int64_t value_bytes, bool registers, O&& overhead,
+WinogradGrid grid(const Geometry& g, const TileShape& tile, std::int64_t value_bytes, bool gradient, O&& overhead,
                   Filtering filtering, F&& faster) {
   if (filtering == Filtering::where_faster) filtering = chosen_filtering.load();
   if (filtering == Filtering::never) return {};
   const bool asks = filtering == Filtering::where_faster;
-  const WinogradGrid w = winograd_grid(g, value_bytes, tile.lanes, registers, filtering,
-                                       [&](bool large) { return asks ? overhead(large) : 0; });
+  const WinogradGrid w =
+      winograd_grid(g, value_bytes, tile.lanes, !gradient && tile.filters_in_registers, gradient, filtering,
+                    [&](const StrideTwoCosts& costs, bool large) { return asks ? overhead(costs, large) : 0; });
   if (w.m) return w;
   return asks ? faster() : trimmed(stride1_tiles(g, value_bytes), g);
 }
@@ -186,13 +207,17 @@ Filtering filtering_mode() { return chosen_filtering.load(); }
 Filtering choose_filtering(Filtering filtering) { return chosen_filtering.exchange(filtering); }
 
 WinogradGrid chosen_grid(const ConvPlan& p, std::int64_t value_bytes, int calls, Filtering filtering) {
-  const auto overhead = [&](bool large) { return (large ? kLargePack * p.tile.lanes : kPack) / calls; };
-  return grid(p.geometry, p.tile, value_bytes, p.tile.filters_in_registers, overhead, filtering,
+  const auto overhead = [&](const StrideTwoCosts&, bool large) {
+    return (large ? kLargePack * p.tile.lanes : kPack) / calls;
+  };
+  return grid(p.geometry, p.tile, value_bytes, false, overhead, filtering,
               [&] { return winograd_grid_stride1(p, value_bytes, calls); });
 }
 WinogradGrid chosen_grid(const WeightGradPlan& p, std::int64_t value_bytes, int threads, Filtering filtering) {
-  const auto overhead = [&](bool large) { return large ? kLargeGradSum * p.tile.lanes : kGradSum; };
-  return grid(p.geometry, p.tile, value_bytes, false, overhead, filtering,
+  const auto overhead = [&](const StrideTwoCosts& costs, bool large) {
+    return large ? kLargeGradSum * p.tile.lanes : costs.grad_sum;
+  };
+  return grid(p.geometry, p.tile, value_bytes, true, overhead, filtering,
               [&] { return winograd_grid_stride1(p, value_bytes, threads); });
 }
 

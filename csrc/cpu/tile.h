@@ -93,13 +93,14 @@ constexpr int depth_step(int pixels, int vectors) {
   return step;
 }
 
-template <class T, int M, int V, int K>
+template <class T, int M, int V, int K, bool Fetches>
 LMSER_HD void product_step(Vec<T> (&sum)[M][V], const T* const (&pixel)[M], std::int64_t k, const T* w,
                            std::int64_t ahead) {
   constexpr int L = kLanes<T>, kLine = 64 / sizeof(T);
   Vec<T> b[K][V];
+  if constexpr (Fetches)
 #pragma GCC unroll 8
-  for (int i = 0; i < K * V * L; i += kLine) __builtin_prefetch(w + ahead + i, 0, 3);
+    for (int i = 0; i < K * V * L; i += kLine) __builtin_prefetch(w + ahead + i, 0, 3);
 #pragma GCC unroll 4
   for (int d = 0; d < K; ++d)
 #pragma GCC unroll 4
@@ -136,14 +137,21 @@ void product_tile(const ProductTile<T>& t) {
   for (int m = 0; m < M; ++m) pixel[m] = t.slab + t.offset[m];
   const T* w = t.weight;
   const std::int64_t length = t.length, whole = length / K * K, ahead = t.ahead;
-  for (int r = 0; r < t.kernel_rows; ++r) {
-    std::int64_t k = 0;
-    for (; k < whole; k += K, w += K * V * L) product_step<T, M, V, K>(sum, pixel, k, w, ahead);
-    for (; k < length; ++k, w += V * L) product_step<T, M, V, 1>(sum, pixel, k, w, ahead);
+  const auto rows = [&]<bool Fetches>() {
+    for (int r = 0; r < t.kernel_rows; ++r) {
+      std::int64_t k = 0;
+      for (; k < whole; k += K, w += K * V * L) product_step<T, M, V, K, Fetches>(sum, pixel, k, w, ahead);
+      for (; k < length; ++k, w += V * L) product_step<T, M, V, 1, Fetches>(sum, pixel, k, w, ahead);
 #pragma GCC unroll 32
-    for (int m = 0; m < M; ++m) pixel[m] += t.row_stride;
-    w += t.weight_gap;
-  }
+      for (int m = 0; m < M; ++m) pixel[m] += t.row_stride;
+      w += t.weight_gap;
+    }
+  };
+  // Where weights are in the first-level cache anyway a narrow tile has no load to spare.
+  if (ahead)
+    rows.template operator()<true>();
+  else
+    rows.template operator()<false>();
   if (t.finish) return finish_tile<T, M, V>(sum, *t.finish);
 #pragma GCC unroll 32
   for (int m = 0; m < M; ++m)
