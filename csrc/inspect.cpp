@@ -14,6 +14,7 @@
 #include "cpu/engine.h"
 #include "cpu/output_store.h"
 #include "cpu/packed_store.h"
+#include "cpu/processor.h"
 #include "cpu/settle_state.h"
 #include "cpu/torch_pool.h"
 #include "cuda/settle_plan.h"
@@ -242,7 +243,12 @@ py::dict plan(const std::string& op, const std::string& dtype, Four shape, Four 
                         double(weight[0]) * double(weight[1]) * double(weight[2]) * double(weight[3]) + out);
   const double filled = double(g.out_c) / double(p.padded_out_c);
   d["register_fill"] = filled;
-  const std::string staging = channels_last || (g.in_h == 1 && g.in_w == 1)
+  const bool lies = channels_last && value != 2 && pool[0] * pool[1] == 1 && !p.planar && !p.unpacked &&
+                    (winograd ? p.winograd.in_registers : std::ranges::all_of(p.phases, [&](const Phase& ph) {
+                      return ph.taps_w == 0 || inside_input(p, ph);
+                    }));
+  const std::string staging = lies ? std::string("; the input is read as it lies")
+                              : channels_last || (g.in_h == 1 && g.in_w == 1)
                                   ? "; input rows are staged once per unit into a padded slab in the second-level cache"
                                   : "; the plainly contiguous input is turned to channels-last while it is staged";
   const bool grouped = std::ranges::any_of(p.phases, [](const Phase& ph) { return ph.by_rows || ph.by_cols; });

@@ -123,17 +123,29 @@ def test_parts_of_a_batch_have_its_bits():
         assert torch.equal(parts, whole)
 
 
-def test_explained(form):
-    def reason(*geometry):
-        batch, size, kernel = geometry
+@pytest.fixture
+def usual_products() -> Iterator[None]:
+    before = _library.module.assume_fast_wide_products(False)
+    yield
+    _library.module.assume_fast_wide_products(before)
+
+
+def test_explained(form, usual_products):
+    def reason(batch, size, kernel, **layout):
         return explain(
             "conv2d_add_act",
-            torch.randn(batch, 64, size, size).to(memory_format=torch.channels_last),
-            torch.randn(128, 64, kernel, kernel),
+            torch.randn(batch, 64, size, size).to(**layout),
+            torch.randn(128, 64, kernel, kernel, dtype=layout.get("dtype")),
             stride=2,
             padding=kernel // 2,
         ).reason
 
-    assert ("meet the padding" in reason(64, 7, 5)) == (form == "direct")
-    assert "meet the padding" not in reason(1, 128, 5)
-    assert "meet the padding" not in reason(64, 7, 1)
+    last = {"memory_format": torch.channels_last}
+    direct = form == "direct"
+    assert ("meet the padding" in reason(64, 7, 5, **last)) == direct
+    # What nothing of the padding is read of need not be staged.
+    assert ("meet the padding" in reason(1, 128, 5, **last)) == direct
+    assert ("read as it lies" in reason(1, 128, 5, **last)) == direct
+    assert "read as it lies" not in reason(1, 128, 5)
+    assert "read as it lies" not in reason(1, 128, 5, dtype=torch.bfloat16, **last)
+    assert "meet the padding" not in reason(64, 7, 1, **last)

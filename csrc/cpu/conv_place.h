@@ -21,8 +21,8 @@ constexpr X greater(X a, X b) {
   return a > b ? a : b;
 }
 
-// The input is used where it lies: channels-last values of T without transform or conversion, and without padding but
-// where single windows are copied (winograd_registers.h).
+// The input is used where it lies: channels-last values of T without transform or conversion, where nothing of the
+// padding is read or single windows are copied (winograd_registers.h).
 template <class T>
 bool direct_source(const ConvCall<T>& call) {
   const ConvPlan& p = *call.plan;
@@ -32,9 +32,7 @@ bool direct_source(const ConvCall<T>& call) {
   for (const Phase& ph : p.phases) {
     if (ph.taps_w == 0) continue;
     if (ph.taps_w > 1 && v.sw != v.c) return false;
-    if (ph.off_h < 0 || ph.off_w < 0) return false;
-    if (ph.off_h + (ph.rows - 1) * p.in_step_h + ph.taps_h > v.h) return false;
-    if (ph.off_w + (ph.cols - 1) * p.in_step_w + ph.taps_w > v.w) return false;
+    if (!inside_input(p, ph)) return false;
   }
   return true;
 }

@@ -44,19 +44,8 @@ std::atomic<const InstructionSet*>& chosen() {
   return set;
 }
 
-std::atomic<bool>& fast_products() {
-#if defined(__x86_64__)
-  static std::atomic<bool> fast{(__builtin_cpu_init(), !__builtin_cpu_is("amdfam19h"))};  // Zen 4 has them in halves
-#else
-  static std::atomic<bool> fast{false};
-#endif
-  return fast;
-}
-
 }  // namespace
 
-bool fast_wide_products() { return fast_products().load(std::memory_order_relaxed); }
-bool assume_fast_wide_products(bool fast) { return fast_products().exchange(fast); }
 const InstructionSet& instruction_set() { return *chosen().load(std::memory_order_relaxed); }
 bool choose_instruction_set(const char* name) {
   for (int i = 0; i < available().count; ++i)

@@ -4,8 +4,8 @@
 #include <limits>
 
 #include "divide.h"
-#include "kernels.h"
 #include "padding.h"
+#include "processor.h"
 
 namespace lmser {
 namespace {
@@ -32,7 +32,7 @@ struct StrideTwoCosts {
 constexpr StrideTwoCosts kUsual{{1.08, 7.4}, {1.03, 6.5},        {1.08, 7.4},      {1.03, 6.5},
                                 800,         {0, 0, 1.05, 1.14}, {0, 0, 4.6, 3.5}, {0, 0, 2000, 800}};
 constexpr StrideTwoCosts kFastProducts{{1.19, 8}, {1.23, 7},          {1.0, 27},        {1.17, 8},
-                                       300,       {0, 0, 1.25, 1.25}, {0, 0, 6.5, 6.5}, {0, 0, 370, 185}};
+                                       300,       {0, 0, 1.35, 1.35}, {0, 0, 6.5, 6.5}, {0, 0, 370, 185}};
 const StrideTwoCosts& stride_two_costs(int lanes) {
   return lanes >= 16 && fast_wide_products() ? kFastProducts : kUsual;
 }

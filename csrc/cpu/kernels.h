@@ -141,10 +141,6 @@ struct InstructionSet {
 // best first.
 const InstructionSet& instruction_set();
 bool choose_instruction_set(const char* name);
-// Whether a cycle starts two multiply-adds of 64-byte registers, where there are any: what plans weigh filtering by.
-// Another answer may be assumed to compare plans; gives the one until now.
-bool fast_wide_products();
-bool assume_fast_wide_products(bool fast);
 const InstructionSet* const* instruction_sets(int* count);
 
 }  // namespace lmser

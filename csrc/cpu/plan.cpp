@@ -2,6 +2,7 @@
 #include "plan.h"
 
 #include <algorithm>
+#include <limits>
 
 #include "filter_choice.h"
 #include "padding.h"
@@ -174,36 +175,58 @@ void plan_winograd(ConvPlan& p, std::int64_t value_bytes, int threads) {
 constexpr double kLeastTile = 8, kTileOverhead = 64;
 // What has to be saved before pixels are told apart: their tiles are less full and more in number.
 constexpr double kWorthGroups = 0.97;
+// Staging, in products of registers for each register of values.
+constexpr double kStaging = 20;
 
-// Whether the pixels of a phase are told apart by what of their taps lies in the padding.
-void choose_groups(const ConvPlan& p, Phase& ph) {
+// What the pixels of a phase cost, in products of registers for `images` images; none where there are too many groups.
+double cost_of_groups(const ConvPlan& p, const Phase& ph, std::int64_t images, bool by_rows, bool by_cols) {
   const Geometry& g = p.geometry;
-  const int vectors = p.blocks.empty() ? 0 : p.blocks[0].vectors;
-  if (vectors == 0 || ph.taps_h * ph.taps_w <= 1) return;
-  const std::int64_t most = p.tile.pixels_by_width[vectors], images = p.row_units == 1 ? p.unit_images : 1;
-  double best = 0;
-  for (const bool by_rows : {false, true})
-    for (const bool by_cols : {false, true}) {
-      double cost = 0;
-      int groups = 0;
-      for_tap_ranges(by_rows, 0, ph.rows, ph.off_h, p.in_step_h, ph.taps_h, g.in_h,
-                     [&](std::int64_t q0, std::int64_t q1, TapRange rows) {
-                       for_tap_ranges(by_cols, 0, ph.cols, ph.off_w, p.in_step_w, ph.taps_w, g.in_w,
-                                      [&](std::int64_t x0, std::int64_t x1, TapRange cols) {
-                                        const std::int64_t pixels = images * (q1 - q0) * (x1 - x0),
-                                                           tiles = ceil_div(pixels, most);
-                                        const double depth = double(rows.count()) * cols.count() * double(g.in_c),
-                                                     tile = double(pixels) / double(tiles) * vectors;
-                                        cost += double(tiles) * (std::max(tile, kLeastTile) * depth + kTileOverhead);
-                                        ++groups;
-                                      });
-                     });
-      if (groups > kMostGroups) continue;
-      if (best == 0 || cost < best) {
-        best = by_rows || by_cols ? cost : kWorthGroups * cost;
-        ph.by_rows = by_rows, ph.by_cols = by_cols;
-      }
+  const int vectors = p.blocks[0].vectors;
+  const std::int64_t most = p.tile.pixels_by_width[vectors];
+  double cost = 0;
+  int groups = 0;
+  for_tap_ranges(by_rows, 0, ph.rows, ph.off_h, p.in_step_h, ph.taps_h, g.in_h,
+                 [&](std::int64_t q0, std::int64_t q1, TapRange rows) {
+                   for_tap_ranges(by_cols, 0, ph.cols, ph.off_w, p.in_step_w, ph.taps_w, g.in_w,
+                                  [&](std::int64_t x0, std::int64_t x1, TapRange cols) {
+                                    const std::int64_t pixels = images * (q1 - q0) * (x1 - x0),
+                                                       tiles = ceil_div(pixels, most);
+                                    const double depth = double(rows.count()) * cols.count() * double(g.in_c),
+                                                 tile = double(pixels) / double(tiles) * vectors;
+                                    cost += double(tiles) * (std::max(tile, kLeastTile) * depth + kTileOverhead);
+                                    ++groups;
+                                  });
+                 });
+  return groups > kMostGroups ? std::numeric_limits<double>::infinity() : cost;
+}
+
+// Whether the pixels of each phase are told apart by what of their taps lies in the padding. Where all are, nothing of
+// the padding is read, and input that is as the tiles want it need not be staged.
+void choose_groups(ConvPlan& p) {
+  if (p.blocks.empty()) return;
+  const Geometry& g = p.geometry;
+  const std::int64_t images = p.row_units == 1 ? p.unit_images : 1;
+  double as_it_lies = 0, staged = kStaging * double(images * g.in_h * g.in_w) * double(g.in_c) / double(p.tile.lanes) *
+                                  double(p.block_splits);
+  std::vector<Phase> apart = p.phases;
+  for (std::size_t i = 0; i < apart.size(); ++i) {
+    Phase& ph = p.phases[i];
+    ph.by_rows = ph.by_cols = false;
+    if (ph.taps_h * ph.taps_w <= 1) {
+      if (ph.taps_h && !inside_input(p, ph)) as_it_lies = std::numeric_limits<double>::infinity();
+      continue;
     }
+    double best = std::numeric_limits<double>::infinity(), cost = 0;
+    for (const bool by_rows : {false, true})
+      for (const bool by_cols : {false, true}) {
+        cost = cost_of_groups(p, ph, images, by_rows, by_cols);
+        const double counts = by_rows || by_cols ? cost : kWorthGroups * cost;
+        if (counts < best) best = counts, ph.by_rows = by_rows, ph.by_cols = by_cols;
+      }
+    staged += best, as_it_lies += cost;  // the last: both ways
+    apart[i].by_rows = apart[i].by_cols = true;
+  }
+  if (as_it_lies < staged) p.phases = std::move(apart);
 }
 
 // The most rows of input that a unit needs.
@@ -306,8 +329,7 @@ ConvPlan plan_conv(const Geometry& g, const TileShape& tile, std::int64_t value_
     p.slab_values = p.unit_images * p.slab_rows * p.slab_cols * g.in_c;
     p.units = p.block_splits = threads;
   }
-  if (!p.dot)
-    for (Phase& ph : p.phases) choose_groups(p, ph);
+  if (!p.dot) choose_groups(p);
   return p;
 }
 
@@ -323,10 +345,7 @@ ConvPlan in_units_of(ConvPlan p, const ConvPlan& other) {
   p.units = other.units, p.block_splits = 1;
   p.slab_rows = rows_of_slab(p);
   p.slab_values = p.unit_images * p.slab_rows * p.slab_cols * p.geometry.in_c;
-  for (Phase& ph : p.phases) {
-    ph.by_rows = ph.by_cols = false;
-    choose_groups(p, ph);
-  }
+  choose_groups(p);
   return p;
 }
 

@@ -208,6 +208,13 @@ struct ConvPlan {
   }
 };
 
+// Whether all taps of a phase that are multiplied are over the input, and none over its padding.
+LMSER_HD bool inside_input(const ConvPlan& p, const Phase& ph) {
+  const Geometry& g = p.geometry;
+  return (ph.by_rows || (ph.off_h >= 0 && ph.off_h + (ph.rows - 1) * p.in_step_h + ph.taps_h <= g.in_h)) &&
+         (ph.by_cols || (ph.off_w >= 0 && ph.off_w + (ph.cols - 1) * p.in_step_w + ph.taps_w <= g.in_w));
+}
+
 // Whether the pixels of a convolution are its input's, with nothing between or beside them: a matrix product.
 inline bool is_product(const Geometry& g) {
   return g.kernel_h == 1 && g.kernel_w == 1 && g.stride_h == 1 && g.stride_w == 1 && g.pad_h == 0 && g.pad_w == 0;
