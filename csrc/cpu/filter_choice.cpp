@@ -28,9 +28,10 @@ struct StrideTwoCosts {
   double registers[4], registers_transform[4], registers_far[4];
 };
 // Transforms and the traffic of caches weigh the more the faster the products are: measured where a cycle starts one
-// multiply-add of 64 bytes (Zen 4) or two of 32 (Zen 3), and where it starts two of 64 (Sapphire Rapids and later).
-constexpr StrideTwoCosts kUsual{{1.08, 7.4}, {1.03, 6.5},        {1.08, 7.4},      {1.03, 6.5},
+// multiply-add of 64 bytes (Zen 4) or two of 32 (Zen 3), and where it starts two of 64 (Emerald Rapids).
+constexpr StrideTwoCosts kUsual{{1.08, 7.4}, {1.03, 6.3},        {1.08, 7.4},      {1.03, 6.3},
                                 800,         {0, 0, 1.05, 1.14}, {0, 0, 4.6, 3.5}, {0, 0, 2000, 800}};
+// There sums in registers, faster by themselves at some sizes, are slower inside a network.
 constexpr StrideTwoCosts kFastProducts{{1.19, 8}, {1.23, 7},          {1.0, 27},        {1.17, 8},
                                        300,       {0, 0, 1.35, 1.35}, {0, 0, 6.5, 6.5}, {0, 0, 370, 185}};
 const StrideTwoCosts& stride_two_costs(int lanes) {
