@@ -33,15 +33,14 @@ def layers() -> str:
 
 
 def elsewhere() -> str:
-    """Networks and the grid in short, on a processor that starts two multiply-adds of 64 bytes a cycle."""
+    """Networks on a processor that starts two multiply-adds of 64 bytes a cycle."""
     file = "cpu_wide.json"
     result = _read(file)
     where = (
         f"{_machine(result)}; copies run at {result['copy_bandwidth_gbs']:.0f} GB/s read and written: "
-        f"`lmser bench --only CLmser --only Lmser --only grid --json bench/results/{file}`."
+        f"`lmser bench --only CLmser --only Lmser --json bench/results/{file}`."
     )
-    networks = _table(row for row in result["rows"] if row["workload"].startswith(("Lmser", "CLmser")))
-    return "\n".join([*networks, "", *_grid(result["rows"]), "", where])
+    return "\n".join([*_table(result["rows"]), "", where])
 
 
 def _table(rows: Iterable[dict[str, Any]]) -> list[str]:
