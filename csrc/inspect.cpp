@@ -331,8 +331,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("choose_isa", &lmser::choose_isa, py::arg("name"),
         "Makes every operator use this instruction set from now on (for comparing them); returns the one used before.");
   m.def("assume_fast_wide_products", &lmser::assume_fast_wide_products, py::arg("fast"),
-        "Makes plans from now on weigh minimal filtering as on a processor that starts two multiply-adds of 64-byte "
-        "registers a cycle, or as on others (for comparing them); returns what was assumed until now.");
+        "Makes plans weigh filtering as on a processor with two 64-byte multiply-adds a cycle, or as on others.");
   m.def(
       "choose_filtering", &lmser::choose_filtering_mode, py::arg("mode"),
       "Makes plans from now on filter 'where faster' (the default), 'never' or 'where possible' (for comparing them), "

@@ -60,12 +60,12 @@ double share_made(const Geometry& g) {
 // The cheapest grid, or none where the direct sum is better. Measured on float32, 3x3 and 5x5 at stride 2, where
 // below some channels on either side the transforms eat the gain. `overhead(costs, large)`: products for each pair of
 // channels that the filtered form costs beside those of its tiles, where its weights or their sums leave the caches and
-// where not. Where `how` is not where_faster every grid is taken that there is; `registers`: whether there are any with
-// sums in them.
+// where not. Where `how` is not where_faster every grid is taken that there is; a gradient has none with sums in
+// registers.
 template <class F>
-WinogradGrid winograd_grid(const Geometry& g, std::int64_t value_bytes, int lanes, bool registers, bool gradient,
+WinogradGrid winograd_grid(const Geometry& g, const TileShape& tile, std::int64_t value_bytes, bool gradient,
                            Filtering how, F&& overhead) {
-  const int taps = g.kernel_h;
+  const int taps = g.kernel_h, lanes = tile.lanes;
   if (value_bytes != 4 || (taps != 3 && taps != 5) || g.kernel_w != taps || g.stride_h != 2 || g.stride_w != 2)
     return {};
   if (g.pad_h >= taps || g.pad_w >= taps) return {};
@@ -106,7 +106,7 @@ WinogradGrid winograd_grid(const Geometry& g, std::int64_t value_bytes, int lane
     if (enough(16, 64)) consider(2, false);
     return best;
   }
-  registers = registers && how != Filtering::in_buffers;
+  const bool registers = !gradient && tile.filters_in_registers && how != Filtering::in_buffers;
   for (const int m : {3, 2}) {
     if (registers && enough(16, kNone)) consider(m, true);
     if ((!registers || how != Filtering::in_registers) && enough(32, 128)) consider(m, false);
@@ -196,7 +196,7 @@ WinogradGrid grid(const Geometry& g, const TileShape& tile, std::int64_t value_b
   if (filtering == Filtering::never) return {};
   const bool asks = filtering == Filtering::where_faster;
   const WinogradGrid w =
-      winograd_grid(g, value_bytes, tile.lanes, !gradient && tile.filters_in_registers, gradient, filtering,
+      winograd_grid(g, tile, value_bytes, gradient, filtering,
                     [&](const StrideTwoCosts& costs, bool large) { return asks ? overhead(costs, large) : 0; });
   if (w.m) return w;
   return asks ? faster() : trimmed(stride1_tiles(g, value_bytes), g);
