@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "cpu/engine.h"
+#include "cpu/narrow.h"
 #include "cpu/output_store.h"
 #include "cpu/packed_store.h"
 #include "cpu/processor.h"
@@ -61,6 +62,12 @@ py::dict build_info() {
   return d;
 }
 
+constexpr std::pair<const char*, NarrowTiles> kTileNames[] = {
+    {"none", NarrowTiles::none}, {"emulated", NarrowTiles::emulated}, {"amx", NarrowTiles::amx}};
+const char* name_of(NarrowTiles tiles) {
+  return std::ranges::find(kTileNames, tiles, [](const auto& known) { return known.second; })->first;
+}
+
 py::dict cpu_info() {
   py::dict d;
   d["isa"] = instruction_set().name;
@@ -69,6 +76,7 @@ py::dict cpu_info() {
   d["lanes_float32"] = t.lanes;
   d["tile"] = std::to_string(t.pixels) + " pixels x " + std::to_string(t.max_vectors * t.lanes) + " channels";
   d["fast_wide_products"] = fast_wide_products();
+  d["bfloat16_tiles"] = name_of(narrow_tiles());
   d["hardware_threads"] = std::thread::hardware_concurrency();
   return d;
 }
@@ -111,6 +119,15 @@ std::string choose_unpacking_mode(const std::string& mode) {
                                                             {"never", Unpacking::never},
                                                             {"where possible", Unpacking::where_possible}};
   return choose_mode<Unpacking, choose_unpacking>(mode, modes);
+}
+
+std::string choose_tiles(const std::string& name) {
+  const auto known = std::ranges::find(kTileNames, name, [](const auto& k) { return std::string(k.first); });
+  if (known == std::end(kTileNames))
+    throw py::value_error("tiles are '" + name + "'; expected 'none', 'emulated' or 'amx'");
+  const std::string before = name_of(narrow_tiles());
+  if (!choose_narrow_tiles(known->second)) throw py::value_error("tiles '" + name + "' do not run here");
+  return before;
 }
 
 using Clock = std::chrono::steady_clock;
@@ -341,6 +358,10 @@ PYBIND11_MODULE(_C, m) {
       "choose_unpacking", &lmser::choose_unpacking_mode, py::arg("mode"),
       "Makes convolutions of few pixels from now on read their weight as it lies 'where faster' (the default), 'never' "
       "or 'where possible'; returns the mode until now.");
+  m.def("choose_bfloat16_tiles", &lmser::choose_tiles, py::arg("name"),
+        "Makes convolutions of bfloat16 from now on multiply in tiles of 'amx' (the default where the processor has "
+        "them), of loops that stand for them ('emulated', for tests) or of 'none', in float32; returns those until "
+        "now.");
   m.def(
       "empty_cache",
       [] {

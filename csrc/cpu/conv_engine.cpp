@@ -7,6 +7,7 @@
 #include <stdexcept>
 
 #include "layout.h"
+#include "narrow.h"
 #include "packed_store.h"
 #include "packed_weight.h"
 #include "under_kernel.h"
@@ -31,11 +32,13 @@ class Prepared final : public PreparedConv::State {
       : isa_(isa), geometry_(geometry), weight_(weight), beside_(beside), calls_(calls) {}
 
   const ConvPlan& prepare(const ThreadPool& pool, Source source, Sink sink) override {
-    return packed_for(pool, normal_form(source, sink), filtering).plan;
+    const Geometry g = normal_form(source, sink);
+    return packed_for(pool, g, filtering, narrow(source, sink)).plan;
   }
 
   bool run(const ThreadPool& pool, Source source, Sink sink, bool filtered) override {
-    const Packed& p = packed_for(pool, normal_form(source, sink), filtered);
+    const Geometry g = normal_form(source, sink);
+    const Packed& p = packed_for(pool, g, filtered, narrow(source, sink));
     return run_packed(pool, p, call_of(p, source, sink));
   }
 
@@ -43,8 +46,9 @@ class Prepared final : public PreparedConv::State {
   bool run_pair(const ThreadPool& pool, Source source, Sink sink, Prepared& next, const Source& next_source,
                 const Sink& next_sink, bool filtered) {
     const Geometry g = normal_form(source, sink);
-    const Packed& p = packed_for(pool, g, filtered);
-    if (g == geometry_)
+    const bool as_narrow = narrow(source, sink);
+    const Packed& p = packed_for(pool, g, filtered, as_narrow);
+    if (g == geometry_ && !as_narrow)
       if (const Packed* const following = next.packed_in_units_of(pool, p.plan, filtered)) {
         const ConvCall<T> call = next.call_of(*following, next_source, next_sink);
         return run_packed(pool, p, call_of(p, source, sink), &call);
@@ -61,6 +65,7 @@ class Prepared final : public PreparedConv::State {
   struct Packed {
     Geometry geometry;  // normalised
     bool filtering;     // whether it was allowed
+    bool narrow;        // whether tiles of bfloat16 were
     int threads;
     ConvPlan plan;
     std::shared_ptr<const PackedWeight<T>> weight;
@@ -73,9 +78,18 @@ class Prepared final : public PreparedConv::State {
     return g;
   }
 
-  const Packed& packed_for(const ThreadPool& pool, const Geometry& g, bool filtered) {
+  // Whether bfloat16 is multiplied as such: by weights of it, with results that no other part of a network waits for.
+  bool narrow(const Source& source, const Sink& sink) const {
+    return sizeof(T) == 4 && weight_.dtype == DType::bf16 && source.base.dtype == DType::bf16 && !beside_ &&
+           !sink.epilogue && !sink.pooled && narrow_kernels(isa_);
+  }
+
+  const Packed& packed_for(const ThreadPool& pool, const Geometry& g, bool filtered, bool as_narrow) {
     for (const Packed& p : packed_)
-      if (p.geometry == g && p.filtering == filtered && p.threads == pool.threads) return p;
+      if (p.geometry == g && p.filtering == filtered && p.narrow == as_narrow && p.threads == pool.threads) return p;
+    if (as_narrow)
+      if (std::optional<ConvPlan> plan = plan_narrow_conv(g, pool.threads, calls_))
+        return packed(pool, {g, filtered, true, pool.threads, *std::move(plan), nullptr});
     const TileShape& tile = kernels_of<T>(isa_).tile;
     Filtering how = filtered ? Filtering::where_faster : Filtering::never;
     if (filtered && g.batch > 0 && g.batch < geometry_.batch) {
@@ -89,7 +103,7 @@ class Prepared final : public PreparedConv::State {
     if (weight_.dtype == kDTypeOf<T> && !beside_ && lies_well(weight_, geometry_) &&
         takes_unpacked(geometry_, tile, sizeof(T), pool.threads, calls_, of_whole))
       plan = plan_unpacked(g, tile, pool.threads, taps_lie_together(weight_));
-    return packed(pool, {g, filtered, pool.threads, std::move(plan), nullptr});
+    return packed(pool, {g, filtered, as_narrow, pool.threads, std::move(plan), nullptr});
   }
 
   // For the whole batch in the units of another plan; null where that cannot be.
@@ -97,7 +111,7 @@ class Prepared final : public PreparedConv::State {
     const Filtering how = filtered ? Filtering::where_faster : Filtering::never;
     ConvPlan plan = plan_conv(geometry_, kernels_of<T>(isa_).tile, sizeof(T), pool.threads, how, calls_);
     if (!shares_units(plan, other)) return nullptr;
-    return &packed(pool, {geometry_, filtered, pool.threads, in_units_of(std::move(plan), other), nullptr});
+    return &packed(pool, {geometry_, filtered, false, pool.threads, in_units_of(std::move(plan), other), nullptr});
   }
 
   // `made` with its weight, kept.
@@ -168,7 +182,10 @@ class Prepared final : public PreparedConv::State {
       epilogue.sums = sums.get();
       call.sink.epilogue = &epilogue;
     }
-    const std::int64_t scratch = std::max(k.conv_scratch(call), next ? k.conv_scratch(*next) : 0),
+    const NarrowKernels* tiles = nullptr;
+    if constexpr (sizeof(T) == 4)
+      if (p.plan.narrow) tiles = narrow_kernels(isa_);
+    const std::int64_t scratch = scratch_of(tiles, call, next),
                        unit_tasks = std::min<std::int64_t>(pool.threads, p.plan.units),
                        tasks = p.plan.work() + work_of_values(call.source.base) + work_of_values(sink.out) < kSerialWork
                                    ? 1
@@ -179,6 +196,8 @@ class Prepared final : public PreparedConv::State {
       run_rounds(pool, tasks, call, next, scratch, finite);
     else
       run_units<T>(pool, tasks, p.plan.units, scratch, [&](std::int64_t u, T* memory) {
+        if constexpr (sizeof(T) == 4)
+          if (tiles) return tiles->conv_unit(call, u, memory);
         if (!k.conv_unit(call, u, memory)) finite.store(false, std::memory_order_relaxed);
         if (next) k.conv_unit(*next, u, memory);
       });
@@ -189,6 +208,13 @@ class Prepared final : public PreparedConv::State {
       for (std::int64_t u = 0; u < p.plan.units; ++u)
         for (std::int64_t c = 0; c < epilogue.channels; ++c) epilogue.bias_grad[c] += sums[u * epilogue.channels + c];
     return finite.load();
+  }
+
+  std::int64_t scratch_of(const NarrowKernels* tiles, const ConvCall<T>& call, const ConvCall<T>* next) const {
+    if constexpr (sizeof(T) == 4)
+      if (tiles) return tiles->conv_scratch(call);
+    const Kernels<T>& k = kernels_of<T>(isa_);
+    return std::max(k.conv_scratch(call), next ? k.conv_scratch(*next) : 0);
   }
 
   // Units in rounds: each part waits for the one before.

@@ -8,6 +8,7 @@
 #include "all_finite.h"
 #include "buffer.h"
 #include "engine.h"
+#include "narrow.h"
 
 namespace lmser {
 
@@ -103,8 +104,13 @@ void pack(const InstructionSet& isa, const ThreadPool& pool, const ConvPlan& p, 
       const std::int64_t chunk = i % chunks;
       const bool beside = chunk >= before;
       const std::int64_t from = beside ? split + (chunk - before) * kChunk : chunk * kChunk;
-      kernels_of<T>(isa).pack(p, beside ? parts.beside : parts.weight, int(i / chunks), from,
-                              std::min(from + kChunk, beside ? in_c : split), packed);
+      const std::int64_t until = std::min(from + kChunk, beside ? in_c : split);
+      if constexpr (sizeof(T) == 4)
+        if (p.narrow) {
+          narrow_kernels(isa)->pack(p, parts.weight, int(i / chunks), from, until, packed);
+          continue;
+        }
+      kernels_of<T>(isa).pack(p, beside ? parts.beside : parts.weight, int(i / chunks), from, until, packed);
     }
   };
   if (tasks == 1)

@@ -179,6 +179,7 @@ struct ConvPlan {
   // product with what lies under the kernel, gathered before; `taps_together`: in whose order, the taps of a channel
   // side by side or its channels.
   bool unpacked = false, gathers = false, taps_together = true;
+  bool narrow = false;                          // products of bfloat16, in tiles (narrow.h)
   bool packs_blocks = false;                    // each unit packs its own blocks of the weight, into its scratch
   std::int64_t out_step_h = 1, out_step_w = 1;  // between pixels of a phase
   std::int64_t in_step_h = 1, in_step_w = 1;
@@ -299,6 +300,7 @@ struct WeightGradPlan {
   WinogradGrid winograd;
   std::int64_t tile_rows = 0;  // of the grid, a unit
   bool split_pixels = true;    // else tasks take bands, and one sum serves all
+  bool narrow = false;         // products of bfloat16, in tiles; the sum is in their order (narrow.h)
   bool inside = false;         // pixels whose value under a tap is of the padding are left out of its sum
   // Minimal filtering with one sum: so many units are transformed to points that all threads share, of so many pairs
   // before their products, which read and write the sum once for all of them.

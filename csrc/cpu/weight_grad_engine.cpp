@@ -11,6 +11,7 @@
 #include "buffer.h"
 #include "gathered_gradient.h"
 #include "layout.h"
+#include "narrow.h"
 #include "units.h"
 #include "write_weight.h"
 
@@ -31,8 +32,12 @@ namespace {
 template <class T>
 class Sum final : public WeightGradSum::State {
  public:
-  Sum(const InstructionSet& isa, const ThreadPool& pool, const Geometry& geometry, bool winograd)
-      : k_(kernels_of<T>(isa)), pool_(pool), geometry_(geometry), winograd_(winograd) {}
+  Sum(const InstructionSet& isa, const ThreadPool& pool, const Geometry& geometry, bool winograd, bool narrow)
+      : k_(kernels_of<T>(isa)),
+        pool_(pool),
+        geometry_(geometry),
+        winograd_(winograd),
+        tiles_(narrow ? narrow_kernels(isa) : nullptr) {}
 
   void add(std::vector<WeightGradPair> pairs) override {
     Geometry g = geometry_;
@@ -89,6 +94,16 @@ class Sum final : public WeightGradSum::State {
       sum_ = std::move(taps);
       partial = 1;
     }
+    if constexpr (sizeof(T) == 4)
+      if (plan_.narrow) {
+        const Geometry& g = plan_.geometry;
+        Buffer<T> taps = allocate<T>(g.kernel_h * g.kernel_w * g.in_c * plan_.padded_out_c);
+        over_tasks([&](std::int64_t t) {
+          spread_narrow_sums(plan_, sum_.get(), sums_, bands_ * t / tasks_, bands_ * (t + 1) / tasks_, taps.get());
+        });
+        sum_ = std::move(taps);
+        partial = 1;
+      }
     write_weight(pool_, tasks_, plan_, sum_.get(), partial, turned_, grad, accumulate);
     return true;
   }
@@ -106,7 +121,7 @@ class Sum final : public WeightGradSum::State {
     Sum& other = static_cast<Sum&>(state);
     add_products(), other.add_products();
     const WeightGradPlan &a = plan_, &b = other.plan_;
-    if (!sum_ || !other.sum_ || a.winograd.m != b.winograd.m || a.winograd.taps != b.winograd.taps ||
+    if (!sum_ || !other.sum_ || a.narrow != b.narrow || a.winograd.m != b.winograd.m || a.winograd.taps != b.winograd.taps ||
         a.sum_values != b.sum_values || a.sum_length != b.sum_length || turned_ != other.turned_ ||
         swapped_ != other.swapped_)
       return false;
@@ -147,6 +162,8 @@ class Sum final : public WeightGradSum::State {
     prepare(work_of_reading);
   }
   WeightGradPlan planned(const Geometry& g) const {
+    if (tiles_)
+      if (std::optional<WeightGradPlan> plan = plan_narrow_weight_grad(g, pool_.threads)) return *plan;
     const Filtering how = winograd_ ? Filtering::where_faster : Filtering::never;
     return plan_weight_grad(g, k_.tile, sizeof(T), pool_.threads, how);
   }
@@ -241,8 +258,20 @@ class Sum final : public WeightGradSum::State {
   }
   std::int64_t scratch_of(const std::vector<WeightGradCall<T>>& calls) const {
     std::int64_t scratch = 1;
-    for (const WeightGradCall<T>& call : calls) scratch = std::max(scratch, k_.weight_grad_scratch(call));
+    for (const WeightGradCall<T>& call : calls) scratch = std::max(scratch, scratch_of(call));
     return scratch;
+  }
+
+  std::int64_t scratch_of(const WeightGradCall<T>& call) const {
+    if constexpr (sizeof(T) == 4)
+      if (plan_.narrow) return tiles_->weight_grad_scratch(call);
+    return k_.weight_grad_scratch(call);
+  }
+  void add_unit(const WeightGradCall<T>& call, std::int64_t unit, std::int64_t band0, std::int64_t band1,
+                T* memory) const {
+    if constexpr (sizeof(T) == 4)
+      if (plan_.narrow) return tiles_->weight_grad_unit(call, unit, band0, band1, memory);
+    k_.weight_grad_unit(call, unit, band0, band1, memory);
   }
 
   // What a task sums: units [unit0, unit1) of bands [band0, band1), to `own`.
@@ -272,7 +301,7 @@ class Sum final : public WeightGradSum::State {
   }
   void sum_unit(Share& s, WeightGradCall<T> call, std::int64_t unit, T* memory) const {
     call.sum = s.own, call.fresh = s.fresh;
-    k_.weight_grad_unit(with_channels(call, s.task), unit, s.band0, s.band1, memory);
+    add_unit(with_channels(call, s.task), unit, s.band0, s.band1, memory);
     s.fresh = false;
   }
 
@@ -301,7 +330,9 @@ class Sum final : public WeightGradSum::State {
   const Kernels<T>& k_;
   ThreadPool pool_;
   Geometry geometry_;
-  bool winograd_, turned_ = false, swapped_ = false, inside_ = false;
+  bool winograd_;
+  const NarrowKernels* tiles_;  // where both sides are bfloat16, and there are any
+  bool turned_ = false, swapped_ = false, inside_ = false;
   WeightGradPlan plan_;
   std::int64_t bands_ = 0, tasks_ = 1, sums_ = 1;
   Buffer<T> sum_;
@@ -319,9 +350,9 @@ class Sum final : public WeightGradSum::State {
 WeightGradSum::WeightGradSum(const InstructionSet& isa, const ThreadPool& pool, const Geometry& geometry, DType dtype,
                              bool winograd) {
   if (dtype == DType::f64)
-    state_ = std::make_unique<Sum<double>>(isa, pool, geometry, winograd);
+    state_ = std::make_unique<Sum<double>>(isa, pool, geometry, winograd, false);
   else
-    state_ = std::make_unique<Sum<float>>(isa, pool, geometry, winograd);
+    state_ = std::make_unique<Sum<float>>(isa, pool, geometry, winograd, dtype == DType::bf16);
 }
 WeightGradSum::WeightGradSum(WeightGradSum&&) noexcept = default;
 WeightGradSum& WeightGradSum::operator=(WeightGradSum&&) noexcept = default;
@@ -368,7 +399,7 @@ void run_weight_grad(const InstructionSet& isa, const ThreadPool& pool, const Ge
 template <class T>
 void run_pair_as(const InstructionSet& isa, const ThreadPool& pool, const WeightGradTask& first,
                  const WeightGradTask& second) {
-  Sum<T> a(isa, pool, first.geometry, true), b(isa, pool, second.geometry, true);
+  Sum<T> a(isa, pool, first.geometry, true, false), b(isa, pool, second.geometry, true, false);
   a.channels = bool(first.bias), b.channels = bool(second.bias);
   a.add_both(first.pair, b, second.pair);
   const auto finish = [&](Sum<T>& sum, const WeightGradTask& task) {
@@ -381,6 +412,11 @@ void run_pair_as(const InstructionSet& isa, const ThreadPool& pool, const Weight
 }
 void run_weight_grad_pair(const InstructionSet& isa, const ThreadPool& pool, const WeightGradTask& first,
                           const WeightGradTask& second) {
+  if (first.grad.dtype == DType::bf16 && narrow_kernels(isa)) {
+    for (const WeightGradTask* task : {&first, &second})
+      run_weight_grad(isa, pool, task->geometry, {task->pair}, task->grad, false, task->bias);
+    return;
+  }
   const auto run = first.grad.dtype == DType::f64 ? run_pair_as<double> : run_pair_as<float>;
   run(isa, pool, first, second);
 }

@@ -1,0 +1,123 @@
+#include "narrow.h"
+
+#include <atomic>
+#include <cstring>
+
+#if defined(__x86_64__) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+#include "divide.h"
+
+namespace lmser {
+#if defined(__x86_64__)
+namespace avx512_narrow {
+extern const NarrowKernels amx_table, emulated_table;
+}
+#endif
+
+namespace {
+
+#if defined(__x86_64__)
+bool has_avx512() {
+  __builtin_cpu_init();
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512vl");
+}
+#endif
+
+// The processor has the instructions, the operating system saves their registers, and lets this process have them.
+bool has_amx() {
+#if defined(__x86_64__) && defined(__linux__)
+  unsigned a, b, c, d;
+  if (!has_avx512() || !__get_cpuid(1, &a, &b, &c, &d) || !(c & (1u << 27))) return false;
+  unsigned low, high;
+  asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  constexpr unsigned kTileState = 3u << 17;
+  if ((low & kTileState) != kTileState) return false;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d & (1u << 22)) || !(d & (1u << 24))) return false;
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
+std::atomic<NarrowTiles>& in_use() {
+  static std::atomic<NarrowTiles> tiles{has_amx() ? NarrowTiles::amx : NarrowTiles::none};
+  return tiles;
+}
+
+// Blocks of two tiles of channels, 32 pixels.
+constexpr TileShape kTile{16, int(kNarrowPixels), 2, {0, int(kNarrowPixels), int(kNarrowPixels), 0}, false};
+
+}  // namespace
+
+NarrowTiles narrow_tiles() { return in_use().load(std::memory_order_relaxed); }
+bool choose_narrow_tiles(NarrowTiles tiles) {
+  if (tiles == NarrowTiles::amx && !has_amx()) return false;
+#if defined(__x86_64__)
+  if (tiles == NarrowTiles::emulated && !has_avx512()) return false;
+#else
+  if (tiles != NarrowTiles::none) return false;
+#endif
+  in_use().store(tiles, std::memory_order_relaxed);
+  return true;
+}
+
+const NarrowKernels* narrow_kernels(const InstructionSet& isa) {
+#if defined(__x86_64__)
+  if (std::strcmp(isa.name, "avx512") == 0) {
+    if (narrow_tiles() == NarrowTiles::amx) return &avx512_narrow::amx_table;
+    if (narrow_tiles() == NarrowTiles::emulated) return &avx512_narrow::emulated_table;
+  }
+#endif
+  (void)isa;
+  return nullptr;
+}
+
+std::optional<ConvPlan> plan_narrow_conv(const Geometry& g, int threads, int calls) {
+  ConvPlan p = plan_conv(g, kTile, 2, threads, Filtering::never, calls);
+  if (p.dot) return std::nullopt;  // most columns of a tile would be empty
+  p.narrow = true;
+  p.packed_size = 0;
+  for (Phase& ph : p.phases) {
+    ph.by_rows = ph.by_cols = false;  // the padding is staged as zeros: a tile reads all taps of its pixels
+    ph.weight_offset = p.packed_size;
+    p.packed_size += narrow_depth(p, ph) * p.padded_out_c / 2;
+  }
+  return p;
+}
+
+std::optional<WeightGradPlan> plan_narrow_weight_grad(const Geometry& g, int threads) {
+  WeightGradPlan p = plan_weight_grad(g, kTile, 2, threads, Filtering::never);
+  p.narrow = true;
+  p.bands_per_row = ceil_div(p.sum_length, kNarrowDepth);
+  p.sum_length = p.bands_per_row * kNarrowDepth;
+  p.sum_values = p.sum_rows * p.sum_length * p.padded_out_c;
+  return p;
+}
+
+void spread_narrow_sums(const WeightGradPlan& p, const float* sums, std::int64_t count, std::int64_t band0,
+                        std::int64_t band1, float* to) {
+  constexpr std::int64_t kSide = 16, kTileValues = kSide * kSide;
+  const Geometry& g = p.geometry;
+  const std::int64_t length = g.kernel_w * g.in_c, width = p.padded_out_c;
+  for (std::int64_t band = band0; band < band1; ++band) {
+    const std::int64_t row = band / p.bands_per_row, first = band % p.bands_per_row * kNarrowDepth;
+    for (std::int64_t k = first; k < std::min(first + kNarrowDepth, length); k += kSide)
+      for (std::int64_t c = 0; c < width; c += kSide) {
+        const float* const from = sums + narrow_band(p, band) + c / kSide * 2 * kTileValues + (k - first) * kSide;
+        float total[kTileValues];
+        std::memcpy(total, from, sizeof total);
+        for (std::int64_t t = 1; t < count; ++t)
+          for (std::int64_t i = 0; i < kTileValues; ++i) total[i] += from[t * p.sum_values + i];
+        for (std::int64_t v = 0; v < std::min(kSide, length - k); ++v)
+          for (std::int64_t i = 0; i < kSide; ++i) to[(row * length + k + v) * width + c + i] = total[i * kSide + v];
+      }
+  }
+}
+
+}  // namespace lmser

@@ -1,0 +1,53 @@
+// Convolutions of bfloat16 values, whose products are of bfloat16 and whose sums are float32, in the processor's own
+// registers for matrices (Intel AMX): a tile of 16 rows x 32 values times one of 32 values x 16 columns is one
+// instruction. All input under the kernel of 32 pixels is laid side by side first; what is read and written is as in
+// the other kernels.
+#pragma once
+
+#include <optional>
+
+#include "kernels.h"
+
+namespace lmser {
+
+// Which tiles there are. `emulated` gives what the instructions give, up to the order of sums, by plain loops: what is
+// around them can be tested, and looked at by sanitizers, on any processor with AVX-512.
+enum class NarrowTiles { none, emulated, amx };
+NarrowTiles narrow_tiles();
+// From now on, for tests and comparisons; false, and nothing is changed, where this processor, or its operating
+// system, does not have them.
+bool choose_narrow_tiles(NarrowTiles tiles);
+
+// Values of a row of a tile, and of the depth of products in whole rows.
+inline constexpr std::int64_t kNarrowDepth = 32, kNarrowPixels = 32;
+inline std::int64_t narrow_depth(const ConvPlan& p, const Phase& ph) {
+  const std::int64_t depth = std::int64_t(ph.taps_h) * ph.taps_w * p.geometry.in_c;
+  return (depth + kNarrowDepth - 1) / kNarrowDepth * kNarrowDepth;
+}
+
+struct NarrowKernels {
+  std::int64_t (*conv_scratch)(const ConvCall<float>&);  // values of float
+  void (*conv_unit)(const ConvCall<float>&, std::int64_t unit, float* scratch);
+  // As Kernels::pack, two values in the place of one: of a block all tiles of a phase one after the other, each
+  // [depth / 2][channel][2], zero beyond the depth.
+  void (*pack)(const ConvPlan&, const WeightLayout<float>&, int block, std::int64_t c0, std::int64_t c1, float* packed);
+  std::int64_t (*weight_grad_scratch)(const WeightGradCall<float>&);
+  void (*weight_grad_unit)(const WeightGradCall<float>&, std::int64_t unit, std::int64_t band0, std::int64_t band1,
+                           float* scratch);
+};
+// Of the tiles in use; null where there are none, or `isa` is not the instruction set they belong to.
+const NarrowKernels* narrow_kernels(const InstructionSet& isa);
+
+// None where another form serves better.
+std::optional<ConvPlan> plan_narrow_conv(const Geometry& geometry, int threads, int calls);
+std::optional<WeightGradPlan> plan_narrow_weight_grad(const Geometry& geometry, int threads);
+
+// Where the sum of a band lies: its tiles of 16 output channels x 16 values, [output tile][value tile][16][16].
+inline std::int64_t narrow_band(const WeightGradPlan& p, std::int64_t band) {
+  return band * kNarrowDepth * p.padded_out_c;
+}
+// Bands [band0, band1) of `count` sums, added in their order, as (kernel row, value under it, output channel).
+void spread_narrow_sums(const WeightGradPlan& p, const float* sums, std::int64_t count, std::int64_t band0,
+                        std::int64_t band1, float* to);
+
+}  // namespace lmser

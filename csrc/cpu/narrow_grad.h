@@ -1,0 +1,171 @@
+// One unit of a weight gradient of bfloat16 values (narrow.h): pixels are the depth of its products. The small side is
+// turned once, 16 output channels x 32 pixels a tile; what lies under a band's taps is laid out as pairs of pixels. The
+// sums stay in the order of tiles to the end.
+#pragma once
+
+#include "conv_place.h"
+#include "narrow.h"
+#include "narrow_rows.h"
+#include "narrow_tiles.h"
+
+namespace lmser::LMSER_ISA {
+
+// Scratch of a unit, in floats: both sides staged | a row while it is staged, and rows for that | offsets of pixels |
+// tiles of the small side | tiles of a band.
+struct NarrowGradScratch {
+  static constexpr std::int64_t kTile = 16 * kNarrowDepth;
+  std::int64_t big, small, line, rows, offsets, small_tiles, band_tiles;
+  explicit NarrowGradScratch(const WeightGradCall<float>& call) {
+    const WeightGradPlan& p = *call.plan;
+    const View &b = call.big.base, &s = call.small.base;
+    const std::int64_t pixels = p.unit_images * p.unit_rows * p.geometry.out_w, chunks = div_up(pixels, kNarrowDepth);
+    big = div_up(p.big_values, 2), small = div_up(p.small_values, 2);
+    line = greater(b.w * b.c, s.w * s.c);
+    rows = RowScratch<float>::values(line);
+    offsets = 2 * pixels;
+    small_tiles = chunks * p.padded_out_c * kNarrowDepth / 2;
+    band_tiles = chunks * kTile;
+    for (std::int64_t* x : {&big, &small, &line, &rows, &offsets, &small_tiles, &band_tiles}) *x = div_up(*x, 64) * 64;
+  }
+  std::int64_t before_line() const { return big + small; }
+  std::int64_t before_offsets() const { return before_line() + line + rows; }
+  std::int64_t before_tiles() const { return before_offsets() + offsets; }
+  std::int64_t values() const { return before_tiles() + small_tiles + band_tiles; }
+};
+inline std::int64_t narrow_grad_scratch(const WeightGradCall<float>& call) { return NarrowGradScratch(call).values(); }
+
+// Adds the sums of channels over pixels, `pixel` values apart: of some of them in float, of all in double.
+inline void add_half_channels(const Half* from, std::int64_t pixels, std::int64_t pixel, std::int64_t channels,
+                              double* to) {
+  constexpr std::int64_t kPixels = 64;
+  for (std::int64_t x0 = 0; x0 < pixels; x0 += kPixels)
+    for_lanes<float>(channels, [&](std::int64_t c, int lanes) {
+      Vec<float> sum{};
+      for (std::int64_t x = x0; x < lesser(x0 + kPixels, pixels); ++x)
+        sum = sum + load_halves(from + x * pixel + c, lanes);
+      for (int i = 0; i < lanes; ++i) to[c + i] += double(sum[i]);
+    });
+}
+
+// Pixel pairs of 16 values each, zero behind the last pixel: row r of a tile is what `at(2 r)` and `at(2 r + 1)` point
+// to.
+template <class At>
+LMSER_HD __m512i pair_of_pixels(std::int64_t first, std::int64_t pixels, __mmask16 values, At&& at) {
+  const __m256i zero = _mm256_setzero_si256();
+  const __m256i a = first < pixels ? _mm256_maskz_loadu_epi16(values, at(first)) : zero,
+                b = first + 1 < pixels ? _mm256_maskz_loadu_epi16(values, at(first + 1)) : zero;
+  return interleave(a, b);
+}
+
+// Sixteen rows of sixteen words turned.
+LMSER_HD void turn_words(const __m512i (&row)[16], Half* to) {
+  __m512i pairs[16], fours[16], eights[16];
+#pragma GCC unroll 8
+  for (int i = 0; i < 16; i += 2) {
+    pairs[i] = _mm512_unpacklo_epi32(row[i], row[i + 1]);
+    pairs[i + 1] = _mm512_unpackhi_epi32(row[i], row[i + 1]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 16; i += 4)
+#pragma GCC unroll 2
+    for (int j = 0; j < 2; ++j) {
+      fours[i + 2 * j] = _mm512_unpacklo_epi64(pairs[i + j], pairs[i + 2 + j]);
+      fours[i + 2 * j + 1] = _mm512_unpackhi_epi64(pairs[i + j], pairs[i + 2 + j]);
+    }
+  // fours[4 a + b] has in each quarter q rows 4 a to 4 a + 3 of column 4 q + b.
+#pragma GCC unroll 4
+  for (int b = 0; b < 4; ++b) {
+    eights[b] = _mm512_shuffle_i32x4(fours[b], fours[4 + b], 0x88);
+    eights[4 + b] = _mm512_shuffle_i32x4(fours[b], fours[4 + b], 0xDD);
+    eights[8 + b] = _mm512_shuffle_i32x4(fours[8 + b], fours[12 + b], 0x88);
+    eights[12 + b] = _mm512_shuffle_i32x4(fours[8 + b], fours[12 + b], 0xDD);
+  }
+#pragma GCC unroll 4
+  for (int b = 0; b < 4; ++b) {
+    _mm512_storeu_si512(to + b * 32, _mm512_shuffle_i32x4(eights[b], eights[8 + b], 0x88));
+    _mm512_storeu_si512(to + (4 + b) * 32, _mm512_shuffle_i32x4(eights[4 + b], eights[12 + b], 0x88));
+    _mm512_storeu_si512(to + (8 + b) * 32, _mm512_shuffle_i32x4(eights[b], eights[8 + b], 0xDD));
+    _mm512_storeu_si512(to + (12 + b) * 32, _mm512_shuffle_i32x4(eights[4 + b], eights[12 + b], 0xDD));
+  }
+}
+
+template <class Tiles>
+void narrow_grad_unit(const WeightGradCall<float>& call, std::int64_t unit, std::int64_t band0, std::int64_t band1,
+                      float* scratch) {
+  constexpr std::int64_t kTile = NarrowGradScratch::kTile, kSums = 16 * 16;
+  const WeightGradPlan& p = *call.plan;
+  const Geometry& g = p.geometry;
+  const NarrowGradScratch layout(call);
+  const std::int64_t n0 = unit / p.row_units * p.unit_images, n1 = lesser(n0 + p.unit_images, g.batch),
+                     r0 = unit % p.row_units * p.unit_rows, r1 = lesser(r0 + p.unit_rows, g.out_h), rows = r1 - r0,
+                     pixels = (n1 - n0) * rows * g.out_w, chunks = div_up(pixels, kNarrowDepth);
+  auto* const big = reinterpret_cast<Half*>(scratch);
+  auto* const small = reinterpret_cast<Half*>(scratch + layout.big);
+  float* const line = scratch + layout.before_line();
+  auto* const offset = reinterpret_cast<std::int64_t*>(scratch + layout.before_offsets());
+  auto* const small_tiles = reinterpret_cast<Half*>(scratch + layout.before_tiles());
+  auto* const band_tiles = reinterpret_cast<Half*>(scratch + layout.before_tiles() + layout.small_tiles);
+
+  const std::int64_t big_rows = (rows - 1) * g.stride_h + g.kernel_h, big_row = p.slab_cols * g.in_c,
+                     big_image = big_rows * big_row, width = p.padded_out_c;
+  const auto row_scratch = RowScratch<float>::at(line + layout.line, layout.line);
+  std::int64_t pixel = 0;
+  for (std::int64_t n = 0; n < n1 - n0; ++n) {
+    stage_halves(call.big, n0 + n, r0 * g.stride_h - g.pad_h, big_rows, -std::int64_t(g.pad_w), p.slab_cols, g.in_c,
+                 big + n * big_image, line, row_scratch);
+    stage_halves(call.small, n0 + n, r0, rows, 0, g.out_w, width, small + n * rows * g.out_w * width, line,
+                 row_scratch);
+    for (std::int64_t r = 0; r < rows; ++r)
+      for (std::int64_t x = 0; x < g.out_w; ++x)
+        offset[pixel++] = n * big_image + r * g.stride_h * big_row + x * g.stride_w * g.in_c;
+  }
+  if (call.channels && band0 == 0) {  // of tasks that share a unit the first one's
+    if (call.channels_of_big)         // of a product alone, whose pixels are the big side's
+      add_half_channels(big, pixels, g.in_c, g.in_c, call.channels);
+    else
+      add_half_channels(small, pixels, width, g.out_c, call.channels);
+  }
+
+  for (std::int64_t k = 0; k < chunks; ++k)
+    for (std::int64_t c = 0; c < width; c += 16) {
+      __m512i pairs[16];
+#pragma GCC unroll 16
+      for (std::int64_t r = 0; r < 16; ++r)
+        pairs[r] = pair_of_pixels(k * kNarrowDepth + 2 * r, pixels, 0xFFFF,
+                                  [&](std::int64_t i) { return small + i * width + c; });
+      turn_words(pairs, small_tiles + (c / 16 * chunks + k) * kTile);
+    }
+
+  Tiles::start();
+  const std::int64_t length = std::int64_t(g.kernel_w) * g.in_c;
+  for (std::int64_t band = band0; band < band1; ++band) {
+    const std::int64_t value0 = band % p.bands_per_row * kNarrowDepth, left = length - value0;
+    const Half* const under = big + band / p.bands_per_row * big_row + value0;
+    const bool two = left > 16;
+    const std::int64_t step = two ? 2 * kTile : kTile;
+    for (std::int64_t k = 0; k < chunks; ++k)
+      for (std::int64_t r = 0; r < 16; ++r) {
+        const std::int64_t first = k * kNarrowDepth + 2 * r;
+        Half* const to = band_tiles + k * step + r * 32;
+        _mm512_storeu_si512(to, pair_of_pixels(first, pixels, first_lanes(left),
+                                               [&](std::int64_t i) { return under + offset[i]; }));
+        if (two)
+          _mm512_storeu_si512(to + kTile, pair_of_pixels(first, pixels, first_lanes(left - 16),
+                                                         [&](std::int64_t i) { return under + offset[i] + 16; }));
+      }
+    NarrowProduct product{};
+    product.a_row = kNarrowDepth, product.a_half = chunks * kTile, product.a_chunk = kTile;
+    product.b = band_tiles, product.b_tile = kTile, product.b_chunk = step;
+    product.chunks = chunks;
+    product.c_row = 16, product.c_half = 2 * kSums, product.c_tile = kSums;
+    product.more = !call.fresh;
+    for (std::int64_t c = 0; c < width; c += 32) {
+      product.a = small_tiles + c / 16 * chunks * kTile;
+      product.c = call.sum + narrow_band(p, band) + c / 16 * 2 * kSums;
+      narrow_product<Tiles>(product, c + 16 < width, two);
+    }
+  }
+  Tiles::stop();
+}
+
+}  // namespace lmser::LMSER_ISA

@@ -1,0 +1,120 @@
+// Products of tiles: by the processor's instructions (Intel AMX), and by loops that stand for them.
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#include "rows.h"
+
+namespace lmser::LMSER_ISA {
+
+// Up to two tiles of 16 rows of `a` times up to two of 16 columns of `b`, each a sum over `chunks` of 32 values:
+// c[row][column] = [c +] sum a[row][k] b[k][column]. A tile of b is [k / 2][column][2].
+struct NarrowProduct {
+  const std::uint16_t* a;
+  std::int64_t a_row, a_half, a_chunk;  // values from one row, tile and chunk to the next
+  const std::uint16_t* b;
+  std::int64_t b_tile, b_chunk;
+  std::int64_t chunks;
+  float* c;
+  std::int64_t c_row, c_half, c_tile;
+  bool more = false;  // sums go on from what `c` holds
+};
+
+#if defined(__x86_64__)
+// Tiles 0 to 3 are sums, 4 and 5 rows of `a`, 6 and 7 columns of `b`. The instructions are written out: the compiler's
+// names for them need flags under which it would use other instructions that not every processor here has, and do not
+// say that they read and write memory.
+#define LMSER_TILE_LOAD(tile, at, bytes) \
+  asm volatile("tileloadd (%0,%1,1), %%tmm" #tile ::"r"(at), "r"(std::int64_t(bytes)) : "memory")
+#define LMSER_TILE_STORE(tile, at, bytes) \
+  asm volatile("tilestored %%tmm" #tile ", (%0,%1,1)" ::"r"(at), "r"(std::int64_t(bytes)) : "memory")
+#define LMSER_TILE_ZERO(tile) asm volatile("tilezero %%tmm" #tile::)
+#define LMSER_TILE_PRODUCT(sum, a, b) asm volatile("tdpbf16ps %%tmm" #b ", %%tmm" #a ", %%tmm" #sum::)
+
+struct AmxTiles {
+  // A thread has tiles from `start` to `stop` alone: the operating system need not save them at other times.
+  static void start() {
+    struct alignas(64) Shape {
+      std::uint8_t palette = 1, first_row = 0, reserved[14] = {};
+      std::uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+      std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+    };
+    static_assert(sizeof(Shape) == 64);
+    static constexpr Shape kShape;
+    asm volatile("ldtilecfg %0" ::"m"(kShape));
+  }
+  static void stop() { asm volatile("tilerelease" ::); }
+
+  template <int Halves, int Tiles>
+  static void product(const NarrowProduct& p) {
+    const std::int64_t a_bytes = 2 * p.a_row, c_bytes = 4 * p.c_row;
+    if (p.more) {
+      LMSER_TILE_LOAD(0, p.c, c_bytes);
+      if constexpr (Tiles > 1) LMSER_TILE_LOAD(1, p.c + p.c_tile, c_bytes);
+      if constexpr (Halves > 1) LMSER_TILE_LOAD(2, p.c + p.c_half, c_bytes);
+      if constexpr (Halves > 1 && Tiles > 1) LMSER_TILE_LOAD(3, p.c + p.c_half + p.c_tile, c_bytes);
+    } else {
+      LMSER_TILE_ZERO(0);
+      if constexpr (Tiles > 1) LMSER_TILE_ZERO(1);
+      if constexpr (Halves > 1) LMSER_TILE_ZERO(2);
+      if constexpr (Halves > 1 && Tiles > 1) LMSER_TILE_ZERO(3);
+    }
+    const std::uint16_t *a = p.a, *b = p.b;
+    for (std::int64_t k = 0; k < p.chunks; ++k, a += p.a_chunk, b += p.b_chunk) {
+      LMSER_TILE_LOAD(4, a, a_bytes);
+      LMSER_TILE_LOAD(6, b, 64);
+      LMSER_TILE_PRODUCT(0, 4, 6);
+      if constexpr (Tiles > 1) {
+        LMSER_TILE_LOAD(7, b + p.b_tile, 64);
+        LMSER_TILE_PRODUCT(1, 4, 7);
+      }
+      if constexpr (Halves > 1) {
+        LMSER_TILE_LOAD(5, a + p.a_half, a_bytes);
+        LMSER_TILE_PRODUCT(2, 5, 6);
+        if constexpr (Tiles > 1) LMSER_TILE_PRODUCT(3, 5, 7);
+      }
+    }
+    LMSER_TILE_STORE(0, p.c, c_bytes);
+    if constexpr (Tiles > 1) LMSER_TILE_STORE(1, p.c + p.c_tile, c_bytes);
+    if constexpr (Halves > 1) LMSER_TILE_STORE(2, p.c + p.c_half, c_bytes);
+    if constexpr (Halves > 1 && Tiles > 1) LMSER_TILE_STORE(3, p.c + p.c_half + p.c_tile, c_bytes);
+  }
+};
+#undef LMSER_TILE_LOAD
+#undef LMSER_TILE_STORE
+#undef LMSER_TILE_ZERO
+#undef LMSER_TILE_PRODUCT
+#endif
+
+struct EmulatedTiles {
+  static void start() {}
+  static void stop() {}
+  template <int Halves, int Tiles>
+  static void product(const NarrowProduct& p) {
+    for (int h = 0; h < Halves; ++h)
+      for (int t = 0; t < Tiles; ++t) {
+        float* const c = p.c + h * p.c_half + t * p.c_tile;
+        for (int m = 0; m < 16; ++m)
+          for (int n = 0; n < 16; ++n) {
+            float sum = p.more ? c[m * p.c_row + n] : 0.0f;
+            for (std::int64_t k = 0; k < p.chunks; ++k) {
+              const std::uint16_t *const a = p.a + h * p.a_half + k * p.a_chunk + m * p.a_row,
+                                  *const b = p.b + t * p.b_tile + k * p.b_chunk;
+              for (int i = 0; i < 32; ++i) sum += from_bf16(a[i]) * from_bf16(b[i / 2 * 32 + n * 2 + i % 2]);
+            }
+            c[m * p.c_row + n] = sum;
+          }
+      }
+  }
+};
+
+template <class Tiles>
+LMSER_HD void narrow_product(const NarrowProduct& p, bool two_halves, bool two_tiles) {
+  if (two_halves)
+    two_tiles ? Tiles::template product<2, 2>(p) : Tiles::template product<2, 1>(p);
+  else
+    two_tiles ? Tiles::template product<1, 2>(p) : Tiles::template product<1, 1>(p);
+}
+
+}  // namespace lmser::LMSER_ISA
