@@ -109,6 +109,11 @@ const Kernels<T>& kernels_of(const InstructionSet& isa) {
     return isa.f64;
 }
 
+inline std::uint16_t bf16_bits(float f) {  // to nearest, ties to even; NaN stays
+  std::uint32_t bits;
+  std::memcpy(&bits, &f, sizeof bits);
+  return f != f ? 0x7FC0 : std::uint16_t((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
+}
 inline float bf16_value(std::uint16_t b) {
   const std::uint32_t bits = std::uint32_t(b) << 16;
   float f;
@@ -161,14 +166,9 @@ void store_value(const View& v, std::int64_t i, T x) {
     case DType::f16:
       static_cast<_Float16*>(v.data)[i] = _Float16(float(x));
       return;
-    case DType::bf16: {
-      const float f = float(x);
-      std::uint32_t bits;
-      std::memcpy(&bits, &f, sizeof bits);
-      static_cast<std::uint16_t*>(v.data)[i] =
-          f != f ? 0x7FC0 : std::uint16_t((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
+    case DType::bf16:
+      static_cast<std::uint16_t*>(v.data)[i] = bf16_bits(float(x));
       return;
-    }
   }
 }
 

@@ -34,6 +34,10 @@ struct NarrowKernels {
   std::int64_t (*weight_grad_scratch)(const WeightGradCall<float>&);
   void (*weight_grad_unit)(const WeightGradCall<float>&, std::int64_t unit, std::int64_t band0, std::int64_t band1,
                            float* scratch);
+  // 16 output channels x 16 input channels of `count` sums, added in their order, to a gradient of bfloat16 in the
+  // weight's layout, or in that of a `turned` kernel.
+  void (*write_weight)(const WeightGradPlan&, const float* sums, std::int64_t count, std::int64_t piece, bool turned,
+                       const View& grad);
 };
 // Of the tiles in use; null where there are none, or `isa` is not the instruction set they belong to.
 const NarrowKernels* narrow_kernels(const InstructionSet& isa);
@@ -46,8 +50,9 @@ std::optional<WeightGradPlan> plan_narrow_weight_grad(const Geometry& geometry, 
 inline std::int64_t narrow_band(const WeightGradPlan& p, std::int64_t band) {
   return band * kNarrowDepth * p.padded_out_c;
 }
-// Bands [band0, band1) of `count` sums, added in their order, as (kernel row, value under it, output channel).
-void spread_narrow_sums(const WeightGradPlan& p, const float* sums, std::int64_t count, std::int64_t band0,
-                        std::int64_t band1, float* to);
+// So many pieces of a gradient are written one by one.
+inline std::int64_t narrow_weight_pieces(const WeightGradPlan& p) {
+  return p.padded_out_c / 16 * ((p.geometry.in_c + 15) / 16);
+}
 
 }  // namespace lmser

@@ -103,17 +103,42 @@ void finish_narrow(const float* sums, const std::int64_t* offset, int pixels, in
   }
 }
 
-// `kernel_rows` pieces of `length` values under each pixel, one after the other, and zeros up to `padded` of them.
-inline void lay_side_by_side(const Half* slab, const std::int64_t* offset, int pixels, int kernel_rows,
-                             std::int64_t row_stride, std::int64_t length, std::int64_t padded, Half* to,
-                             std::int64_t pitch) {
+// What lies under the kernel of pixels, side by side: `kernel_rows` pieces of `length` values, and zeros up to a whole
+// number of registers. A register of one pixel is made of the parts of pieces that fall into it, each loaded to its
+// place by a mask; nothing beside a piece is touched.
+inline void lay_side_by_side(const Half* slab, const std::int64_t* offset, std::int64_t pixels, int kernel_rows,
+                             std::int64_t row_stride, std::int64_t length, Half* to, std::int64_t pitch) {
+  constexpr int kMost = 3;  // parts of a register taken together
   const std::int64_t depth = kernel_rows * length;
-  const __mmask32 rest = first_halves(padded - depth);
-  for (int m = 0; m < pixels; ++m) {
-    const Half* from = slab + offset[m];
-    Half* p = to + m * pitch;
-    for (int r = 0; r < kernel_rows; ++r, from += row_stride, p += length) copy_halves(p, from, length);
-    if (depth < padded) _mm512_mask_storeu_epi16(p, rest, _mm512_setzero_si512());
+  for (std::int64_t k = 0; k < depth; k += kNarrowDepth) {
+    const std::int64_t end = lesser(k + kNarrowDepth, depth);
+    bool fresh = true;
+    for (std::int64_t at = k; at < end;) {
+      __mmask32 mask[kMost] = {};
+      const Half* from[kMost] = {slab, slab, slab};
+      for (int part = 0; part < kMost && at < end; ++part) {
+        const std::int64_t row = at / length, until = lesser(end, (row + 1) * length);
+        mask[part] = first_halves(until - k) & ~first_halves(at - k);
+        from[part] = slab + row * row_stride + k - row * length;
+        at = until;
+      }
+      const auto load_all = [&]<int Parts>() {
+        for (std::int64_t m = 0; m < pixels; ++m) {
+          __m512i v = fresh ? _mm512_setzero_si512() : _mm512_loadu_si512(to + m * pitch + k);
+          for (int part = 0; part < Parts; ++part)
+            v = _mm512_mask_loadu_epi16(v, mask[part], from[part] + offset[m]);
+          _mm512_storeu_si512(to + m * pitch + k, v);
+        }
+      };
+      if (mask[0] == first_halves(kNarrowDepth))
+        for (std::int64_t m = 0; m < pixels; ++m)
+          _mm512_storeu_si512(to + m * pitch + k, _mm512_loadu_si512(from[0] + offset[m]));
+      else if (!mask[1])
+        load_all.template operator()<1>();
+      else
+        load_all.template operator()<kMost>();
+      fresh = false;
+    }
   }
 }
 
@@ -246,8 +271,7 @@ void narrow_conv_unit(const ConvCall<float>& call, std::int64_t index, float* sc
     const auto* const weight = reinterpret_cast<const Half*>(call.weight + ph.weight_offset);
     for (std::int64_t first = 0; first < pixels; first += group) {
       const std::int64_t last = lesser(first + group, pixels);
-      lay_side_by_side(slab.data, in_offset + first, int(last - first), ph.taps_h, slab.row, ph.taps_w * g.in_c, depth,
-                       panel, pitch);
+      lay_side_by_side(slab.data, in_offset + first, last - first, ph.taps_h, slab.row, ph.taps_w * g.in_c, panel, pitch);
       for (int b = unit.block0; b < unit.block1; ++b) {
         const Block& block = p.blocks[b];
         const int channels = int(lesser<std::int64_t>(block.vectors * 16, g.out_c - block.channel));

@@ -168,4 +168,59 @@ void narrow_grad_unit(const WeightGradCall<float>& call, std::int64_t unit, std:
   Tiles::stop();
 }
 
+inline void write_narrow_weight(const WeightGradPlan& p, const float* sums, std::int64_t count, std::int64_t piece,
+                                bool turned, const View& grad) {
+  constexpr std::int64_t kSide = 16, kTaps = 32;  // taps at a time
+  const Geometry& g = p.geometry;
+  const std::int64_t chunks = div_up(g.in_c, kSide), out0 = piece / chunks * kSide, in0 = piece % chunks * kSide,
+                     outs = lesser(kSide, g.out_c - out0), ins = lesser(kSide, g.in_c - in0),
+                     taps = std::int64_t(g.kernel_h) * g.kernel_w, row_step = turned ? grad.sw : grad.sh,
+                     col_step = turned ? grad.sh : grad.sw;
+  for (std::int64_t tap0 = 0; tap0 < taps; tap0 += kTaps) {
+    const std::int64_t some = lesser(kTaps, taps - tap0);
+    // Of each tap where output channel 0 of the first tile of values lies, and of the next, which has the rest.
+    const float* from[kTaps][2];
+    int first[kTaps], at_first[kTaps];  // values of the first tile, and the place of value 0 in it
+    std::int64_t at[kTaps];
+    for (std::int64_t t = 0; t < some; ++t) {
+      const std::int64_t row = (tap0 + t) / g.kernel_w, col = (tap0 + t) % g.kernel_w, k = col * g.in_c + in0;
+      at[t] = row * row_step + col * col_step;
+      at_first[t] = int(k % kSide), first[t] = int(lesser(ins, kSide - k % kSide));
+      for (int tile = 0; tile < 2; ++tile) {
+        const std::int64_t value = k / kSide * kSide + tile * kSide,
+                           band = row * p.bands_per_row + lesser(value / kNarrowDepth, p.bands_per_row - 1);
+        from[t][tile] =
+            sums + narrow_band(p, band) + (out0 / kSide * 2 + value % kNarrowDepth / kSide) * kSide * kSide;
+      }
+    }
+    // [input channel][tap], as a weight lies as a rule.
+    const bool dense = tap0 == 0 && some == taps && grad.sc == taps &&
+                       (g.kernel_w == 1 || col_step == 1) && (g.kernel_h == 1 || row_step == g.kernel_w);
+    for (std::int64_t o = 0; o < outs; ++o) {
+      Half line[kSide * kTaps];
+      for (std::int64_t t = 0; t < some; ++t) {
+        const int n = first[t], rest = int(ins) - n;
+        const float *const a = from[t][0] + o * kSide + at_first[t], *const b = from[t][1] + o * kSide - n;
+        const __mmask16 low = first_lanes(n), high = first_lanes(ins) & ~low;
+        Vec<float> sum{};
+        for (std::int64_t s = 0; s < count; ++s) {
+          __m512 v = _mm512_maskz_loadu_ps(low, a + s * p.sum_values);
+          if (rest) v = _mm512_mask_loadu_ps(v, high, b + s * p.sum_values);
+          sum = s ? sum + (Vec<float>)v : (Vec<float>)v;
+        }
+        Half values[kSide];
+        store_halves(values, sum, kSide);
+        for (std::int64_t i = 0; i < kSide; ++i) line[i * some + t] = values[i];
+      }
+      Half* const to = static_cast<Half*>(grad.data) + (out0 + o) * grad.sn + in0 * grad.sc;
+      if (dense) {
+        copy_halves(to, line, ins * taps);
+        continue;
+      }
+      for (std::int64_t i = 0; i < ins; ++i)
+        for (std::int64_t t = 0; t < some; ++t) to[i * grad.sc + at[t]] = line[i * some + t];
+    }
+  }
+}
+
 }  // namespace lmser::LMSER_ISA

@@ -322,7 +322,8 @@ struct WeightGradPlan {
 WeightGradPlan in_units_of(WeightGradPlan p, const WeightGradPlan& other);
 bool shares_units(const WeightGradPlan& p, const WeightGradPlan& other);
 
+// `unit_bytes`: of both sides of a unit of the direct sum; 0: what a small second-level cache holds.
 WeightGradPlan plan_weight_grad(const Geometry& geometry, const TileShape& tile, std::int64_t value_bytes, int threads,
-                                Filtering filtering = Filtering::where_faster);
+                                Filtering filtering = Filtering::where_faster, std::int64_t unit_bytes = 0);
 
 }  // namespace lmser

@@ -4,6 +4,8 @@
 
 #include <algorithm>
 
+#include "buffer.h"
+#include "narrow.h"
 #include "torch_pool.h"
 
 namespace lmser {
@@ -60,6 +62,7 @@ void run_conv_backward(const Geometry& geometry, const Incoming& in, const Sourc
   const bool sums_in_place = h.dtype == DType::f32 || h.dtype == DType::f64;
   const bool large = batch * image > kLargeBytes && sums_in_place;
   const std::int64_t groups = large ? std::max<std::int64_t>(1, std::min(batch / 4, batch * image / kGroupBytes)) : 1;
+  Buffer<std::uint16_t> formed;
   for (std::int64_t i = 0; i < groups; ++i) {
     const std::int64_t n0 = batch * i / groups, n1 = batch * (i + 1) / groups;
     Geometry g = geometry;
@@ -69,7 +72,15 @@ void run_conv_backward(const Geometry& geometry, const Incoming& in, const Sourc
     const bool later = i > 0;
     // Summed where the weight gradient reads the same values, if nothing else asks for a pass over them.
     const bool bias_beside = out.bias && out.weight && !out.add && !down && !total.extra;
-    if (out.add || (out.bias && !bias_beside)) {
+    if (h.dtype == DType::bf16 && narrow_kernels(isa) && pre.base && (pre.output || pre.gate || total.extra) &&
+        (!out.add || total.extra) && (out.input || out.weight)) {
+      // Formed once, as the tiles read it, and not once for each of them.
+      formed = allocate<std::uint16_t>(h.n * h.c * h.h * h.w);
+      const View dense{formed.get(), h.dtype, h.n, h.c, h.h, h.w, h.c * h.h * h.w, 1, h.w * h.c, h.c};
+      run_transform(isa, pool, total, out.add, dense, out.bias);
+      total.base = dense;
+      total.output = total.gate = total.extra = {};
+    } else if (out.add || (out.bias && !bias_beside)) {
       const View add = images_of(out.add, n0, n1);
       run_transform(isa, pool, pre, add, {}, out.bias, later);
       if (add && (pre.output || pre.gate)) {  // formed already: read it instead of forming it again
@@ -92,7 +103,7 @@ void run_conv_backward(const Geometry& geometry, const Incoming& in, const Sourc
         run_conv(isa, pool, transposed(g), total, sink, w, {});
       }
       if (out.weight)
-        run_weight_grad(isa, pool, g, {{input, total}}, out.weight, later, bias_beside ? out.bias : View{});
+        run_weight_grad(isa, pool, g, {{input, total}}, out.weight, later, bias_beside && !formed ? out.bias : View{});
     }
   }
 }

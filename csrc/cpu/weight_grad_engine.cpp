@@ -96,13 +96,12 @@ class Sum final : public WeightGradSum::State {
     }
     if constexpr (sizeof(T) == 4)
       if (plan_.narrow) {
-        const Geometry& g = plan_.geometry;
-        Buffer<T> taps = allocate<T>(g.kernel_h * g.kernel_w * g.in_c * plan_.padded_out_c);
+        const std::int64_t pieces = narrow_weight_pieces(plan_);
         over_tasks([&](std::int64_t t) {
-          spread_narrow_sums(plan_, sum_.get(), sums_, bands_ * t / tasks_, bands_ * (t + 1) / tasks_, taps.get());
+          for (std::int64_t i = pieces * t / tasks_; i < pieces * (t + 1) / tasks_; ++i)
+            tiles_->write_weight(plan_, sum_.get(), sums_, i, turned_, grad);
         });
-        sum_ = std::move(taps);
-        partial = 1;
+        return true;
       }
     write_weight(pool_, tasks_, plan_, sum_.get(), partial, turned_, grad, accumulate);
     return true;

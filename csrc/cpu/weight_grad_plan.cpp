@@ -77,7 +77,8 @@ WeightGradPlan in_units_of(WeightGradPlan p, const WeightGradPlan& other) {
 }
 
 WeightGradPlan plan_weight_grad(const Geometry& g, const TileShape& tile, std::int64_t value_bytes, int threads,
-                                Filtering filtering) {
+                                Filtering filtering, std::int64_t unit_bytes) {
+  if (!unit_bytes) unit_bytes = kSlabBytes;
   WeightGradPlan p;
   p.geometry = g;
   p.tile = tile;
@@ -112,7 +113,7 @@ WeightGradPlan plan_weight_grad(const Geometry& g, const TileShape& tile, std::i
   p.sum_values = p.sum_rows * p.sum_length * p.padded_out_c;
   p.slab_cols = (g.out_w - 1) * g.stride_w + g.kernel_w;
   const std::int64_t row_bytes = value_bytes * (p.slab_cols * g.in_c * g.stride_h + g.out_w * p.padded_out_c);
-  std::int64_t rows = std::clamp<std::int64_t>(kSlabBytes / std::max<std::int64_t>(1, row_bytes), 1,
+  std::int64_t rows = std::clamp<std::int64_t>(unit_bytes / std::max<std::int64_t>(1, row_bytes), 1,
                                                std::max<std::int64_t>(1, g.out_h));
   rows = std::clamp<std::int64_t>(std::min(rows, ceil_div(g.out_h * g.batch, threads)), 1,
                                   std::max<std::int64_t>(1, g.out_h));
@@ -121,7 +122,7 @@ WeightGradPlan plan_weight_grad(const Geometry& g, const TileShape& tile, std::i
   p.unit_rows = ceil_div(g.out_h, std::max<std::int64_t>(1, p.row_units));
   p.row_units = ceil_div(g.out_h, std::max<std::int64_t>(1, p.unit_rows));  // none of them empty
   if (p.row_units <= 1) {
-    const std::int64_t images = kSlabBytes / std::max<std::int64_t>(1, row_bytes * g.out_h);
+    const std::int64_t images = unit_bytes / std::max<std::int64_t>(1, row_bytes * g.out_h);
     p.unit_images =
         even(g.batch, std::clamp<std::int64_t>(images, 1, std::max<std::int64_t>(1, g.batch / threads)), threads);
   }
