@@ -1,5 +1,6 @@
-// One unit of a convolution or transposed convolution of bfloat16 values (narrow.h): what lies under the kernel of 32
-// pixels is laid side by side, [pixel][kernel row][value], and all blocks of channels go over it.
+// One unit of a convolution or transposed convolution of bfloat16 values (narrow.h). Where the values under a kernel row
+// are whole registers, and 16 pixels the same step apart, a tile is loaded from where they lie; else what lies under
+// the kernel is laid side by side, [pixel][kernel row][value]. All blocks of channels go over it.
 #pragma once
 
 #include "conv_place.h"
@@ -33,7 +34,7 @@ inline bool direct_narrow_source(const ConvCall<float>& call) {
 struct NarrowScratch {
   static constexpr std::int64_t kSums = kNarrowPixels * kNarrowPixels;
   // Of the second-level cache, for pixels whose values stay while the blocks of a large weight go over them.
-  static constexpr std::int64_t kPanelBytes = 128 << 10;
+  static constexpr std::int64_t kPanelBytes = 128 << 10, kMostPanels = 64;
   std::int64_t slab = 0, line = 0, rows = 0, offsets, linear = 0, out_row = 0, panel = 0;
   std::int64_t panels = 1;  // of 32 pixels, side by side at a time
   explicit NarrowScratch(const ConvCall<float>& call) {
@@ -52,7 +53,8 @@ struct NarrowScratch {
     std::int64_t deepest = 0;
     for (const Phase& ph : p.phases) deepest = greater(deepest, narrow_depth(p, ph));
     const std::int64_t one = kNarrowPixels * pitch(deepest) / 2;
-    panels = between_panels(div_up(pixels(p), kNarrowPixels), kPanelBytes / greater<std::int64_t>(1, 4 * one));
+    const std::int64_t room = lesser(kMostPanels, kPanelBytes / greater<std::int64_t>(1, 4 * one));
+    panels = greater<std::int64_t>(1, lesser(div_up(pixels(p), kNarrowPixels), room));
     panel = panels * one;
     for (std::int64_t* x : {&slab, &line, &rows, &offsets, &linear, &out_row, &panel}) *x = div_up(*x, 64) * 64;
   }
@@ -69,9 +71,6 @@ struct NarrowScratch {
  private:
   static std::int64_t pixels(const ConvPlan& p) {
     return p.unit_images * (div_up(p.unit_rows, p.out_step_h) + 1) * (div_up(p.geometry.out_w, p.out_step_w) + 1);
-  }
-  static std::int64_t between_panels(std::int64_t all, std::int64_t room) {
-    return lesser(greater<std::int64_t>(all, 1), greater<std::int64_t>(room, 1));
   }
 };
 
@@ -140,6 +139,18 @@ inline void lay_side_by_side(const Half* slab, const std::int64_t* offset, std::
       fresh = false;
     }
   }
+}
+
+// The same of up to 16 pixels, where pieces are whole registers; or where they lie, if that is as regular.
+inline NarrowRows rows_under(const Half* slab, const std::int64_t* offset, std::int64_t pixels, std::int64_t step,
+                             int kernel_rows, std::int64_t row_stride, std::int64_t length, Half* to,
+                             std::int64_t pitch) {
+  // No two neighbours are nearer than a step, so that none is farther.
+  if (pixels == 16 && offset[15] - offset[0] == 15 * step) return {slab + offset[0], step, row_stride};
+  for (std::int64_t m = 0; m < pixels; ++m)
+    for (int r = 0; r < kernel_rows; ++r)
+      copy_halves(to + m * pitch + r * length, slab + offset[m] + r * row_stride, length);
+  return {to, pitch, length};
 }
 
 inline void pack_narrow(const ConvPlan& p, const WeightLayout<float>& w, int index, std::int64_t c0, std::int64_t c1,
@@ -268,22 +279,33 @@ void narrow_conv_unit(const ConvCall<float>& call, std::int64_t index, float* sc
       }
     const std::int64_t depth = narrow_depth(p, ph), pitch = NarrowScratch::pitch(depth),
                        group = layout.panels * kNarrowPixels;
+    const std::int64_t length = ph.taps_w * g.in_c;
+    const bool regular = length > 0 && length % kNarrowDepth == 0;
     const auto* const weight = reinterpret_cast<const Half*>(call.weight + ph.weight_offset);
     for (std::int64_t first = 0; first < pixels; first += group) {
       const std::int64_t last = lesser(first + group, pixels);
-      lay_side_by_side(slab.data, in_offset + first, last - first, ph.taps_h, slab.row, ph.taps_w * g.in_c, panel, pitch);
+      NarrowRows rows[2 * NarrowScratch::kMostPanels];
+      if (!regular)
+        lay_side_by_side(slab.data, in_offset + first, last - first, ph.taps_h, slab.row, length, panel, pitch);
+      for (std::int64_t m = first; m < last; m += 16) {
+        Half* const own = panel + (m - first) * pitch;
+        rows[(m - first) / 16] = regular ? rows_under(slab.data, in_offset + m, lesser<std::int64_t>(16, last - m),
+                                                      p.in_step_w * slab.col, ph.taps_h, slab.row, length, own, pitch)
+                                         : NarrowRows{own, pitch, 0};
+      }
       for (int b = unit.block0; b < unit.block1; ++b) {
         const Block& block = p.blocks[b];
         const int channels = int(lesser<std::int64_t>(block.vectors * 16, g.out_c - block.channel));
         NarrowProduct product{};
-        product.a_row = pitch, product.a_half = 16 * pitch, product.a_chunk = kNarrowDepth;
+        product.a_chunk = kNarrowDepth;
         product.b = weight + block.weight_column * depth;
         product.b_tile = 16 * kNarrowDepth, product.b_chunk = block.vectors * product.b_tile;
-        product.chunks = depth / kNarrowDepth;
+        product.pieces = depth == 0 ? 0 : regular ? ph.taps_h : 1;
+        product.chunks = depth / kNarrowDepth / greater<std::int64_t>(1, product.pieces);
         product.c = sums, product.c_row = kNarrowPixels, product.c_half = 16 * kNarrowPixels, product.c_tile = 16;
         for (std::int64_t done = first; done < last; done += kNarrowPixels) {
           const int m = int(lesser(kNarrowPixels, last - done));
-          product.a = panel + (done - first) * pitch;
+          product.a[0] = rows[(done - first) / 16], product.a[1] = m > 16 ? rows[(done - first) / 16 + 1] : NarrowRows{};
           narrow_product<Tiles>(product, m > 16, block.vectors > 1);
           if (direct) {
             with_activation(s.activation, [&]<Activation A>() {

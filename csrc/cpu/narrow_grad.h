@@ -154,13 +154,14 @@ void narrow_grad_unit(const WeightGradCall<float>& call, std::int64_t unit, std:
                                                          [&](std::int64_t i) { return under + offset[i] + 16; }));
       }
     NarrowProduct product{};
-    product.a_row = kNarrowDepth, product.a_half = chunks * kTile, product.a_chunk = kTile;
+    product.a_chunk = kTile, product.pieces = 1;
     product.b = band_tiles, product.b_tile = kTile, product.b_chunk = step;
     product.chunks = chunks;
     product.c_row = 16, product.c_half = 2 * kSums, product.c_tile = kSums;
     product.more = !call.fresh;
     for (std::int64_t c = 0; c < width; c += 32) {
-      product.a = small_tiles + c / 16 * chunks * kTile;
+      for (int half = 0; half < 2; ++half)
+        product.a[half] = {small_tiles + (c / 16 + half) * chunks * kTile, kNarrowDepth, 0};
       product.c = call.sum + narrow_band(p, band) + c / 16 * 2 * kSums;
       narrow_product<Tiles>(product, c + 16 < width, two);
     }

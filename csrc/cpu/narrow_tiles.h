@@ -8,14 +8,19 @@
 
 namespace lmser::LMSER_ISA {
 
-// Up to two tiles of 16 rows of `a` times up to two of 16 columns of `b`, each a sum over `chunks` of 32 values:
-// c[row][column] = [c +] sum a[row][k] b[k][column]. A tile of b is [k / 2][column][2].
+// Sixteen rows of values: `row` from one to the next, `piece` from one piece of their depth to the next.
+struct NarrowRows {
+  const std::uint16_t* at;
+  std::int64_t row, piece;
+};
+// One or two tiles of 16 rows of `a` times one or two of 16 columns of `b`, each a sum over `pieces` of `chunks` of 32
+// values: c[row][column] = [c +] sum a[row][k] b[k][column]. A tile of b is [k / 2][column][2].
 struct NarrowProduct {
-  const std::uint16_t* a;
-  std::int64_t a_row, a_half, a_chunk;  // values from one row, tile and chunk to the next
+  NarrowRows a[2];
+  std::int64_t a_chunk;  // values from one chunk to the next, of a piece
   const std::uint16_t* b;
   std::int64_t b_tile, b_chunk;
-  std::int64_t chunks;
+  std::int64_t pieces, chunks;
   float* c;
   std::int64_t c_row, c_half, c_tile;
   bool more = false;  // sums go on from what `c` holds
@@ -48,7 +53,7 @@ struct AmxTiles {
 
   template <int Halves, int Tiles>
   static void product(const NarrowProduct& p) {
-    const std::int64_t a_bytes = 2 * p.a_row, c_bytes = 4 * p.c_row;
+    const std::int64_t a_bytes = 2 * p.a[0].row, other_bytes = 2 * p.a[1].row, c_bytes = 4 * p.c_row;
     if (p.more) {
       LMSER_TILE_LOAD(0, p.c, c_bytes);
       if constexpr (Tiles > 1) LMSER_TILE_LOAD(1, p.c + p.c_tile, c_bytes);
@@ -60,8 +65,9 @@ struct AmxTiles {
       if constexpr (Halves > 1) LMSER_TILE_ZERO(2);
       if constexpr (Halves > 1 && Tiles > 1) LMSER_TILE_ZERO(3);
     }
-    const std::uint16_t *a = p.a, *b = p.b;
-    for (std::int64_t k = 0; k < p.chunks; ++k, a += p.a_chunk, b += p.b_chunk) {
+    const std::uint16_t *a = p.a[0].at, *other = p.a[1].at, *b = p.b;
+    const std::int64_t gap = p.a[0].piece - p.chunks * p.a_chunk, other_gap = p.a[1].piece - p.chunks * p.a_chunk;
+    for (std::int64_t left = p.chunks, pieces = p.pieces; pieces > 0; a += p.a_chunk, b += p.b_chunk) {
       LMSER_TILE_LOAD(4, a, a_bytes);
       LMSER_TILE_LOAD(6, b, 64);
       LMSER_TILE_PRODUCT(0, 4, 6);
@@ -70,10 +76,12 @@ struct AmxTiles {
         LMSER_TILE_PRODUCT(1, 4, 7);
       }
       if constexpr (Halves > 1) {
-        LMSER_TILE_LOAD(5, a + p.a_half, a_bytes);
+        LMSER_TILE_LOAD(5, other, other_bytes);
         LMSER_TILE_PRODUCT(2, 5, 6);
         if constexpr (Tiles > 1) LMSER_TILE_PRODUCT(3, 5, 7);
+        other += p.a_chunk;
       }
+      if (--left == 0) a += gap, other += other_gap, left = p.chunks, --pieces;
     }
     LMSER_TILE_STORE(0, p.c, c_bytes);
     if constexpr (Tiles > 1) LMSER_TILE_STORE(1, p.c + p.c_tile, c_bytes);
@@ -98,8 +106,10 @@ struct EmulatedTiles {
         for (int m = 0; m < 16; ++m)
           for (int n = 0; n < 16; ++n) {
             float sum = p.more ? c[m * p.c_row + n] : 0.0f;
-            for (std::int64_t k = 0; k < p.chunks; ++k) {
-              const std::uint16_t *const a = p.a + h * p.a_half + k * p.a_chunk + m * p.a_row,
+            for (std::int64_t k = 0; k < p.pieces * p.chunks; ++k) {
+              const NarrowRows& rows = p.a[h];
+              const std::uint16_t *const a =
+                                      rows.at + m * rows.row + k / p.chunks * rows.piece + k % p.chunks * p.a_chunk,
                                   *const b = p.b + t * p.b_tile + k * p.b_chunk;
               for (int i = 0; i < 32; ++i) sum += from_bf16(a[i]) * from_bf16(b[i / 2 * 32 + n * 2 + i % 2]);
             }
