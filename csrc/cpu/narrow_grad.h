@@ -119,12 +119,8 @@ void narrow_grad_unit(const WeightGradCall<float>& call, std::int64_t unit, std:
       for (std::int64_t x = 0; x < g.out_w; ++x)
         offset[pixel++] = n * big_image + r * g.stride_h * big_row + x * g.stride_w * g.in_c;
   }
-  if (call.channels && band0 == 0) {  // of tasks that share a unit the first one's
-    if (call.channels_of_big)         // of a product alone, whose pixels are the big side's
-      add_half_channels(big, pixels, g.in_c, g.in_c, call.channels);
-    else
-      add_half_channels(small, pixels, width, g.out_c, call.channels);
-  }
+  if (call.channels && band0 == 0)  // of tasks that share a unit the first one's
+    add_half_channels(small, pixels, width, g.out_c, call.channels);
 
   for (std::int64_t k = 0; k < chunks; ++k)
     for (std::int64_t c = 0; c < width; c += 16) {
@@ -209,13 +205,17 @@ inline void write_narrow_weight(const WeightGradPlan& p, const float* sums, std:
           if (rest) v = _mm512_mask_loadu_ps(v, high, b + s * p.sum_values);
           sum = s ? sum + (Vec<float>)v : (Vec<float>)v;
         }
+        if (dense && taps == 1) {
+          store_halves(static_cast<Half*>(grad.data) + (out0 + o) * grad.sn + in0, sum, int(ins));
+          continue;
+        }
         Half values[kSide];
         store_halves(values, sum, kSide);
         for (std::int64_t i = 0; i < kSide; ++i) line[i * some + t] = values[i];
       }
       Half* const to = static_cast<Half*>(grad.data) + (out0 + o) * grad.sn + in0 * grad.sc;
       if (dense) {
-        copy_halves(to, line, ins * taps);
+        if (taps > 1) copy_halves(to, line, ins * taps);
         continue;
       }
       for (std::int64_t i = 0; i < ins; ++i)

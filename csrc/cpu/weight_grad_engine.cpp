@@ -47,7 +47,7 @@ class Sum final : public WeightGradSum::State {
     else
       normalise(g, pairs[0].big, pairs[0].small, pairs[1].big, pairs[1].small);
     const bool turned = geometry_.kernel_h != g.kernel_h;
-    const bool swapped = is_product(g);
+    const bool swapped = is_product(g) && !tiles_;
     if (swapped) swap_sides(g, pairs);
     const bool first = !sum_;
     if (first)
