@@ -78,9 +78,9 @@ class Prepared final : public PreparedConv::State {
     return g;
   }
 
-  // Whether bfloat16 is multiplied as such: by weights of it, with results that no other part of a network waits for.
+  // Whether bfloat16 is multiplied as such: values that are read as they are, so that nothing is rounded on the way.
   bool narrow(const Source& source, const Sink& sink) const {
-    return sizeof(T) == 4 && weight_.dtype == DType::bf16 && source.base.dtype == DType::bf16 && !beside_ &&
+    return sizeof(T) == 4 && weight_.dtype == DType::bf16 && source.base.dtype == DType::bf16 && source.plain() && !beside_ &&
            !sink.epilogue && !sink.pooled && narrow_kernels(isa_);
   }
 

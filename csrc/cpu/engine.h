@@ -101,8 +101,9 @@ void run_weight_grad_pair(const InstructionSet& isa, const ThreadPool& pool, con
 // writes nothing, where a minimal-filtering sum is not finite: all must then be added once more to a sum without it.
 class WeightGradSum {
  public:
+  // `tiles`: of bfloat16 the sides are read as they are, and may be multiplied as such (narrow.h).
   WeightGradSum(const InstructionSet& isa, const ThreadPool& pool, const Geometry& geometry, DType dtype,
-                bool winograd = true);
+                bool winograd = true, bool tiles = false);
   WeightGradSum(WeightGradSum&&) noexcept;
   WeightGradSum& operator=(WeightGradSum&&) noexcept;
   ~WeightGradSum();

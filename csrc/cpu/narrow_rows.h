@@ -47,7 +47,7 @@ inline bool plain_halves(const Source& s) {
   return s.plain() && s.base.dtype == DType::bf16 && (s.base.sc == 1 || s.base.c == 1);
 }
 
-// As `stage` (rows.h): rows x cols pixels of image n, zero outside the source, `stride` values a pixel. `line` is
+// As `stage` (rows.h), of a source without transform: rows x cols pixels of image n, zero outside the source, `stride` values a pixel. `line` is
 // memory for a row of the source.
 inline void stage_halves(const Source& s, std::int64_t n, std::int64_t row0, std::int64_t rows, std::int64_t col0,
                          std::int64_t cols, std::int64_t stride, Half* slab, float* line,

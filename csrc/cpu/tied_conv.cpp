@@ -73,8 +73,8 @@ void run_conv_backward(const Geometry& geometry, const Incoming& in, const Sourc
     // Summed where the weight gradient reads the same values, if nothing else asks for a pass over them.
     const bool bias_beside = out.bias && out.weight && !out.add && !down && !total.extra;
     if (h.dtype == DType::bf16 && narrow_kernels(isa) && pre.base && (pre.output || pre.gate || total.extra) &&
-        (!out.add || total.extra) && (out.input || out.weight)) {
-      // Formed once, as the tiles read it, and not once for each of them.
+        (!out.add || total.extra) && (out.input || out.weight) && total.pool_h * total.pool_w == 1) {
+      // Rounded once, as the gradient of `add` is, for tiles take values as they are.
       formed = allocate<std::uint16_t>(h.n * h.c * h.h * h.w);
       const View dense{formed.get(), h.dtype, h.n, h.c, h.h, h.w, h.c * h.h * h.w, 1, h.w * h.c, h.c};
       run_transform(isa, pool, total, out.add, dense, out.bias);

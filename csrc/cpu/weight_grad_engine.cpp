@@ -347,11 +347,11 @@ class Sum final : public WeightGradSum::State {
 }  // namespace
 
 WeightGradSum::WeightGradSum(const InstructionSet& isa, const ThreadPool& pool, const Geometry& geometry, DType dtype,
-                             bool winograd) {
+                             bool winograd, bool tiles) {
   if (dtype == DType::f64)
     state_ = std::make_unique<Sum<double>>(isa, pool, geometry, winograd, false);
   else
-    state_ = std::make_unique<Sum<float>>(isa, pool, geometry, winograd, dtype == DType::bf16);
+    state_ = std::make_unique<Sum<float>>(isa, pool, geometry, winograd, tiles && dtype == DType::bf16);
 }
 WeightGradSum::WeightGradSum(WeightGradSum&&) noexcept = default;
 WeightGradSum& WeightGradSum::operator=(WeightGradSum&&) noexcept = default;
@@ -385,8 +385,9 @@ void run_weight_grad(const InstructionSet& isa, const ThreadPool& pool, const Ge
     run_as(isa, pool, {{geometry, pairs, grad, accumulate}}, bias);
     return;
   }
+  const bool tiles = std::ranges::all_of(pairs, [](const WeightGradPair& p) { return p.big.plain() && p.small.plain(); });
   for (const bool winograd : {true, false}) {
-    WeightGradSum sum(isa, pool, geometry, grad.dtype, winograd);
+    WeightGradSum sum(isa, pool, geometry, grad.dtype, winograd, tiles);
     if (bias) sum.add_channels();
     sum.add(pairs);
     if (!sum.finish(grad, accumulate)) continue;
@@ -411,7 +412,7 @@ void run_pair_as(const InstructionSet& isa, const ThreadPool& pool, const Weight
 }
 void run_weight_grad_pair(const InstructionSet& isa, const ThreadPool& pool, const WeightGradTask& first,
                           const WeightGradTask& second) {
-  if (first.grad.dtype == DType::bf16 && narrow_kernels(isa)) {
+  if (first.grad.dtype == DType::bf16 && narrow_kernels(isa)) {  // by themselves in tiles rather than together in float
     for (const WeightGradTask* task : {&first, &second})
       run_weight_grad(isa, pool, task->geometry, {task->pair}, task->grad, false, task->bias);
     return;
