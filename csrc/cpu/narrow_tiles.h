@@ -81,7 +81,9 @@ struct AmxTiles {
         if constexpr (Tiles > 1) LMSER_TILE_PRODUCT(3, 5, 7);
         other += p.a_chunk;
       }
-      if (--left == 0) a += gap, other += other_gap, left = p.chunks, --pieces;
+      if (--left > 0) continue;
+      a += gap, left = p.chunks, --pieces;
+      if constexpr (Halves > 1) other += other_gap;
     }
     LMSER_TILE_STORE(0, p.c, c_bytes);
     if constexpr (Tiles > 1) LMSER_TILE_STORE(1, p.c + p.c_tile, c_bytes);

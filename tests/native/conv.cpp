@@ -119,6 +119,7 @@ void any(const InstructionSet& isa) {
     const Geometry g = any_geometry(random);
     const Case c(random, g, any_dtype(random), random.one_in(3));
     const Unpacking before = choose_unpacking(random.one_in(2) ? Unpacking::where_possible : Unpacking::never);
+    const AnyTiles tiles(random);
     run(isa, int(random.between(1, 3)), c);
     choose_unpacking(before);
     c.check(c.expected());

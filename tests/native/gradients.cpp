@@ -77,6 +77,7 @@ void any(const InstructionSet& isa) {
     std::swap(bias.n, bias.c), std::swap(bias.sn, bias.sc);
     using lmser::Unpacking;
     const Unpacking before = choose_unpacking(random.one_in(2) ? Unpacking::where_possible : Unpacking::never);
+    const AnyTiles tiles(random);
     run_weight_grad(isa, threads(int(random.between(1, 3))), g, views, grad.view, accumulate, wanted ? bias : View{});
     choose_unpacking(before);
     const std::string what = "weight gradient, " + std::to_string(count) + " pairs, dtype " +

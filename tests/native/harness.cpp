@@ -283,6 +283,15 @@ namespace {
 int failed = 0;
 bool few = false;
 }  // namespace
+AnyTiles::AnyTiles(Random& random) : before_(lmser::narrow_tiles()) {
+  using lmser::NarrowTiles;
+  // Emulated ones are seen by sanitizers.
+  const auto tiles = random.of({int(NarrowTiles::none), int(NarrowTiles::emulated), int(NarrowTiles::emulated),
+                                int(NarrowTiles::amx)});
+  lmser::choose_narrow_tiles(NarrowTiles(tiles));
+}
+AnyTiles::~AnyTiles() { lmser::choose_narrow_tiles(before_); }
+
 int failures() { return failed; }
 int cases(int all) { return few ? (all + 9) / 10 : all; }
 

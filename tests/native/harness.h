@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "cpu/engine.h"
+#include "cpu/narrow.h"
 
 namespace native {
 
@@ -109,6 +110,17 @@ std::string text(const Geometry& g);
 int failures();
 // How many made-up cases a test takes: all, or with --few a tenth.
 int cases(int all);
+
+// Convolutions of bfloat16 in any of the tiles that run here, or in float32, while it lives.
+class AnyTiles {
+ public:
+  explicit AnyTiles(Random& random);
+  AnyTiles(const AnyTiles&) = delete;
+  ~AnyTiles();
+
+ private:
+  lmser::NarrowTiles before_;
+};
 
 struct Test {
   const char* name;
