@@ -19,6 +19,7 @@
 #include "cpu/settle_state.h"
 #include "cpu/torch_pool.h"
 #include "cuda/settle_plan.h"
+#include "describe_plan.h"
 #include "direct.h"
 
 namespace py = pybind11;
@@ -187,6 +188,16 @@ double measure_fma_peak(double seconds, int threads) {
          1e9;
 }
 
+// None where there are no tiles to measure.
+std::optional<double> measure_tile_peak(double seconds, int threads) {
+  check_probe(seconds, threads);
+  const NarrowKernels* const tiles = narrow_kernels(instruction_set());
+  if (!tiles || narrow_tiles() == NarrowTiles::emulated) return std::nullopt;
+  py::gil_scoped_release release;
+  return best_rate(seconds, [&] { return on_threads(threads, [&](int) { return tiles->product_rounds(20000); }); }) /
+         1e9;
+}
+
 double measure_copy_bandwidth(double seconds, int threads) {
   check_probe(seconds, threads);
   py::gil_scoped_release release;
@@ -200,95 +211,6 @@ double measure_copy_bandwidth(double seconds, int threads) {
                      });
                    }) /
          1e9;
-}
-
-using Four = std::array<std::int64_t, 4>;
-using Two = std::array<std::int64_t, 2>;
-
-py::dict plan(const std::string& op, const std::string& dtype, Four shape, Four weight, Two stride, Two padding,
-              Two pool, Two output_size, bool channels_last, int threads) {
-  const bool up = op == "conv2d_add_act";
-  if (!up && op != "conv_transpose2d_add_act")
-    throw py::value_error("op is '" + op + "'; expected conv2d_add_act or conv_transpose2d_add_act");
-  Geometry g;
-  g.transposed = !up;
-  g.batch = shape[0], g.kernel_h = int(weight[2]), g.kernel_w = int(weight[3]);
-  g.stride_h = int(stride[0]), g.stride_w = int(stride[1]), g.pad_h = int(padding[0]), g.pad_w = int(padding[1]);
-  if (g.stride_h < 1 || g.stride_w < 1 || pool[0] < 1 || pool[1] < 1)
-    throw py::value_error("stride and pool must be at least 1");
-  g.in_c = up ? weight[1] : weight[0], g.out_c = up ? weight[0] : weight[1];
-  g.in_h = up ? shape[2] / pool[0] : shape[2], g.in_w = up ? shape[3] / pool[1] : shape[3];
-  g.out_h = up ? (g.in_h + 2 * g.pad_h - g.kernel_h) / g.stride_h + 1 : output_size[0];
-  g.out_w = up ? (g.in_w + 2 * g.pad_w - g.kernel_w) / g.stride_w + 1 : output_size[1];
-  if (g.out_h < 1 || g.out_w < 1) throw py::value_error("the output would be empty");
-  const bool wide = dtype == "float64";
-  const ConvPlan p = inspect_conv(instruction_set(), threads, g, wide, channels_last);
-  const double value = dtype == "float64" ? 8 : dtype == "float32" ? 4 : 2;
-  py::dict d;
-  const bool winograd = p.winograd.m > 0, stride1 = p.winograd.stride1();
-  d["kernel"] =
-      stride1 ? std::string(p.winograd.taps == 5 ? "minimal filtering (Winograd), F(2x2, 5x5)"
-                                                 : "minimal filtering (Winograd), F(4x4, 3x3)")
-      : winograd && p.winograd.taps == 5
-          ? std::string("minimal filtering (Winograd), F(2, 3) on one phase of each axis and F(2, 2) on the other")
-      : winograd ? "minimal filtering (Winograd), F(" + std::to_string(p.winograd.m) +
-                       ", 2) on one phase of each axis and single taps on the other" +
-                       (p.winograd.in_registers ? ", sums in registers" : "")
-      : p.planar   ? std::string("implicit product, registers along rows of pixels (few output channels)")
-      : p.unpacked ? std::string(up ? "product of a few pixels, the weight as it lies"
-                                    : "product of a few pixels, the weight as it lies, added where the kernel "
-                                      "reaches")
-      : p.dot      ? std::string("implicit product, registers along the depth (few output channels)")
-                   : std::string(up ? "implicit product over channels-last pixels"
-                                    : "sub-pixel implicit product (stride^2 phases, no zeros multiplied)");
-  d["isa"] = instruction_set().name;
-  d["tile"] = std::to_string(p.tile.pixels) + "x" + std::to_string(p.tile.max_vectors * p.tile.lanes);
-  d["compute_dtype"] = wide ? "float64" : "float32";
-  d["phases"] = winograd ? std::size_t(1) : p.phases.size();
-  const double direct = p.flops();
-  d["products_of_direct"] =
-      winograd ? 2.0 * double(g.batch) * p.winograd.products() * double(g.in_c) * double(g.out_c) / direct : 1.0;
-  d["units"] = p.units;
-  d["unit_images"] = p.unit_images;
-  d["unit_rows"] = p.unit_rows;
-  d["slab_bytes"] = p.slab_values * (wide ? 8 : 4);
-  d["packed_weight_bytes"] = p.packed_size * (wide ? 8 : 4);
-  d["flops"] = p.flops();
-  const double out =
-      double(shape[0]) * double(g.out_c) * double(g.out_h) * double(g.out_w) * (up ? 1.0 : double(pool[0] * pool[1]));
-  d["bytes"] = value * (double(shape[0]) * double(shape[1]) * double(shape[2]) * double(shape[3]) +
-                        double(weight[0]) * double(weight[1]) * double(weight[2]) * double(weight[3]) + out);
-  const double filled = double(g.out_c) / double(p.padded_out_c);
-  d["register_fill"] = filled;
-  const bool lies = channels_last && value != 2 && pool[0] * pool[1] == 1 && !p.planar && !p.unpacked &&
-                    (winograd ? p.winograd.in_registers : std::ranges::all_of(p.phases, [&](const Phase& ph) {
-                      return ph.taps_w == 0 || inside_input(p, ph);
-                    }));
-  const std::string staging = lies ? std::string("; the input is read as it lies")
-                              : channels_last || (g.in_h == 1 && g.in_w == 1)
-                                  ? "; input rows are staged once per unit into a padded slab in the second-level cache"
-                                  : "; the plainly contiguous input is turned to channels-last while it is staged";
-  const bool grouped = std::ranges::any_of(p.phases, [](const Phase& ph) { return ph.by_rows || ph.by_cols; });
-  d["reason"] =
-      (stride1 ? std::string(p.winograd.taps == 5 ? "5x5 at stride 1: 36 products for the direct sum's 100"
-                                                  : "3x3 at stride 1: 36 products for the direct sum's 144") +
-                     " pay for the transforms here; the direct sum is run instead where a result is not finite" +
-                     (p.round_units ? std::string("; the weight is beyond the caches: ") +
-                                          (p.own_rounds ? "each thread multiplies many tiles by it, "
-                                                        : "threads share its points, ") +
-                                          std::to_string(p.round_units) + " units a round"
-                                    : "")
-       : winograd ? std::string(p.winograd.taps == 5 ? "5x5" : "3x3") +
-                        std::string(" at stride 2 with enough channels on both sides: fewer products than "
-                                    "the direct sum, which is run "
-                                    "instead where a result is not finite")
-       : p.unpacked
-           ? std::string("so few pixels that packing the weight, or comparing it with what was packed, would cost more "
-                         "than it saves")
-       : p.dot ? std::string("no more than half a register of output channels")
-               : std::string("the direct sum is the best compiled algorithm for this shape")) +
-      (grouped ? "; pixels that meet the padding with the same taps go together, without those" : "") + staging;
-  return d;
 }
 
 SettlePlan settle_plan_for(std::vector<std::int64_t> sizes, std::int64_t samples, int itemsize, bool up_down,
@@ -373,10 +295,11 @@ PYBIND11_MODULE(_C, m) {
   m.def("idle_bytes", &lmser::output_store::idle_bytes, "Memory of large results kept for the next calls.");
   m.def("measure_fma_peak", &lmser::measure_fma_peak, py::arg("seconds") = 0.3, py::arg("threads") = 1,
         "float32 fused multiply-adds, GFLOP/s, best of short rounds.");
+  m.def("measure_bfloat16_peak", &lmser::measure_tile_peak, py::arg("seconds") = 0.3, py::arg("threads") = 1,
+        "Products of bfloat16 in tiles, GFLOP/s, best of short rounds; None where there are no tiles.");
   m.def("measure_copy_bandwidth", &lmser::measure_copy_bandwidth, py::arg("seconds") = 0.3, py::arg("threads") = 1,
         "Bytes read plus bytes written by copies of 64 MiB a thread, GB/s, best of short rounds.");
-  m.def("plan", &lmser::plan, py::arg("op"), py::arg("dtype"), py::arg("shape"), py::arg("weight"), py::arg("stride"),
-        py::arg("padding"), py::arg("pool"), py::arg("output_size"), py::arg("channels_last"), py::arg("threads"));
+  lmser::add_plan(m);
   m.def(
       "settle_kept", &lmser::settle_kept, py::arg("layers"), py::arg("kernels"), py::arg("windows"), py::arg("up_down"),
       py::arg("held"),

@@ -96,9 +96,10 @@ def _peaks(dtype: torch.dtype, threads: int) -> tuple[float | None, float | None
     library = _library.module
     if library is None:
         return None, None
-    # The measured peak is float32's; bfloat16 and float16 compute in float32, float64 has half the lanes.
+    # Float16, and bfloat16 where there are no tiles for it, compute in float32; float64 has half the lanes.
     share = 0.5 if dtype == torch.float64 else 1.0
-    peak = share * library.measure_fma_peak(_MEASURE_SECONDS, threads)
+    tiles = library.measure_bfloat16_peak(_MEASURE_SECONDS, threads) if dtype == torch.bfloat16 else None
+    peak = tiles or share * library.measure_fma_peak(_MEASURE_SECONDS, threads)
     return peak, library.measure_copy_bandwidth(_MEASURE_SECONDS, threads)
 
 

@@ -88,8 +88,7 @@ class Prepared final : public PreparedConv::State {
     for (const Packed& p : packed_)
       if (p.geometry == g && p.filtering == filtered && p.narrow == as_narrow && p.threads == pool.threads) return p;
     if (as_narrow)
-      if (std::optional<ConvPlan> plan = plan_narrow_conv(g, pool.threads, calls_))
-        return packed(pool, {g, filtered, true, pool.threads, *std::move(plan), nullptr});
+      return packed(pool, {g, filtered, true, pool.threads, plan_narrow_conv(g, pool.threads, calls_), nullptr});
     const TileShape& tile = kernels_of<T>(isa_).tile;
     Filtering how = filtered ? Filtering::where_faster : Filtering::never;
     if (filtered && g.batch > 0 && g.batch < geometry_.batch) {
@@ -327,7 +326,7 @@ void run_conv_pair(const InstructionSet& isa, const ThreadPool& pool, const Conv
   run(isa, pool, first, second);
 }
 
-ConvPlan inspect_conv(const InstructionSet& isa, int threads, Geometry g, bool double_precision, bool channels_last) {
+ConvPlan inspect_conv(const InstructionSet& isa, int threads, Geometry g, DType dtype, bool channels_last, bool pools) {
   Source source;
   View v{&g, DType::f32, g.batch, g.in_c, g.in_h, g.in_w, 0, 0, 0, 0};
   if (channels_last)
@@ -336,9 +335,12 @@ ConvPlan inspect_conv(const InstructionSet& isa, int threads, Geometry g, bool d
     v.sw = 1, v.sh = g.in_w, v.sc = g.in_h * g.in_w, v.sn = g.in_c * v.sc;
   source.base = v;
   normalise(g, source);
-  const TileShape& tile = double_precision ? isa.f64.tile : isa.f32.tile;
-  const std::int64_t value_bytes = double_precision ? 8 : 4;
-  if (takes_unpacked(g, tile, value_bytes, threads, 1)) return plan_unpacked(g, tile, threads);
+  if (dtype == DType::bf16 && !pools && narrow_kernels(isa)) return plan_narrow_conv(g, threads, 1);
+  const bool wide = dtype == DType::f64;
+  const TileShape& tile = wide ? isa.f64.tile : isa.f32.tile;
+  const std::int64_t value_bytes = wide ? 8 : 4;
+  // The weight can be read as it lies where it is of the type that is computed in.
+  if ((wide || dtype == DType::f32) && takes_unpacked(g, tile, value_bytes, threads, 1)) return plan_unpacked(g, tile, threads);
   return plan_conv(g, tile, value_bytes, threads);
 }
 

@@ -21,20 +21,18 @@ constexpr X greater(X a, X b) {
   return a > b ? a : b;
 }
 
-// The input is used where it lies: channels-last values of T without transform or conversion, where nothing of the
-// padding is read or single windows are copied (winograd_registers.h).
+// The input is used where it lies: channels-last values of `stored` without transform or conversion.
+LMSER_HD bool direct_source(const ConvPlan& p, const Source& source, DType stored) {
+  const View& v = source.base;
+  if (!source.plain() || v.dtype != stored || (v.sc != 1 && v.c != 1) || !reads_as_it_lies(p)) return false;
+  if (!p.winograd.m && v.sw != v.c)
+    for (const Phase& ph : p.phases)
+      if (ph.taps_w > 1) return false;
+  return true;
+}
 template <class T>
 bool direct_source(const ConvCall<T>& call) {
-  const ConvPlan& p = *call.plan;
-  const View& v = call.source.base;
-  if (p.planar || !call.source.plain() || v.dtype != kDType<T> || (v.sc != 1 && v.c != 1)) return false;
-  if (p.winograd.m) return p.winograd.in_registers;
-  for (const Phase& ph : p.phases) {
-    if (ph.taps_w == 0) continue;
-    if (ph.taps_w > 1 && v.sw != v.c) return false;
-    if (!inside_input(p, ph)) return false;
-  }
-  return true;
+  return direct_source(*call.plan, call.source, kDType<T>);
 }
 // Of one size: one offset finds a value in both. A stride along which there is one value says nothing.
 LMSER_HD bool same_layout(const View& a, const View& b) {

@@ -134,8 +134,9 @@ void run_max_pool(const InstructionSet& isa, const ThreadPool& pool, const PoolC
 void run_max_unpool(const InstructionSet& isa, const ThreadPool& pool, const PoolCall& call);
 void run_max_select(const InstructionSet& isa, const ThreadPool& pool, const PoolCall& call);
 
-// The plan of a convolution as run_conv would make it, after layout normalisation.
-ConvPlan inspect_conv(const InstructionSet& isa, int threads, Geometry geometry, bool double_precision,
-                      bool channels_last);
+// The plan of a convolution as run_conv would make it, after layout normalisation, of input that is read as it is or is
+// pooled first.
+ConvPlan inspect_conv(const InstructionSet& isa, int threads, Geometry geometry, DType dtype, bool channels_last,
+                      bool pools);
 
 }  // namespace lmser

@@ -82,7 +82,7 @@ const NarrowKernels* narrow_kernels(const InstructionSet& isa) {
   return nullptr;
 }
 
-std::optional<ConvPlan> plan_narrow_conv(const Geometry& g, int threads, int calls) {
+ConvPlan plan_narrow_conv(const Geometry& g, int threads, int calls) {
   ConvPlan p = plan_conv(g, kTile, 2, threads, Filtering::never, calls);
   p.narrow = true;
   if (p.planar) p.slab_values = p.unit_images * p.slab_rows * p.slab_cols * g.in_c;
@@ -96,7 +96,7 @@ std::optional<ConvPlan> plan_narrow_conv(const Geometry& g, int threads, int cal
   return p;
 }
 
-std::optional<WeightGradPlan> plan_narrow_weight_grad(const Geometry& g, int threads) {
+WeightGradPlan plan_narrow_weight_grad(const Geometry& g, int threads) {
   WeightGradPlan p = plan_weight_grad(g, kTile, 2, threads, Filtering::never, kGradBytes);
   p.narrow = true;
   p.bands_per_row = ceil_div(p.sum_length, kNarrowDepth);

@@ -4,8 +4,6 @@
 // the other kernels.
 #pragma once
 
-#include <optional>
-
 #include "kernels.h"
 
 namespace lmser {
@@ -38,13 +36,14 @@ struct NarrowKernels {
   // weight's layout, or in that of a `turned` kernel.
   void (*write_weight)(const WeightGradPlan&, const float* sums, std::int64_t count, std::int64_t piece, bool turned,
                        const View& grad);
+  // Peak probe: operations of `rounds` products of four tiles each, of values in the first-level cache.
+  double (*product_rounds)(std::int64_t rounds);
 };
 // Of the tiles in use; null where there are none, or `isa` is not the instruction set they belong to.
 const NarrowKernels* narrow_kernels(const InstructionSet& isa);
 
-// None where another form serves better.
-std::optional<ConvPlan> plan_narrow_conv(const Geometry& geometry, int threads, int calls);
-std::optional<WeightGradPlan> plan_narrow_weight_grad(const Geometry& geometry, int threads);
+ConvPlan plan_narrow_conv(const Geometry& geometry, int threads, int calls);
+WeightGradPlan plan_narrow_weight_grad(const Geometry& geometry, int threads);
 
 // Where the sum of a band lies: its tiles of 16 output channels x 16 values, [output tile][value tile][16][16].
 inline std::int64_t narrow_band(const WeightGradPlan& p, std::int64_t band) {

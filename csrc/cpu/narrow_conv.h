@@ -19,14 +19,8 @@ inline bool direct_narrow_sink(const ConvCall<float>& call) {
   return !repeats(s) && s.add_h * s.add_w == 1 && s.out.dtype == DType::bf16 && (s.out.sc == 1 || s.out.c == 1) &&
          s.out.h == g.out_h && s.out.w == g.out_w && fits(s.add) && fits(s.drive) && fits(s.gate);
 }
-// The input is read where it lies: nothing of the padding is read.
 inline bool direct_narrow_source(const ConvCall<float>& call) {
-  const ConvPlan& p = *call.plan;
-  if (!plain_halves(call.source)) return false;
-  for (const Phase& ph : p.phases)
-    if (ph.taps_w > 0 && ((ph.taps_w > 1 && call.source.base.sw != call.source.base.c) || !inside_input(p, ph)))
-      return false;
-  return true;
+  return direct_source(*call.plan, call.source, DType::bf16);
 }
 
 // Scratch of a unit, in floats: staged input | a row while it is staged, and rows for that | offsets of pixels | linear

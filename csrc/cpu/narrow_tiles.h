@@ -122,6 +122,22 @@ struct EmulatedTiles {
 };
 
 template <class Tiles>
+double product_rounds(std::int64_t rounds) {
+  constexpr std::int64_t kSide = 16, kDepth = 32;
+  alignas(64) static const std::uint16_t values[4 * kSide * kDepth] = {};
+  alignas(64) float sums[4 * kSide * kSide];
+  NarrowProduct p{};
+  p.a[0] = {values, kDepth, 0}, p.a[1] = {values + kSide * kDepth, kDepth, 0};
+  p.b = values + 2 * kSide * kDepth, p.b_tile = kSide * kDepth;
+  p.pieces = 1, p.chunks = rounds;
+  p.c = sums, p.c_row = 2 * kSide, p.c_half = 2 * kSide * kSide, p.c_tile = kSide;
+  Tiles::start();
+  Tiles::template product<2, 2>(p);
+  Tiles::stop();
+  return 2.0 * double(rounds) * double(4 * kSide * kSide * kDepth);
+}
+
+template <class Tiles>
 LMSER_HD void narrow_product(const NarrowProduct& p, bool two_halves, bool two_tiles) {
   if (two_halves)
     two_tiles ? Tiles::template product<2, 2>(p) : Tiles::template product<2, 1>(p);

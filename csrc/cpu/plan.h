@@ -216,6 +216,15 @@ LMSER_HD bool inside_input(const ConvPlan& p, const Phase& ph) {
          (ph.by_cols || (ph.off_w >= 0 && ph.off_w + (ph.cols - 1) * p.in_step_w + ph.taps_w <= g.in_w));
 }
 
+// Whether a plan reads its input where it lies, if that lies as it wants it: nothing of the padding is read, or single
+// windows are copied (winograd_registers.h).
+inline bool reads_as_it_lies(const ConvPlan& p) {
+  if (p.winograd.m) return p.winograd.in_registers;
+  return !p.planar && !p.unpacked && std::ranges::all_of(p.phases, [&](const Phase& ph) {
+    return ph.taps_w == 0 || inside_input(p, ph);
+  });
+}
+
 // Whether the pixels of a convolution are its input's, with nothing between or beside them: a matrix product.
 inline bool is_product(const Geometry& g) {
   return g.kernel_h == 1 && g.kernel_w == 1 && g.stride_h == 1 && g.stride_w == 1 && g.pad_h == 0 && g.pad_w == 0;

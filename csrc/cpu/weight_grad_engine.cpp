@@ -161,8 +161,7 @@ class Sum final : public WeightGradSum::State {
     prepare(work_of_reading);
   }
   WeightGradPlan planned(const Geometry& g) const {
-    if (tiles_)
-      if (std::optional<WeightGradPlan> plan = plan_narrow_weight_grad(g, pool_.threads)) return *plan;
+    if (tiles_) return plan_narrow_weight_grad(g, pool_.threads);
     const Filtering how = winograd_ ? Filtering::where_faster : Filtering::never;
     return plan_weight_grad(g, k_.tile, sizeof(T), pool_.threads, how);
   }
