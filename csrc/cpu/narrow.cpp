@@ -38,6 +38,7 @@ bool has_amx() {
   constexpr unsigned kTileState = 3u << 17;
   if ((low & kTileState) != kTileState) return false;
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d & (1u << 22)) || !(d & (1u << 24))) return false;
+  if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a & (1u << 5))) return false;  // AVX512_BF16
   constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
   return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 #else
@@ -91,7 +92,7 @@ ConvPlan plan_narrow_conv(const Geometry& g, int threads, int calls) {
   for (Phase& ph : p.phases) {
     ph.by_rows = ph.by_cols = false;  // the padding is staged as zeros: a tile reads all taps of its pixels
     ph.weight_offset = p.packed_size;
-    p.packed_size += narrow_depth(p, ph) * p.padded_out_c / 2;
+    p.packed_size += NarrowCut(p, ph).tiles() * (p.padded_out_c / 16) * kNarrowTile / 2;
   }
   return p;
 }

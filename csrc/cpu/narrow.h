@@ -16,18 +16,36 @@ NarrowTiles narrow_tiles();
 // system, does not have them.
 bool choose_narrow_tiles(NarrowTiles tiles);
 
-// Values of a row of a tile, and of the depth of products in whole rows.
-inline constexpr std::int64_t kNarrowDepth = 32, kNarrowPixels = 32;
-inline std::int64_t narrow_depth(const ConvPlan& p, const Phase& ph) {
-  const std::int64_t depth = std::int64_t(ph.taps_h) * ph.taps_w * p.geometry.in_c;
-  return (depth + kNarrowDepth - 1) / kNarrowDepth * kNarrowDepth;
-}
+// Values of a row of a tile, pixels of two tiles, and values of a tile.
+inline constexpr std::int64_t kNarrowDepth = 32, kNarrowPixels = 32, kNarrowTile = 16 * kNarrowDepth;
+
+// How the values under a kernel are cut into rows of tiles: `chunks` of `depth` values in each of `pieces`. Where that
+// is little more than all of them one after the other would take, a piece is what lies under a kernel row: pixels are
+// then read where they lie. Else there is one piece, whose last chunk is filled up with zeros.
+struct NarrowCut {
+  bool by_rows = false;
+  std::int64_t length = 0;  // values under a kernel row
+  std::int64_t depth = kNarrowDepth, pieces = 0, chunks = 0;
+  NarrowCut(const ConvPlan& p, const Phase& ph) : length(ph.taps_w * p.geometry.in_c) {
+    if (length == 0) return;
+    const auto chunks_of = [](std::int64_t values) { return (values + kNarrowDepth - 1) / kNarrowDepth; };
+    const std::int64_t of_row = chunks_of(length), all = chunks_of(length * ph.taps_h);
+    by_rows = length % (2 * of_row) == 0 && 4 * of_row * ph.taps_h <= 5 * all;
+    if (by_rows)
+      depth = length / of_row, pieces = ph.taps_h, chunks = of_row;
+    else
+      pieces = 1, chunks = all;
+  }
+  std::int64_t tiles() const { return pieces * chunks; }
+  // Values of a pixel laid side by side.
+  std::int64_t values() const { return by_rows ? pieces * length : chunks * depth; }
+};
 
 struct NarrowKernels {
   std::int64_t (*conv_scratch)(const ConvCall<float>&);  // values of float
   void (*conv_unit)(const ConvCall<float>&, std::int64_t unit, float* scratch);
   // As Kernels::pack, two values in the place of one: of a block all tiles of a phase one after the other, each
-  // [depth / 2][channel][2], zero beyond the depth.
+  // [depth / 2][channel][2], in the place of a whole one.
   void (*pack)(const ConvPlan&, const WeightLayout<float>&, int block, std::int64_t c0, std::int64_t c1, float* packed);
   std::int64_t (*weight_grad_scratch)(const WeightGradCall<float>&);
   void (*weight_grad_unit)(const WeightGradCall<float>&, std::int64_t unit, std::int64_t band0, std::int64_t band1,

@@ -45,7 +45,7 @@ struct NarrowScratch {
       out_row = 3 * greater(call.sink.out.w, g.out_w * call.sink.upsample_w) * g.out_c;
     }
     std::int64_t deepest = 0;
-    for (const Phase& ph : p.phases) deepest = greater(deepest, narrow_depth(p, ph));
+    for (const Phase& ph : p.phases) deepest = greater(deepest, NarrowCut(p, ph).values());
     const std::int64_t one = kNarrowPixels * pitch(deepest) / 2;
     const std::int64_t room = lesser(kMostPanels, kPanelBytes / greater<std::int64_t>(1, 4 * one));
     panels = greater<std::int64_t>(1, lesser(div_up(pixels(p), kNarrowPixels), room));
@@ -60,7 +60,7 @@ struct NarrowScratch {
   std::int64_t offsets_each() const { return offsets / 4; }
   // From one pixel's values to the next: an odd number of cache lines, for rows a power of two apart would share a few
   // sets of the first-level cache.
-  static std::int64_t pitch(std::int64_t depth) { return (depth / kNarrowDepth | 1) * kNarrowDepth; }
+  static std::int64_t pitch(std::int64_t values) { return (div_up(values, kNarrowDepth) | 1) * kNarrowDepth; }
 
  private:
   static std::int64_t pixels(const ConvPlan& p) {
@@ -77,23 +77,33 @@ struct NarrowOutput {
   float slope = 0, gate_slope = 0;
 };
 
-template <Activation A>
+// What results will be added to and written over is fetched while their products run.
+LMSER_HD void prefetch_narrow(const std::int64_t* offset, int pixels, int channels, int channel,
+                              const NarrowOutput& to) {
+  constexpr int kLine = 64 / sizeof(Half);
+  for (int m = 0; m < pixels; ++m)
+    for (int c = channel; c < channel + channels; c += kLine) {
+      __builtin_prefetch(to.out + offset[m] + c, 1);
+      if (to.add) __builtin_prefetch(to.add + offset[m] + c, 0);
+    }
+}
+
+template <Activation A, class Tiles>
 void finish_narrow(const float* sums, const std::int64_t* offset, int pixels, int channels, int channel,
                    const NarrowOutput& to) {
-  for (int m = 0; m < pixels; ++m) {
-    const float* const from = sums + m * kNarrowPixels;
-    const std::int64_t at = offset[m] + channel;
-    for_lanes<float>(channels, [&](std::int64_t i, int k) {
-      const Vec<float> z = load<float>(from + i);
-      Vec<float> v = z;
-      if (to.bias) v = v + load_n<float>(to.bias + channel + i, k);
-      if (to.add) v = v + load_halves(to.add + at + i, k);
-      if (to.drive) store_halves(to.drive + at + i, z, k);
+  for_lanes<float>(channels, [&](std::int64_t c, int k) {
+    const Vec<float> bias = to.bias ? load_n<float>(to.bias + channel + c, k) : splat(-0.0f);
+    for (int m = 0; m < pixels; ++m) {
+      const std::int64_t at = offset[m] + channel + c;
+      const Vec<float> z = load<float>(sums + m * kNarrowPixels + c);
+      Vec<float> v = z + bias;
+      if (to.add) v = v + load_halves(to.add + at, k);
+      if (to.drive) store_halves(to.drive + at, Tiles::rounded(z), k);
       v = act<A, float>(v, to.slope);
-      if (to.gate) v = v * (load_halves(to.gate + at + i, k) > 0.0f ? splat(1.0f) : splat(to.gate_slope));
-      store_halves(to.out + at + i, v, k);
-    });
-  }
+      if (to.gate) v = v * (load_halves(to.gate + at, k) > 0.0f ? splat(1.0f) : splat(to.gate_slope));
+      store_halves(to.out + at, Tiles::rounded(v), k);
+    }
+  });
 }
 
 // What lies under the kernel of pixels, side by side: `kernel_rows` pieces of `length` values, and zeros up to a whole
@@ -135,7 +145,7 @@ inline void lay_side_by_side(const Half* slab, const std::int64_t* offset, std::
   }
 }
 
-// The same of up to 16 pixels, where pieces are whole registers; or where they lie, if that is as regular.
+// The same of up to 16 pixels without zeros between, or where they lie, if that is as regular.
 inline NarrowRows rows_under(const Half* slab, const std::int64_t* offset, std::int64_t pixels, std::int64_t step,
                              int kernel_rows, std::int64_t row_stride, std::int64_t length, Half* to,
                              std::int64_t pitch) {
@@ -150,39 +160,51 @@ inline NarrowRows rows_under(const Half* slab, const std::int64_t* offset, std::
 inline void pack_narrow(const ConvPlan& p, const WeightLayout<float>& w, int index, std::int64_t c0, std::int64_t c1,
                         float* packed) {
   constexpr int L = 16;
-  constexpr std::int64_t kValues = 128 * L, kTile = kNarrowDepth * L;
+  constexpr std::int64_t kValues = 128 * L;
   const Geometry& g = p.geometry;
   const Block& block = p.blocks[index];
   const std::int64_t all = std::int64_t(g.kernel_h) * g.kernel_w;
-  // Where value k of the depth of column v lies, from `tiles` on.
-  const auto place = [&](std::int64_t k, std::int64_t v) {
-    return (k / kNarrowDepth * block.vectors + v) * kTile + k % kNarrowDepth / 2 * (2 * L) + k % 2;
+  // The tiles of a block in a phase, and where in them value k of tile column v lies.
+  struct Tiles {
+    Half* at;
+    NarrowCut cut;
+    int vectors;
+    Half* place(std::int64_t k, std::int64_t v) const {
+      const std::int64_t in_piece = cut.by_rows ? k % cut.length : k, piece = cut.by_rows ? k / cut.length : 0,
+                         tile = piece * cut.chunks + in_piece / cut.depth, row = in_piece % cut.depth;
+      return at + (tile * vectors + v) * kNarrowTile + row / 2 * (2 * L) + row % 2;
+    }
+  };
+  const auto tiles_of = [&](const Phase& ph) {
+    const NarrowCut cut(p, ph);
+    return Tiles{reinterpret_cast<Half*>(packed + ph.weight_offset) + block.weight_column / L * cut.tiles() * kNarrowTile,
+                 cut, block.vectors};
   };
   const auto each_tap = [&](auto&& f) {  // f(kernel index, the depth of its first channel, tiles of its phase)
     for (const Phase& ph : p.phases) {
-      Half* const tiles =
-          reinterpret_cast<Half*>(packed + ph.weight_offset) + block.weight_column * narrow_depth(p, ph);
+      const Tiles tiles = tiles_of(ph);
       for (int a = 0; a < ph.taps_h; ++a)
         for (int b = 0; b < ph.taps_w; ++b)
           f(g.transposed ? ph.first_tap_h - a * g.stride_h : a, g.transposed ? ph.first_tap_w - b * g.stride_w : b,
             (std::int64_t(a) * ph.taps_w + b) * g.in_c, tiles);
     }
   };
-  if (c1 == g.in_c)
+  if (c1 == g.in_c)  // the last of the block: zeros beyond the depth
     for (const Phase& ph : p.phases) {
-      Half* const tiles =
-          reinterpret_cast<Half*>(packed + ph.weight_offset) + block.weight_column * narrow_depth(p, ph);
-      for (std::int64_t k = std::int64_t(ph.taps_h) * ph.taps_w * g.in_c; k < narrow_depth(p, ph); ++k)
+      const Tiles tiles = tiles_of(ph);
+      for (std::int64_t k = std::int64_t(ph.taps_h) * ph.taps_w * g.in_c; k < tiles.cut.values(); ++k)
         for (int v = 0; v < block.vectors; ++v)
-          for (int i = 0; i < L; ++i) tiles[place(k, v) + 2 * i] = 0;
+          for (int i = 0; i < L; ++i) tiles.place(k, v)[2 * i] = 0;
     }
   alignas(64) float taps[kValues];
   const bool small = all * L <= kValues;  // else a tap and a few channels at a time
   const std::int64_t chunk = small ? kValues / (all * L) : kValues / L;
-  const auto write = [&](const float* from, std::int64_t step, std::int64_t k, std::int64_t count, int v, Half* tiles) {
+  const auto write = [&](const float* from, std::int64_t step, std::int64_t k, std::int64_t count, int v,
+                         const Tiles& tiles) {
     for (std::int64_t c = 0; c < count;) {
       const __m512i one = _mm512_castps_si512(_mm512_loadu_ps(from + c * step));
-      Half* const to = tiles + place(k + c, v);
+      Half* const to = tiles.place(k + c, v);
+      // Of neighbours in a row of a tile: pieces and chunks of an odd number of values are never cut by rows.
       if ((k + c) % 2 == 0 && c + 1 < count) {
         const __m512i next = _mm512_castps_si512(_mm512_loadu_ps(from + (c + 1) * step));
         _mm512_storeu_si512(to, _mm512_or_si512(_mm512_srli_epi32(one, 16),
@@ -199,7 +221,7 @@ inline void pack_narrow(const ConvPlan& p, const WeightLayout<float>& w, int ind
     for (int v = 0; v < block.vectors; ++v) {
       const std::int64_t out = block.channel + std::int64_t(v) * L;
       if (small) gather_taps<float>(g, w, out, from, count, taps);
-      each_tap([&](int i, int j, std::int64_t k, Half* tiles) {
+      each_tap([&](int i, int j, std::int64_t k, const Tiles& tiles) {
         if (small) return write(taps + (std::int64_t(i) * g.kernel_w + j) * L, all * L, k + from, count, v, tiles);
         for (std::int64_t c = 0; c < count; ++c)
           for (std::int64_t o = 0; o < L; ++o)
@@ -257,53 +279,52 @@ void narrow_conv_unit(const ConvCall<float>& call, std::int64_t index, float* sc
   auto* const out_offset = in_offset + layout.offsets_each();
   auto* const panel = reinterpret_cast<Half*>(scratch + layout.before_panel());
   float* const sums = scratch + layout.before_sums();
-  Tiles::start();
   for (const Phase& ph : p.phases) {
     const std::int64_t q0 = div_up(greater<std::int64_t>(unit.r0 - ph.out_h0, 0), p.out_step_h),
                        q1 = lesser(ph.rows, div_up(greater<std::int64_t>(unit.r1 - ph.out_h0, 0), p.out_step_h));
+    const std::int64_t cols = ph.cols, in_step = ph.taps_h ? p.in_step_w * slab.col : 0,
+                       out_step = p.out_step_w * lies.col;
     std::int64_t pixels = 0;
     for (std::int64_t n = 0; n < images; ++n)
-      for (std::int64_t q = q0; q < q1; ++q) {
+      for (std::int64_t q = q0; q < q1; ++q, pixels += cols) {
         const std::int64_t in0 = slab.at(n, ph.off_h + q * p.in_step_h - span.first, ph.off_w - p.slab_w0),
                            out0 = lies.at(n, ph.out_h0 + q * p.out_step_h - unit.r0, ph.out_w0);
-        for (std::int64_t x = 0; x < ph.cols; ++x, ++pixels) {
-          in_offset[pixels] = ph.taps_h ? in0 + x * p.in_step_w * slab.col : 0;
-          out_offset[pixels] = out0 + x * p.out_step_w * lies.col;
-        }
+        for (std::int64_t x = 0; x < cols; ++x) in_offset[pixels + x] = (ph.taps_h ? in0 : 0) + x * in_step;
+        for (std::int64_t x = 0; x < cols; ++x) out_offset[pixels + x] = out0 + x * out_step;
       }
-    const std::int64_t depth = narrow_depth(p, ph), pitch = NarrowScratch::pitch(depth),
-                       group = layout.panels * kNarrowPixels;
-    const std::int64_t length = ph.taps_w * g.in_c;
-    const bool regular = length > 0 && length % kNarrowDepth == 0;
+    const NarrowCut cut(p, ph);
+    const std::int64_t pitch = NarrowScratch::pitch(cut.values()), group = layout.panels * kNarrowPixels;
+    Tiles::start(cut.depth);
     const auto* const weight = reinterpret_cast<const Half*>(call.weight + ph.weight_offset);
     for (std::int64_t first = 0; first < pixels; first += group) {
       const std::int64_t last = lesser(first + group, pixels);
       NarrowRows rows[2 * NarrowScratch::kMostPanels];
-      if (!regular)
-        lay_side_by_side(slab.data, in_offset + first, last - first, ph.taps_h, slab.row, length, panel, pitch);
+      if (!cut.by_rows && cut.length > 0)
+        lay_side_by_side(slab.data, in_offset + first, last - first, ph.taps_h, slab.row, cut.length, panel, pitch);
       for (std::int64_t m = first; m < last; m += 16) {
         Half* const own = panel + (m - first) * pitch;
-        rows[(m - first) / 16] = regular ? rows_under(slab.data, in_offset + m, lesser<std::int64_t>(16, last - m),
-                                                      p.in_step_w * slab.col, ph.taps_h, slab.row, length, own, pitch)
-                                         : NarrowRows{own, pitch, 0};
+        rows[(m - first) / 16] = cut.by_rows
+                                     ? rows_under(slab.data, in_offset + m, lesser<std::int64_t>(16, last - m),
+                                                  p.in_step_w * slab.col, ph.taps_h, slab.row, cut.length, own, pitch)
+                                     : NarrowRows{own, pitch, 0};
       }
       for (int b = unit.block0; b < unit.block1; ++b) {
         const Block& block = p.blocks[b];
         const int channels = int(lesser<std::int64_t>(block.vectors * 16, g.out_c - block.channel));
         NarrowProduct product{};
-        product.a_chunk = kNarrowDepth;
-        product.b = weight + block.weight_column * depth;
-        product.b_tile = 16 * kNarrowDepth, product.b_chunk = block.vectors * product.b_tile;
-        product.pieces = depth == 0 ? 0 : regular ? ph.taps_h : 1;
-        product.chunks = depth / kNarrowDepth / greater<std::int64_t>(1, product.pieces);
+        product.a_chunk = product.depth = cut.depth;
+        product.b = weight + block.weight_column / 16 * cut.tiles() * kNarrowTile;
+        product.b_tile = kNarrowTile, product.b_chunk = block.vectors * kNarrowTile;
+        product.pieces = cut.pieces, product.chunks = cut.chunks;
         product.c = sums, product.c_row = kNarrowPixels, product.c_half = 16 * kNarrowPixels, product.c_tile = 16;
         for (std::int64_t done = first; done < last; done += kNarrowPixels) {
           const int m = int(lesser(kNarrowPixels, last - done));
           product.a[0] = rows[(done - first) / 16], product.a[1] = m > 16 ? rows[(done - first) / 16 + 1] : NarrowRows{};
+          if (direct) prefetch_narrow(out_offset + done, m, channels, block.channel, to);
           narrow_product<Tiles>(product, m > 16, block.vectors > 1);
           if (direct) {
             with_activation(s.activation, [&]<Activation A>() {
-              finish_narrow<A>(sums, out_offset + done, m, channels, block.channel, to);
+              finish_narrow<A, Tiles>(sums, out_offset + done, m, channels, block.channel, to);
             });
             continue;
           }

@@ -132,7 +132,7 @@ void narrow_grad_unit(const WeightGradCall<float>& call, std::int64_t unit, std:
       turn_words(pairs, small_tiles + (c / 16 * chunks + k) * kTile);
     }
 
-  Tiles::start();
+  Tiles::start(kNarrowDepth);
   const std::int64_t length = std::int64_t(g.kernel_w) * g.in_c;
   for (std::int64_t band = band0; band < band1; ++band) {
     const std::int64_t value0 = band % p.bands_per_row * kNarrowDepth, left = length - value0;
@@ -150,7 +150,7 @@ void narrow_grad_unit(const WeightGradCall<float>& call, std::int64_t unit, std:
                                                          [&](std::int64_t i) { return under + offset[i] + 16; }));
       }
     NarrowProduct product{};
-    product.a_chunk = kTile, product.pieces = 1;
+    product.a_chunk = kTile, product.pieces = 1, product.depth = kNarrowDepth;
     product.b = band_tiles, product.b_tile = kTile, product.b_chunk = step;
     product.chunks = chunks;
     product.c_row = 16, product.c_half = 2 * kSums, product.c_tile = kSums;

@@ -27,12 +27,13 @@ LMSER_HD __m256i halves_of(Vec<float> v) {
   return _mm512_cvtepi32_epi16(
       _mm512_mask_mov_epi32(_mm512_srli_epi32(rounded, 16), nan, _mm512_set1_epi32(0x7FC0)));
 }
-LMSER_HD void store_halves(Half* p, Vec<float> v, int n) {
+LMSER_HD void store_halves(Half* p, __m256i v, int n) {
   if (n == 16)
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), halves_of(v));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v);
   else
-    _mm256_mask_storeu_epi16(p, first_lanes(n), halves_of(v));
+    _mm256_mask_storeu_epi16(p, first_lanes(n), v);
 }
+LMSER_HD void store_halves(Half* p, Vec<float> v, int n) { store_halves(p, halves_of(v), n); }
 LMSER_HD void copy_halves(Half* to, const Half* from, std::int64_t count) {
   std::int64_t i = 0;
   for (; i + 32 <= count; i += 32) _mm512_storeu_si512(to + i, _mm512_loadu_si512(from + i));

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "rows.h"
+#include "narrow_rows.h"
 
 namespace lmser::LMSER_ISA {
 
@@ -13,14 +13,14 @@ struct NarrowRows {
   const std::uint16_t* at;
   std::int64_t row, piece;
 };
-// One or two tiles of 16 rows of `a` times one or two of 16 columns of `b`, each a sum over `pieces` of `chunks` of 32
-// values: c[row][column] = [c +] sum a[row][k] b[k][column]. A tile of b is [k / 2][column][2].
+// One or two tiles of 16 rows of `a` times one or two of 16 columns of `b`, each a sum over `pieces` of `chunks` of as
+// many values as `start` was told: c[row][column] = [c +] sum a[row][k] b[k][column]. A tile of b is [k / 2][column][2].
 struct NarrowProduct {
   NarrowRows a[2];
   std::int64_t a_chunk;  // values from one chunk to the next, of a piece
   const std::uint16_t* b;
   std::int64_t b_tile, b_chunk;
-  std::int64_t pieces, chunks;
+  std::int64_t pieces, chunks, depth;
   float* c;
   std::int64_t c_row, c_half, c_tile;
   bool more = false;  // sums go on from what `c` holds
@@ -39,17 +39,24 @@ struct NarrowProduct {
 
 struct AmxTiles {
   // A thread has tiles from `start` to `stop` alone: the operating system need not save them at other times.
-  static void start() {
+  static void start(std::int64_t depth) {
     struct alignas(64) Shape {
       std::uint8_t palette = 1, first_row = 0, reserved[14] = {};
-      std::uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-      std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-    };
+      std::uint16_t row_bytes[16] = {64, 64, 64, 64, 0, 0, 64, 64};
+      std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 0, 0};
+    } shape;
     static_assert(sizeof(Shape) == 64);
-    static constexpr Shape kShape;
-    asm volatile("ldtilecfg %0" ::"m"(kShape));
+    shape.row_bytes[4] = shape.row_bytes[5] = std::uint16_t(2 * depth);
+    shape.rows[6] = shape.rows[7] = std::uint8_t(depth / 2);
+    asm volatile("ldtilecfg %0" ::"m"(shape));
   }
   static void stop() { asm volatile("tilerelease" ::); }
+  // To nearest, ties to even; what is below the smallest normal number becomes zero, as in a product.
+  static LMSER_HD __m256i rounded(Vec<float> v) {
+    __m256i halves;
+    asm("vcvtneps2bf16 %1, %0" : "=v"(halves) : "v"(v));
+    return halves;
+  }
 
   template <int Halves, int Tiles>
   static void product(const NarrowProduct& p) {
@@ -98,8 +105,9 @@ struct AmxTiles {
 #endif
 
 struct EmulatedTiles {
-  static void start() {}
+  static void start(std::int64_t) {}
   static void stop() {}
+  static LMSER_HD __m256i rounded(Vec<float> v) { return halves_of(v); }
   template <int Halves, int Tiles>
   static void product(const NarrowProduct& p) {
     for (int h = 0; h < Halves; ++h)
@@ -113,7 +121,7 @@ struct EmulatedTiles {
               const std::uint16_t *const a =
                                       rows.at + m * rows.row + k / p.chunks * rows.piece + k % p.chunks * p.a_chunk,
                                   *const b = p.b + t * p.b_tile + k * p.b_chunk;
-              for (int i = 0; i < 32; ++i) sum += from_bf16(a[i]) * from_bf16(b[i / 2 * 32 + n * 2 + i % 2]);
+              for (int i = 0; i < p.depth; ++i) sum += from_bf16(a[i]) * from_bf16(b[i / 2 * 32 + n * 2 + i % 2]);
             }
             c[m * p.c_row + n] = sum;
           }
@@ -129,9 +137,9 @@ double product_rounds(std::int64_t rounds) {
   NarrowProduct p{};
   p.a[0] = {values, kDepth, 0}, p.a[1] = {values + kSide * kDepth, kDepth, 0};
   p.b = values + 2 * kSide * kDepth, p.b_tile = kSide * kDepth;
-  p.pieces = 1, p.chunks = rounds;
+  p.pieces = 1, p.chunks = rounds, p.depth = kDepth;
   p.c = sums, p.c_row = 2 * kSide, p.c_half = 2 * kSide * kSide, p.c_tile = kSide;
-  Tiles::start();
+  Tiles::start(kDepth);
   Tiles::template product<2, 2>(p);
   Tiles::stop();
   return 2.0 * double(rounds) * double(4 * kSide * kSide * kDepth);

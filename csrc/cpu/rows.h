@@ -25,9 +25,9 @@ inline constexpr DType kDType = sizeof(T) == 4 ? DType::f32 : DType::f64;
 template <class T, class From, class F>
 LMSER_HD void gather(const From* p, std::int64_t w, std::int64_t c, std::int64_t sw, std::int64_t sc, T* dst,
                      F convert) {
-  if (sc == 1 || c == 1) {
+  if (sc == 1 || c == 1) {  // a step of one value, which the compiler should know
     for (std::int64_t x = 0; x < w; ++x)
-      for (std::int64_t k = 0; k < c; ++k) dst[x * c + k] = convert(p[x * sw + k * sc]);
+      for (std::int64_t k = 0; k < c; ++k) dst[x * c + k] = convert(p[x * sw + k]);
   } else {
     for (std::int64_t k = 0; k < c; ++k)
       for (std::int64_t x = 0; x < w; ++x) dst[x * c + k] = convert(p[x * sw + k * sc]);
@@ -38,7 +38,7 @@ LMSER_HD void scatter(To* p, std::int64_t w, std::int64_t c, std::int64_t sw, st
                       F convert) {
   if (sc == 1 || c == 1) {
     for (std::int64_t x = 0; x < w; ++x)
-      for (std::int64_t k = 0; k < c; ++k) p[x * sw + k * sc] = convert(src[x * c + k]);
+      for (std::int64_t k = 0; k < c; ++k) p[x * sw + k] = convert(src[x * c + k]);
   } else {
     for (std::int64_t k = 0; k < c; ++k)
       for (std::int64_t x = 0; x < w; ++x) p[x * sw + k * sc] = convert(src[x * c + k]);
