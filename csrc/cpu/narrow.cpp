@@ -9,6 +9,7 @@
 #include <unistd.h>
 #endif
 
+#include "buffer.h"
 #include "divide.h"
 
 namespace lmser {
@@ -104,6 +105,40 @@ WeightGradPlan plan_narrow_weight_grad(const Geometry& g, int threads) {
   p.sum_length = p.bands_per_row * kNarrowDepth;
   p.sum_values = p.sum_rows * p.sum_length * p.padded_out_c;
   return p;
+}
+
+bool run_narrow_pull_back(const InstructionSet& isa, const ThreadPool& pool, const Source& s, const View& pre,
+                          const View& total, const View& bias_grad) {
+  const NarrowKernels* const tiles = narrow_kernels(isa);
+  const View& v = s.base;
+  for (const View* other : {&v, &s.output, &s.gate, &s.extra, &pre, &total})
+    if (*other && (other->dtype != DType::bf16 || other->n != v.n || other->c != v.c || other->h != v.h ||
+                   other->w != v.w || !lies_dense(*other, true)))
+      return false;
+  if (!tiles || s.beside || s.pool_h * s.pool_w != 1 || s.scale != 1) return false;
+  const auto at = [](const View& view) { return static_cast<std::uint16_t*>(view.data); };
+  const NarrowPullBack call{at(v),     at(s.output), at(s.gate),   at(s.extra),    at(pre),
+                            at(total), v.c,          s.activation, float(s.slope), float(s.gate_slope)};
+  const std::int64_t pixels = v.n * v.h * v.w,
+                     tasks = work_of_values(v) < kSerialWork ? 1 : std::max(1, pool.threads);
+  Buffer<double> sums;
+  if (bias_grad) {
+    sums = allocate<double>(tasks * v.c);
+    std::fill_n(sums.get(), tasks * v.c, 0.0);
+  }
+  const auto part = [&](std::int64_t t) {
+    tiles->pull_back(call, pixels * t / tasks, pixels * (t + 1) / tasks, sums ? sums.get() + t * v.c : nullptr);
+  };
+  if (tasks == 1)
+    part(0);
+  else
+    pool.run(tasks, part);
+  for (std::int64_t c = 0; bias_grad && c < v.c; ++c) {
+    double sum = 0;
+    for (std::int64_t t = 0; t < tasks; ++t) sum += sums[t * v.c + c];
+    store_value<double>(bias_grad, c * bias_grad.sc, sum);
+  }
+  return true;
 }
 
 }  // namespace lmser

@@ -4,9 +4,16 @@
 // the other kernels.
 #pragma once
 
-#include "kernels.h"
+#include "engine.h"
 
 namespace lmser {
+
+// Rows of an image follow each other, and pixels and channels in them; of images `together` as well. A stride along which
+// there is one value says nothing.
+inline bool lies_dense(const View& v, bool together) {
+  return (v.sc == 1 || v.c == 1) && (v.sw == v.c || v.w == 1) && (v.sh == v.w * v.c || v.h == 1) &&
+         (!together || v.sn == v.h * v.w * v.c || v.n == 1);
+}
 
 // Which tiles there are. `emulated` gives what the instructions give, up to the order of sums, by plain loops: what is
 // around them can be tested, and looked at by sanitizers, on any processor with AVX-512.
@@ -41,6 +48,15 @@ struct NarrowCut {
   std::int64_t values() const { return by_rows ? pieces * length : chunks * depth; }
 };
 
+// Dense channels-last tensors of one shape; null where not given.
+struct NarrowPullBack {
+  const std::uint16_t *base, *output, *gate, *extra;
+  std::uint16_t *pre, *total;
+  std::int64_t channels;
+  Activation activation;
+  float slope, gate_slope;
+};
+
 struct NarrowKernels {
   std::int64_t (*conv_scratch)(const ConvCall<float>&);  // values of float
   void (*conv_unit)(const ConvCall<float>&, std::int64_t unit, float* scratch);
@@ -54,6 +70,7 @@ struct NarrowKernels {
   // weight's layout, or in that of a `turned` kernel.
   void (*write_weight)(const WeightGradPlan&, const float* sums, std::int64_t count, std::int64_t piece, bool turned,
                        const View& grad);
+  void (*pull_back)(const NarrowPullBack&, std::int64_t pixel0, std::int64_t pixel1, double* bias);
   // Peak probe: operations of `rounds` products of four tiles each, of values in the first-level cache.
   double (*product_rounds)(std::int64_t rounds);
 };
@@ -62,6 +79,10 @@ const NarrowKernels* narrow_kernels(const InstructionSet& isa);
 
 ConvPlan plan_narrow_conv(const Geometry& geometry, int threads, int calls);
 WeightGradPlan plan_narrow_weight_grad(const Geometry& geometry, int threads);
+
+// As run_transform, where everything is bfloat16 and lies alike, channels last; false, and nothing is done, elsewhere.
+bool run_narrow_pull_back(const InstructionSet& isa, const ThreadPool& pool, const Source& source, const View& pre,
+                          const View& total, const View& bias_grad);
 
 // Where the sum of a band lies: its tiles of 16 output channels x 16 values, [output tile][value tile][16][16].
 inline std::int64_t narrow_band(const WeightGradPlan& p, std::int64_t band) {

@@ -10,6 +10,14 @@
 
 namespace lmser::LMSER_ISA {
 
+// The small side is read where it lies: whole tiles of channels, one pixel of the unit after the other.
+inline bool direct_narrow_small(const WeightGradCall<float>& call) {
+  const WeightGradPlan& p = *call.plan;
+  const View& v = call.small.base;
+  return plain_halves(call.small) && v.c == p.padded_out_c && lies_dense(v, p.unit_images > 1) &&
+         (p.unit_images == 1 || p.unit_rows == v.h);
+}
+
 // Scratch of a unit, in floats: both sides staged | a row while it is staged, and rows for that | offsets of pixels |
 // tiles of the small side | tiles of a band.
 struct NarrowGradScratch {
@@ -19,7 +27,7 @@ struct NarrowGradScratch {
     const WeightGradPlan& p = *call.plan;
     const View &b = call.big.base, &s = call.small.base;
     const std::int64_t pixels = p.unit_images * p.unit_rows * p.geometry.out_w, chunks = div_up(pixels, kNarrowDepth);
-    big = div_up(p.big_values, 2), small = div_up(p.small_values, 2);
+    big = div_up(p.big_values, 2), small = direct_narrow_small(call) ? 0 : div_up(p.small_values, 2);
     line = greater(b.w * b.c, s.w * s.c);
     rows = RowScratch<float>::values(line);
     offsets = 2 * pixels;
@@ -100,7 +108,11 @@ void narrow_grad_unit(const WeightGradCall<float>& call, std::int64_t unit, std:
                      r0 = unit % p.row_units * p.unit_rows, r1 = lesser(r0 + p.unit_rows, g.out_h), rows = r1 - r0,
                      pixels = (n1 - n0) * rows * g.out_w, chunks = div_up(pixels, kNarrowDepth);
   auto* const big = reinterpret_cast<Half*>(scratch);
-  auto* const small = reinterpret_cast<Half*>(scratch + layout.big);
+  const bool direct_small = direct_narrow_small(call);
+  auto* const staged = reinterpret_cast<Half*>(scratch + layout.big);
+  const View& lies = call.small.base;
+  const Half* const small =
+      direct_small ? static_cast<const Half*>(lies.data) + n0 * lies.sn + r0 * lies.sh : staged;
   float* const line = scratch + layout.before_line();
   auto* const offset = reinterpret_cast<std::int64_t*>(scratch + layout.before_offsets());
   auto* const small_tiles = reinterpret_cast<Half*>(scratch + layout.before_tiles());
@@ -113,8 +125,9 @@ void narrow_grad_unit(const WeightGradCall<float>& call, std::int64_t unit, std:
   for (std::int64_t n = 0; n < n1 - n0; ++n) {
     stage_halves(call.big, n0 + n, r0 * g.stride_h - g.pad_h, big_rows, -std::int64_t(g.pad_w), p.slab_cols, g.in_c,
                  big + n * big_image, line, row_scratch);
-    stage_halves(call.small, n0 + n, r0, rows, 0, g.out_w, width, small + n * rows * g.out_w * width, line,
-                 row_scratch);
+    if (!direct_small)
+      stage_halves(call.small, n0 + n, r0, rows, 0, g.out_w, width, staged + n * rows * g.out_w * width, line,
+                   row_scratch);
     for (std::int64_t r = 0; r < rows; ++r)
       for (std::int64_t x = 0; x < g.out_w; ++x)
         offset[pixel++] = n * big_image + r * g.stride_h * big_row + x * g.stride_w * g.in_c;

@@ -77,12 +77,14 @@ void run_conv_backward(const Geometry& geometry, const Incoming& in, const Sourc
       // Rounded once, as the gradient of `add` is, for tiles take values as they are.
       formed = allocate<std::uint16_t>(h.n * h.c * h.h * h.w);
       const View dense{formed.get(), h.dtype, h.n, h.c, h.h, h.w, h.c * h.h * h.w, 1, h.w * h.c, h.c};
-      run_transform(isa, pool, total, out.add, dense, out.bias);
+      if (!run_narrow_pull_back(isa, pool, total, out.add, dense, out.bias))
+        run_transform(isa, pool, total, out.add, dense, out.bias);
       total.base = dense;
       total.output = total.gate = total.extra = {};
     } else if (out.add || (out.bias && !bias_beside)) {
       const View add = images_of(out.add, n0, n1);
-      run_transform(isa, pool, pre, add, {}, out.bias, later);
+      if (!run_narrow_pull_back(isa, pool, pre, add, {}, out.bias))
+        run_transform(isa, pool, pre, add, {}, out.bias, later);
       if (add && (pre.output || pre.gate)) {  // formed already: read it instead of forming it again
         total.base = add;
         total.output = total.gate = {};
