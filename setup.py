@@ -27,9 +27,10 @@ ROOT = Path(__file__).parent
 VERSION = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.M).group(1)
 TORCH_TARGET = "0x020b000000000000"  # the stable ABI of torch 2.11
 
+AVX512 = "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mf16c -mprefer-vector-width=512"
 ISA_FLAGS = {
-    "isa_avx512.cpp": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mf16c -mprefer-vector-width=512",
-    "narrow_avx512.cpp": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mf16c -mprefer-vector-width=512",
+    "isa_avx512.cpp": AVX512,
+    "narrow_avx512.cpp": AVX512,
     "isa_avx2.cpp": "-mavx2 -mfma -mf16c",
     "isa_baseline.cpp": "",
 }
@@ -52,7 +53,9 @@ def find_compiler() -> str | None:
 def cpu_sources() -> list[Path]:
     sources = sorted((ROOT / "csrc").glob("*.cpp")) + sorted((ROOT / "csrc/cpu").glob("*.cpp"))
     x86 = platform.machine().lower() in {"x86_64", "amd64"}
-    return [s for s in sources if x86 or s.name not in {"isa_avx512.cpp", "isa_avx2.cpp", "narrow_avx512.cpp"}]
+    return [
+        s for s in sources if x86 or s.name not in {"isa_avx512.cpp", "isa_avx2.cpp", "narrow_avx512.cpp"}
+    ]
 
 
 @dataclass

@@ -24,7 +24,8 @@ def layers() -> str:
         f"float32, {_machine(result)}; copies run at {result['copy_bandwidth_gbs']:.0f} GB/s read and written. Medians of "
         "calls that take turns, verified against float64 before timing; the peak is the median of rounds of "
         "multiply-adds between them, and arithmetic is counted as the direct sum's, so more than 100 % means that "
-        "fewer products were made. `lmser bench --skip settle --skip semi-supervised --json bench/results/cpu.json` and "
+        "fewer products were made. `lmser bench --skip settle --skip semi-supervised --skip bfloat16 --json "
+        "bench/results/cpu.json` and "
         "`python -m bench.readme` reproduce the tables and the plot."
     )
     return "\n".join(
@@ -38,9 +39,34 @@ def elsewhere() -> str:
     result = _read(file)
     where = (
         f"{_machine(result)}; copies run at {result['copy_bandwidth_gbs']:.0f} GB/s read and written: "
-        f"`lmser bench --only CLmser --only Lmser --json bench/results/{file}`."
+        f"`lmser bench --only CLmser --only Lmser --skip bfloat16 --json bench/results/{file}`."
     )
     return "\n".join([*_table(result["rows"]), "", where])
+
+
+def half() -> str:
+    """Networks in bfloat16, where the processor has tiles for it."""
+    file = "cpu_bfloat16.json"
+    result = _read(file)
+    lines = [
+        "| workload | fused, ms | ± % | fused in float32, ms | best of PyTorch in bfloat16, ms | ratio to both | memory, MB "
+        "| least of PyTorch |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in result["rows"]:
+        others = {name: ms for name, ms in row["all_ms"].items() if name.startswith("eager")}
+        best = min(others, key=others.__getitem__)
+        single, ours = row["all_ms"]["fused, float32"], row["fused_ms"]
+        least = min(mb for name, mb in row["all_mb"].items() if name.startswith("eager"))
+        lines.append(
+            f"| {row['workload']} | {ours:.2f} | {100 * row['spread']:.0f} | {single:.2f} | {others[best]:.2f} ({best}) "
+            f"| {single / ours:.2f}, {others[best] / ours:.2f} | {row['peak_mb'] or 0:.0f} | {least:.0f} |"
+        )
+    where = (
+        f"{_machine(result)}: `lmser bench --only bfloat16 --json bench/results/{file}`. A processor may slow its tiles "
+        "down to a fraction of their speed when it is short of power; this one was seen to, for minutes."
+    )
+    return "\n".join([*lines, "", where])
 
 
 def _table(rows: Iterable[dict[str, Any]]) -> list[str]:
@@ -178,6 +204,7 @@ def inversion() -> str:
 PARTS = {
     "bench": layers,
     "bench elsewhere": elsewhere,
+    "bench half": half,
     "bench settle": settling,
     "bench inversion": inversion,
 }

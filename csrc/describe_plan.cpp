@@ -45,9 +45,9 @@ py::dict plan(const std::string& op, const std::string& dtype, Four shape, Four 
   d["kernel"] =
       p.narrow  ? std::string(up ? "implicit product in tiles of bfloat16"
                                  : "sub-pixel implicit product in tiles of bfloat16 (stride^2 phases, no zeros "
-                                   "multiplied)")
+                                    "multiplied)")
       : stride1 ? std::string(p.winograd.taps == 5 ? "minimal filtering (Winograd), F(2x2, 5x5)"
-                                                 : "minimal filtering (Winograd), F(4x4, 3x3)")
+                                                   : "minimal filtering (Winograd), F(4x4, 3x3)")
       : winograd && p.winograd.taps == 5
           ? std::string("minimal filtering (Winograd), F(2, 3) on one phase of each axis and F(2, 2) on the other")
       : winograd ? "minimal filtering (Winograd), F(" + std::to_string(p.winograd.m) +
@@ -86,18 +86,19 @@ py::dict plan(const std::string& op, const std::string& dtype, Four shape, Four 
                                   : "; the plainly contiguous input is turned to channels-last while it is staged";
   const bool grouped = std::ranges::any_of(p.phases, [](const Phase& ph) { return ph.by_rows || ph.by_cols; });
   d["reason"] =
-      (p.narrow ? std::string(narrow_tiles() == NarrowTiles::amx
-                                  ? "the processor multiplies bfloat16 in tiles (AMX), sixteen times as many a cycle as "
-                                    "float32 in registers"
-                                  : "tiles are emulated, as was asked for")
+      (p.narrow
+           ? std::string(narrow_tiles() == NarrowTiles::amx
+                             ? "the processor multiplies bfloat16 in tiles (AMX), sixteen times as many a cycle as "
+                               "float32 in registers"
+                             : "tiles are emulated, as was asked for")
        : stride1 ? std::string(p.winograd.taps == 5 ? "5x5 at stride 1: 36 products for the direct sum's 100"
-                                                  : "3x3 at stride 1: 36 products for the direct sum's 144") +
-                     " pay for the transforms here; the direct sum is run instead where a result is not finite" +
-                     (p.round_units ? std::string("; the weight is beyond the caches: ") +
-                                          (p.own_rounds ? "each thread multiplies many tiles by it, "
-                                                        : "threads share its points, ") +
-                                          std::to_string(p.round_units) + " units a round"
-                                    : "")
+                                                    : "3x3 at stride 1: 36 products for the direct sum's 144") +
+                       " pay for the transforms here; the direct sum is run instead where a result is not finite" +
+                       (p.round_units ? std::string("; the weight is beyond the caches: ") +
+                                            (p.own_rounds ? "each thread multiplies many tiles by it, "
+                                                          : "threads share its points, ") +
+                                            std::to_string(p.round_units) + " units a round"
+                                      : "")
        : winograd ? std::string(p.winograd.taps == 5 ? "5x5" : "3x3") +
                         std::string(" at stride 2 with enough channels on both sides: fewer products than "
                                     "the direct sum, which is run "

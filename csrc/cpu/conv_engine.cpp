@@ -80,8 +80,8 @@ class Prepared final : public PreparedConv::State {
 
   // Whether bfloat16 is multiplied as such: values that are read as they are, so that nothing is rounded on the way.
   bool narrow(const Source& source, const Sink& sink) const {
-    return sizeof(T) == 4 && weight_.dtype == DType::bf16 && source.base.dtype == DType::bf16 && source.plain() && !beside_ &&
-           !sink.epilogue && !sink.pooled && narrow_kernels(isa_);
+    return sizeof(T) == 4 && weight_.dtype == DType::bf16 && source.base.dtype == DType::bf16 && source.plain() &&
+           !beside_ && !sink.epilogue && !sink.pooled && narrow_kernels(isa_);
   }
 
   const Packed& packed_for(const ThreadPool& pool, const Geometry& g, bool filtered, bool as_narrow) {
@@ -340,7 +340,8 @@ ConvPlan inspect_conv(const InstructionSet& isa, int threads, Geometry g, DType 
   const TileShape& tile = wide ? isa.f64.tile : isa.f32.tile;
   const std::int64_t value_bytes = wide ? 8 : 4;
   // The weight can be read as it lies where it is of the type that is computed in.
-  if ((wide || dtype == DType::f32) && takes_unpacked(g, tile, value_bytes, threads, 1)) return plan_unpacked(g, tile, threads);
+  if ((wide || dtype == DType::f32) && takes_unpacked(g, tile, value_bytes, threads, 1))
+    return plan_unpacked(g, tile, threads);
   return plan_conv(g, tile, value_bytes, threads);
 }
 

@@ -24,8 +24,8 @@ namespace {
 #if defined(__x86_64__)
 bool has_avx512() {
   __builtin_cpu_init();
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-         __builtin_cpu_supports("avx512vl");
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
 #endif
 
@@ -119,8 +119,7 @@ bool run_narrow_pull_back(const InstructionSet& isa, const ThreadPool& pool, con
   const auto at = [](const View& view) { return static_cast<std::uint16_t*>(view.data); };
   const NarrowPullBack call{at(v),     at(s.output), at(s.gate),   at(s.extra),    at(pre),
                             at(total), v.c,          s.activation, float(s.slope), float(s.gate_slope)};
-  const std::int64_t pixels = v.n * v.h * v.w,
-                     tasks = work_of_values(v) < kSerialWork ? 1 : std::max(1, pool.threads);
+  const std::int64_t pixels = v.n * v.h * v.w, tasks = work_of_values(v) < kSerialWork ? 1 : std::max(1, pool.threads);
   Buffer<double> sums;
   if (bias_grad) {
     sums = allocate<double>(tasks * v.c);

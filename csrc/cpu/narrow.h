@@ -8,8 +8,8 @@
 
 namespace lmser {
 
-// Rows of an image follow each other, and pixels and channels in them; of images `together` as well. A stride along which
-// there is one value says nothing.
+// Rows of an image follow each other, and pixels and channels in them; of images `together` as well. A stride along
+// which there is one value says nothing.
 inline bool lies_dense(const View& v, bool together) {
   return (v.sc == 1 || v.c == 1) && (v.sw == v.c || v.w == 1) && (v.sh == v.w * v.c || v.h == 1) &&
          (!together || v.sn == v.h * v.w * v.c || v.n == 1);

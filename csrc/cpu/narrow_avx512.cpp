@@ -17,8 +17,9 @@ namespace lmser::LMSER_ISA {
 
 template <class Tiles>
 constexpr NarrowKernels narrow_table() {
-  return {narrow_conv_scratch, narrow_conv_unit<Tiles>, pack_narrow, narrow_grad_scratch, narrow_grad_unit<Tiles>,
-          write_narrow_weight, narrow_pull_back<Tiles>, product_rounds<Tiles>};
+  return {narrow_conv_scratch,     narrow_conv_unit<Tiles>, pack_narrow,
+          narrow_grad_scratch,     narrow_grad_unit<Tiles>, write_narrow_weight,
+          narrow_pull_back<Tiles>, product_rounds<Tiles>};
 }
 extern const NarrowKernels amx_table, emulated_table;
 const NarrowKernels amx_table = narrow_table<AmxTiles>(), emulated_table = narrow_table<EmulatedTiles>();

@@ -1,6 +1,6 @@
-// One unit of a convolution or transposed convolution of bfloat16 values (narrow.h). Where the values under a kernel row
-// are whole registers, and 16 pixels the same step apart, a tile is loaded from where they lie; else what lies under
-// the kernel is laid side by side, [pixel][kernel row][value]. All blocks of channels go over it.
+// One unit of a convolution or transposed convolution of bfloat16 values (narrow.h). Where the values under a kernel
+// row are whole registers, and 16 pixels the same step apart, a tile is loaded from where they lie; else what lies
+// under the kernel is laid side by side, [pixel][kernel row][value]. All blocks of channels go over it.
 #pragma once
 
 #include "conv_place.h"
@@ -128,8 +128,7 @@ inline void lay_side_by_side(const Half* slab, const std::int64_t* offset, std::
       const auto load_all = [&]<int Parts>() {
         for (std::int64_t m = 0; m < pixels; ++m) {
           __m512i v = fresh ? _mm512_setzero_si512() : _mm512_loadu_si512(to + m * pitch + k);
-          for (int part = 0; part < Parts; ++part)
-            v = _mm512_mask_loadu_epi16(v, mask[part], from[part] + offset[m]);
+          for (int part = 0; part < Parts; ++part) v = _mm512_mask_loadu_epi16(v, mask[part], from[part] + offset[m]);
           _mm512_storeu_si512(to + m * pitch + k, v);
         }
       };
@@ -177,8 +176,9 @@ inline void pack_narrow(const ConvPlan& p, const WeightLayout<float>& w, int ind
   };
   const auto tiles_of = [&](const Phase& ph) {
     const NarrowCut cut(p, ph);
-    return Tiles{reinterpret_cast<Half*>(packed + ph.weight_offset) + block.weight_column / L * cut.tiles() * kNarrowTile,
-                 cut, block.vectors};
+    return Tiles{
+        reinterpret_cast<Half*>(packed + ph.weight_offset) + block.weight_column / L * cut.tiles() * kNarrowTile, cut,
+        block.vectors};
   };
   const auto each_tap = [&](auto&& f) {  // f(kernel index, the depth of its first channel, tiles of its phase)
     for (const Phase& ph : p.phases) {
@@ -268,8 +268,8 @@ void narrow_conv_unit(const ConvCall<float>& call, std::int64_t index, float* sc
     lies.image = v.sn, lies.row = v.sh, lies.col = v.sw;
     const std::int64_t first = unit.n0 * v.sn + unit.r0 * v.sh;
     const auto at = [&](const View& view) { return view ? static_cast<Half*>(view.data) + first : nullptr; };
-    to = {at(s.out), at(s.drive), at(s.add), at(s.gate), static_cast<const float*>(s.bias), nullptr, float(s.slope),
-          float(s.gate_slope)};
+    to = {at(s.out), at(s.drive),    at(s.add),          at(s.gate), static_cast<const float*>(s.bias),
+          nullptr,   float(s.slope), float(s.gate_slope)};
   } else {
     lies.col = unit.c1 - unit.c0, lies.row = g.out_w * lies.col, lies.image = (unit.r1 - unit.r0) * lies.row;
     to.linear = linear - unit.c0;
@@ -319,7 +319,8 @@ void narrow_conv_unit(const ConvCall<float>& call, std::int64_t index, float* sc
         product.c = sums, product.c_row = kNarrowPixels, product.c_half = 16 * kNarrowPixels, product.c_tile = 16;
         for (std::int64_t done = first; done < last; done += kNarrowPixels) {
           const int m = int(lesser(kNarrowPixels, last - done));
-          product.a[0] = rows[(done - first) / 16], product.a[1] = m > 16 ? rows[(done - first) / 16 + 1] : NarrowRows{};
+          product.a[0] = rows[(done - first) / 16],
+          product.a[1] = m > 16 ? rows[(done - first) / 16 + 1] : NarrowRows{};
           if (direct) prefetch_narrow(out_offset + done, m, channels, block.channel, to);
           narrow_product<Tiles>(product, m > 16, block.vectors > 1);
           if (direct) {

@@ -80,7 +80,7 @@ LMSER_HD void turn_words(const __m512i (&row)[16], Half* to) {
       fours[i + 2 * j] = _mm512_unpacklo_epi64(pairs[i + j], pairs[i + 2 + j]);
       fours[i + 2 * j + 1] = _mm512_unpackhi_epi64(pairs[i + j], pairs[i + 2 + j]);
     }
-  // fours[4 a + b] has in each quarter q rows 4 a to 4 a + 3 of column 4 q + b.
+    // fours[4 a + b] has in each quarter q rows 4 a to 4 a + 3 of column 4 q + b.
 #pragma GCC unroll 4
   for (int b = 0; b < 4; ++b) {
     eights[b] = _mm512_shuffle_i32x4(fours[b], fours[4 + b], 0x88);
@@ -111,8 +111,7 @@ void narrow_grad_unit(const WeightGradCall<float>& call, std::int64_t unit, std:
   const bool direct_small = direct_narrow_small(call);
   auto* const staged = reinterpret_cast<Half*>(scratch + layout.big);
   const View& lies = call.small.base;
-  const Half* const small =
-      direct_small ? static_cast<const Half*>(lies.data) + n0 * lies.sn + r0 * lies.sh : staged;
+  const Half* const small = direct_small ? static_cast<const Half*>(lies.data) + n0 * lies.sn + r0 * lies.sh : staged;
   float* const line = scratch + layout.before_line();
   auto* const offset = reinterpret_cast<std::int64_t*>(scratch + layout.before_offsets());
   auto* const small_tiles = reinterpret_cast<Half*>(scratch + layout.before_tiles());
@@ -156,8 +155,8 @@ void narrow_grad_unit(const WeightGradCall<float>& call, std::int64_t unit, std:
       for (std::int64_t r = 0; r < 16; ++r) {
         const std::int64_t first = k * kNarrowDepth + 2 * r;
         Half* const to = band_tiles + k * step + r * 32;
-        _mm512_storeu_si512(to, pair_of_pixels(first, pixels, first_lanes(left),
-                                               [&](std::int64_t i) { return under + offset[i]; }));
+        _mm512_storeu_si512(
+            to, pair_of_pixels(first, pixels, first_lanes(left), [&](std::int64_t i) { return under + offset[i]; }));
         if (two)
           _mm512_storeu_si512(to + kTile, pair_of_pixels(first, pixels, first_lanes(left - 16),
                                                          [&](std::int64_t i) { return under + offset[i] + 16; }));
@@ -199,13 +198,12 @@ inline void write_narrow_weight(const WeightGradPlan& p, const float* sums, std:
       for (int tile = 0; tile < 2; ++tile) {
         const std::int64_t value = k / kSide * kSide + tile * kSide,
                            band = row * p.bands_per_row + lesser(value / kNarrowDepth, p.bands_per_row - 1);
-        from[t][tile] =
-            sums + narrow_band(p, band) + (out0 / kSide * 2 + value % kNarrowDepth / kSide) * kSide * kSide;
+        from[t][tile] = sums + narrow_band(p, band) + (out0 / kSide * 2 + value % kNarrowDepth / kSide) * kSide * kSide;
       }
     }
     // [input channel][tap], as a weight lies as a rule.
-    const bool dense = tap0 == 0 && some == taps && grad.sc == taps &&
-                       (g.kernel_w == 1 || col_step == 1) && (g.kernel_h == 1 || row_step == g.kernel_w);
+    const bool dense = tap0 == 0 && some == taps && grad.sc == taps && (g.kernel_w == 1 || col_step == 1) &&
+                       (g.kernel_h == 1 || row_step == g.kernel_w);
     for (std::int64_t o = 0; o < outs; ++o) {
       Half line[kSide * kTaps];
       for (std::int64_t t = 0; t < some; ++t) {

@@ -14,7 +14,8 @@ struct NarrowRows {
   std::int64_t row, piece;
 };
 // One or two tiles of 16 rows of `a` times one or two of 16 columns of `b`, each a sum over `pieces` of `chunks` of as
-// many values as `start` was told: c[row][column] = [c +] sum a[row][k] b[k][column]. A tile of b is [k / 2][column][2].
+// many values as `start` was told: c[row][column] = [c +] sum a[row][k] b[k][column]. A tile of b is [k /
+// 2][column][2].
 struct NarrowProduct {
   NarrowRows a[2];
   std::int64_t a_chunk;  // values from one chunk to the next, of a piece
@@ -118,9 +119,9 @@ struct EmulatedTiles {
             float sum = p.more ? c[m * p.c_row + n] : 0.0f;
             for (std::int64_t k = 0; k < p.pieces * p.chunks; ++k) {
               const NarrowRows& rows = p.a[h];
-              const std::uint16_t *const a =
-                                      rows.at + m * rows.row + k / p.chunks * rows.piece + k % p.chunks * p.a_chunk,
-                                  *const b = p.b + t * p.b_tile + k * p.b_chunk;
+              const std::uint16_t *const a = rows.at + m * rows.row + k / p.chunks * rows.piece +
+                                             k % p.chunks * p.a_chunk,
+                                         *const b = p.b + t * p.b_tile + k * p.b_chunk;
               for (int i = 0; i < p.depth; ++i) sum += from_bf16(a[i]) * from_bf16(b[i / 2 * 32 + n * 2 + i % 2]);
             }
             c[m * p.c_row + n] = sum;

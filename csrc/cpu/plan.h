@@ -220,9 +220,8 @@ LMSER_HD bool inside_input(const ConvPlan& p, const Phase& ph) {
 // windows are copied (winograd_registers.h).
 inline bool reads_as_it_lies(const ConvPlan& p) {
   if (p.winograd.m) return p.winograd.in_registers;
-  return !p.planar && !p.unpacked && std::ranges::all_of(p.phases, [&](const Phase& ph) {
-    return ph.taps_w == 0 || inside_input(p, ph);
-  });
+  return !p.planar && !p.unpacked &&
+         std::ranges::all_of(p.phases, [&](const Phase& ph) { return ph.taps_w == 0 || inside_input(p, ph); });
 }
 
 // Whether the pixels of a convolution are its input's, with nothing between or beside them: a matrix product.

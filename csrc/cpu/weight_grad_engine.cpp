@@ -120,9 +120,9 @@ class Sum final : public WeightGradSum::State {
     Sum& other = static_cast<Sum&>(state);
     add_products(), other.add_products();
     const WeightGradPlan &a = plan_, &b = other.plan_;
-    if (!sum_ || !other.sum_ || a.narrow != b.narrow || a.winograd.m != b.winograd.m || a.winograd.taps != b.winograd.taps ||
-        a.sum_values != b.sum_values || a.sum_length != b.sum_length || turned_ != other.turned_ ||
-        swapped_ != other.swapped_)
+    if (!sum_ || !other.sum_ || a.narrow != b.narrow || a.winograd.m != b.winograd.m ||
+        a.winograd.taps != b.winograd.taps || a.sum_values != b.sum_values || a.sum_length != b.sum_length ||
+        turned_ != other.turned_ || swapped_ != other.swapped_)
       return false;
     inside_ |= other.inside_;
     const auto part = [&](std::int64_t first, std::int64_t last) {
@@ -384,7 +384,8 @@ void run_weight_grad(const InstructionSet& isa, const ThreadPool& pool, const Ge
     run_as(isa, pool, {{geometry, pairs, grad, accumulate}}, bias);
     return;
   }
-  const bool tiles = std::ranges::all_of(pairs, [](const WeightGradPair& p) { return p.big.plain() && p.small.plain(); });
+  const bool tiles =
+      std::ranges::all_of(pairs, [](const WeightGradPair& p) { return p.big.plain() && p.small.plain(); });
   for (const bool winograd : {true, false}) {
     WeightGradSum sum(isa, pool, geometry, grad.dtype, winograd, tiles);
     if (bias) sum.add_channels();

@@ -286,8 +286,8 @@ bool few = false;
 AnyTiles::AnyTiles(Random& random) : before_(lmser::narrow_tiles()) {
   using lmser::NarrowTiles;
   // Emulated ones are seen by sanitizers.
-  const auto tiles = random.of({int(NarrowTiles::none), int(NarrowTiles::emulated), int(NarrowTiles::emulated),
-                                int(NarrowTiles::amx)});
+  const auto tiles = random.of(
+      {int(NarrowTiles::none), int(NarrowTiles::emulated), int(NarrowTiles::emulated), int(NarrowTiles::amx)});
   lmser::choose_narrow_tiles(NarrowTiles(tiles));
 }
 AnyTiles::~AnyTiles() { lmser::choose_narrow_tiles(before_); }
