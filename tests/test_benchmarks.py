@@ -13,8 +13,8 @@ from click.testing import CliRunner, Result
 
 from lmser import CLmser
 from lmser.baselines import EagerCLmser
-from lmser.benchmarks import measure, roofline, workloads
-from lmser.benchmarks.workloads import Workload
+from lmser.benchmarks import measure, networks, roofline, workloads
+from lmser.benchmarks.workload import Workload
 from lmser.cli import main
 from lmser.contest import Contender, contest
 
@@ -43,17 +43,27 @@ def test_layers_agree_with_float64(kernel: int, stride: int, down: bool, trainin
     contest(contenders, wanted, tolerance=1e-4, repeats=1)
 
 
-@pytest.mark.parametrize("kind", [workloads.INFERENCE, workloads.TRAINING, workloads.UPDATE])
+@pytest.mark.parametrize("kind", [networks.INFERENCE, networks.TRAINING, networks.UPDATE])
 def test_networks_agree_with_float64(kind: str) -> None:
-    build = workloads._network(CLmser, EagerCLmser, (3, (4, 8), (1, 2)), (2, 3, 8, 8), kind)
+    build = networks._network(CLmser, EagerCLmser, (3, (4, 8), (1, 2)), (2, 3, 8, 8), kind)
     contenders, wanted = build()
     plain = [c for c in contenders if "compiled" not in c.name]
     assert len(contenders) == 2 * len(plain) - 1  # all but ours once more
     contest(plain, wanted, tolerance=1e-3, repeats=1)
 
 
+@pytest.mark.parametrize("kind", [networks.INFERENCE, networks.TRAINING])
+def test_networks_in_bfloat16_compete_with_themselves_in_float32(kind: str) -> None:
+    where = ((3, (4, 8), (1, 2)), (2, 3, 8, 8), kind, torch.bfloat16)
+    contenders, wanted = networks._network(CLmser, EagerCLmser, *where)()
+    plain = [c for c in contenders if "compiled" not in c.name]
+    assert [c.name for c in plain] == ["fused", "eager", "eager, channels-last", "fused, float32"]
+    assert [c.run()[-1].dtype for c in plain] == 3 * [torch.bfloat16] + [torch.float32]
+    contest(plain, wanted, tolerance=0.1, repeats=1)
+
+
 def test_an_update_changes_the_weights_and_not_what_is_computed() -> None:
-    build = workloads._network(CLmser, EagerCLmser, (3, (4, 8), (1, 2)), (2, 3, 8, 8), workloads.UPDATE)
+    build = networks._network(CLmser, EagerCLmser, (3, (4, 8), (1, 2)), (2, 3, 8, 8), networks.UPDATE)
     fused = build()[0][0]
     first, *before = (t.clone() for t in fused.run())
     for _ in range(20):
@@ -118,9 +128,9 @@ def test_the_workloads_are_those_asked_for() -> None:
 
 def test_flops_of_a_network_are_those_of_its_layers() -> None:
     shape, channels, strides = (50, 3, 96, 96), workloads.CHANNELS, workloads.STRIDES
-    flops, _ = workloads._reflection(shape, channels, strides, False)
+    flops, _ = networks._reflection(shape, channels, strides, False)
     assert flops == pytest.approx(9.3e9, rel=0.02)  # as KERNELS counts them
-    assert workloads._reflection(shape, channels, strides, True)[0] == pytest.approx(27.5e9, rel=0.02)
+    assert networks._reflection(shape, channels, strides, True)[0] == pytest.approx(27.5e9, rel=0.02)
 
 
 # the command

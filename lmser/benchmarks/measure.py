@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from lmser._atomic import atomic_write
-from lmser.benchmarks.workloads import Workload
+from lmser.benchmarks.workload import Workload
 from lmser.contest import Contender, Timing, contest
 from lmser.experiments.provenance import machine
 from lmser.training.memory import PeakMemory
