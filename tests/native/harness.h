@@ -126,6 +126,7 @@ struct Test {
   const char* name;
   std::function<void(const InstructionSet&)> run;
 };
-std::vector<Test> conv_tests(), gradient_tests(), elementwise_tests(), offset_tests(), thread_tests(), settle_tests();
+std::vector<Test> conv_tests(), gradient_tests(), elementwise_tests(), offset_tests(), thread_tests(), settle_tests(),
+    reflect_tests();
 
 }  // namespace native
