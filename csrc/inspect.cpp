@@ -285,6 +285,9 @@ PYBIND11_MODULE(_C, m) {
         "them), of loops that stand for them ('emulated', for tests) or of 'none', in float32; returns those until "
         "now.");
   m.def(
+      "multiplies_bfloat16", [] { return lmser::narrow_kernels(lmser::instruction_set()) != nullptr; },
+      "Whether convolutions of bfloat16 multiply in tiles now.");
+  m.def(
       "empty_cache",
       [] {
         lmser::output_store::empty();

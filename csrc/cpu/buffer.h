@@ -151,8 +151,18 @@ void convert(const View& v, std::int64_t count, T* to) {
       return each(static_cast<const _Float16*>(v.data), [](_Float16 x) { return float(x); });
   }
 }
+// A value kept as bfloat16, computed with as float.
+struct BFloat16 {
+  std::uint16_t bits = 0;
+  BFloat16() = default;
+  explicit BFloat16(float f) : bits(bf16_bits(f)) {}
+  operator float() const { return bf16_value(bits); }
+};
 template <class T>
-constexpr DType kDTypeOf = sizeof(T) == 4 ? DType::f32 : DType::f64;
+using ComputeType = std::conditional_t<std::is_same_v<T, BFloat16>, float, T>;
+
+template <class T>
+constexpr DType kDTypeOf = sizeof(T) == 2 ? DType::bf16 : sizeof(T) == 4 ? DType::f32 : DType::f64;
 
 template <class T>
 void store_value(const View& v, std::int64_t i, T x) {

@@ -79,9 +79,12 @@ class Prepared final : public PreparedConv::State {
   }
 
   // Whether bfloat16 is multiplied as such: values that are read as they are, so that nothing is rounded on the way.
+  // Of what may follow a result the derivative of the activation is known to them.
   bool narrow(const Source& source, const Sink& sink) const {
+    const Epilogue* const e = sink.epilogue;
+    if (e && (e->state || e->previous || e->hold || e->inject)) return false;
     return sizeof(T) == 4 && weight_.dtype == DType::bf16 && source.base.dtype == DType::bf16 && source.plain() &&
-           !beside_ && !sink.epilogue && !sink.pooled && narrow_kernels(isa_);
+           !beside_ && !sink.pooled && narrow_kernels(isa_);
   }
 
   const Packed& packed_for(const ThreadPool& pool, const Geometry& g, bool filtered, bool as_narrow) {

@@ -67,9 +67,9 @@ struct NarrowKernels {
   void (*weight_grad_unit)(const WeightGradCall<float>&, std::int64_t unit, std::int64_t band0, std::int64_t band1,
                            float* scratch);
   // 16 output channels x 16 input channels of `count` sums, added in their order, to a gradient of bfloat16 in the
-  // weight's layout, or in that of a `turned` kernel.
+  // weight's layout, or in that of a `turned` kernel; `more`: and to what it holds.
   void (*write_weight)(const WeightGradPlan&, const float* sums, std::int64_t count, std::int64_t piece, bool turned,
-                       const View& grad);
+                       const View& grad, bool more);
   void (*pull_back)(const NarrowPullBack&, std::int64_t pixel0, std::int64_t pixel1, double* bias);
   // Peak probe: operations of `rounds` products of four tiles each, of values in the first-level cache.
   double (*product_rounds)(std::int64_t rounds);

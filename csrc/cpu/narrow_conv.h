@@ -75,6 +75,10 @@ struct NarrowOutput {
   const float* bias = nullptr;
   float* linear = nullptr;
   float slope = 0, gate_slope = 0;
+  // Of an epilogue (epilogue.h): out = result f'(output), total = out + extra, sums of `out`.
+  const Half *output = nullptr, *extra = nullptr;
+  Half* total = nullptr;
+  double* bias_grad = nullptr;
 };
 
 // What results will be added to and written over is fetched while their products run.
@@ -103,6 +107,27 @@ void finish_narrow(const float* sums, const std::int64_t* offset, int pixels, in
       if (to.gate) v = v * (load_halves(to.gate + at, k) > 0.0f ? splat(1.0f) : splat(to.gate_slope));
       store_halves(to.out + at, Tiles::rounded(v), k);
     }
+  });
+}
+
+// The same where the activation is that of an epilogue, whose derivative is taken; nothing else is done to the result.
+template <Activation A, class Tiles>
+void pull_back_narrow(const float* sums, const std::int64_t* offset, int pixels, int channels, int channel,
+                      const NarrowOutput& to) {
+  for_lanes<float>(channels, [&](std::int64_t c, int k) {
+    Vec<float> sum{};
+    for (int m = 0; m < pixels; ++m) {
+      const std::int64_t at = offset[m] + channel + c;
+      const Vec<float> z = load<float>(sums + m * kNarrowPixels + c),
+                       g = act_pull_back<A, float>(z, load_halves(to.output + at, k), to.slope);
+      sum = sum + g;
+      // `total` may lie where `extra` does.
+      const Vec<float> total = to.extra ? g + load_halves(to.extra + at, k) : g;
+      store_halves(to.out + at, Tiles::rounded(g), k);
+      if (to.total) store_halves(to.total + at, Tiles::rounded(total), k);
+    }
+    if (to.bias_grad)
+      for (int i = 0; i < k; ++i) to.bias_grad[channel + c + i] += double(sum[i]);
   });
 }
 
@@ -270,6 +295,13 @@ void narrow_conv_unit(const ConvCall<float>& call, std::int64_t index, float* sc
     const auto at = [&](const View& view) { return view ? static_cast<Half*>(view.data) + first : nullptr; };
     to = {at(s.out), at(s.drive),    at(s.add),          at(s.gate), static_cast<const float*>(s.bias),
           nullptr,   float(s.slope), float(s.gate_slope)};
+    if (s.epilogue && s.epilogue->output) {  // which lies as the output does
+      const Epilogue& e = *s.epilogue;
+      const auto beside = [&](const void* data) { return data ? static_cast<const Half*>(data) + first : nullptr; };
+      to.output = beside(e.output), to.extra = beside(e.extra), to.total = const_cast<Half*>(beside(e.total));
+      to.slope = float(e.slope);
+      to.bias_grad = e.sums ? e.sums + index * e.channels : nullptr;
+    }
   } else {
     lies.col = unit.c1 - unit.c0, lies.row = g.out_w * lies.col, lies.image = (unit.r1 - unit.r0) * lies.row;
     to.linear = linear - unit.c0;
@@ -323,6 +355,12 @@ void narrow_conv_unit(const ConvCall<float>& call, std::int64_t index, float* sc
           product.a[1] = m > 16 ? rows[(done - first) / 16 + 1] : NarrowRows{};
           if (direct) prefetch_narrow(out_offset + done, m, channels, block.channel, to);
           narrow_product<Tiles>(product, m > 16, block.vectors > 1);
+          if (to.output) {
+            with_activation(s.epilogue->activation, [&]<Activation A>() {
+              pull_back_narrow<A, Tiles>(sums, out_offset + done, m, channels, block.channel, to);
+            });
+            continue;
+          }
           if (direct) {
             with_activation(s.activation, [&]<Activation A>() {
               finish_narrow<A, Tiles>(sums, out_offset + done, m, channels, block.channel, to);

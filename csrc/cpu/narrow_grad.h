@@ -178,7 +178,7 @@ void narrow_grad_unit(const WeightGradCall<float>& call, std::int64_t unit, std:
 }
 
 inline void write_narrow_weight(const WeightGradPlan& p, const float* sums, std::int64_t count, std::int64_t piece,
-                                bool turned, const View& grad) {
+                                bool turned, const View& grad, bool more) {
   constexpr std::int64_t kSide = 16, kTaps = 32;  // taps at a time
   const Geometry& g = p.geometry;
   const std::int64_t chunks = div_up(g.in_c, kSide), out0 = piece / chunks * kSide, in0 = piece % chunks * kSide,
@@ -215,6 +215,12 @@ inline void write_narrow_weight(const WeightGradPlan& p, const float* sums, std:
           __m512 v = _mm512_maskz_loadu_ps(low, a + s * p.sum_values);
           if (rest) v = _mm512_mask_loadu_ps(v, high, b + s * p.sum_values);
           sum = s ? sum + (Vec<float>)v : (Vec<float>)v;
+        }
+        if (more) {  // of the whole gradient that is there already
+          Half held[kSide] = {};
+          const Half* const to = static_cast<const Half*>(grad.data) + (out0 + o) * grad.sn + in0 * grad.sc + at[t];
+          for (std::int64_t i = 0; i < ins; ++i) held[i] = to[i * grad.sc];
+          sum = sum + load_halves(held, kSide);
         }
         if (dense && taps == 1) {
           store_halves(static_cast<Half*>(grad.data) + (out0 + o) * grad.sn + in0, sum, int(ins));

@@ -59,18 +59,19 @@ bool backward(const ReflectNetwork& net, View grad, const View& grad_code, const
 
 // d = reconstruction - target to where the reconstruction is, times `scale`; the sum of the squares of d.
 template <class T>
-double residual(T* values, const T* target, std::int64_t count, T scale) {
+double residual(T* values, const T* target, std::int64_t count, ComputeType<T> scale) {
+  using C = ComputeType<T>;
   constexpr std::int64_t kWide = 16;  // sums side by side, for registers of any width
   double sums[kWide] = {};
   std::int64_t i = 0;
   for (; i + kWide <= count; i += kWide)
     for (std::int64_t k = 0; k < kWide; ++k) {
-      const T d = values[i + k] - target[i + k];
-      sums[k] += double(d) * double(d), values[i + k] = d * scale;
+      const C d = C(values[i + k]) - C(target[i + k]);
+      sums[k] += double(d) * double(d), values[i + k] = T(d * scale);
     }
   for (; i < count; ++i) {
-    const T d = values[i] - target[i];
-    sums[0] += double(d) * double(d), values[i] = d * scale;
+    const C d = C(values[i]) - C(target[i]);
+    sums[0] += double(d) * double(d), values[i] = T(d * scale);
   }
   double sum = 0;
   for (const double s : sums) sum += s;
@@ -130,7 +131,8 @@ class LossPasses {
       const std::int64_t image = net_.layers[0].image();
       for (std::int64_t n = a; n < b; ++n)
         squares_[std::size_t(n0 + n)] =
-            residual(reconstruction_.get() + n * image, target + n * image, image, T(1.0 / double(x_.n)));
+            residual(reconstruction_.get() + n * image, target + n * image, image,
+                     ComputeType<T>(1.0 / double(x_.n)));
       if (!to_.biases.empty()) sum_pixels(a, b, back_.visible_bias(task));
     };
     if (differentiates_) back_.append(steps, {from, reconstruction, {}, nullptr, n0, kept});
@@ -143,7 +145,7 @@ class LossPasses {
     const std::int64_t row = l.w * l.c;
     std::vector<double> of_row(std::size_t(row), 0.0);
     for (std::int64_t r = a * l.h; r < b * l.h; ++r)
-      for (std::int64_t i = 0; i < row; ++i) of_row[std::size_t(i)] += double(reconstruction_.get()[r * row + i]);
+      for (std::int64_t i = 0; i < row; ++i) of_row[std::size_t(i)] += double(ComputeType<T>(reconstruction_.get()[r * row + i]));
     for (std::int64_t i = 0; i < row; ++i) sums[i % l.c] += of_row[std::size_t(i)];
   }
 
@@ -164,7 +166,7 @@ class LossPasses {
 // Calls f with a number of the dtype of x.
 template <class F>
 void in_dtype_of(const View& x, F&& f) {
-  x.dtype == DType::f64 ? f(double()) : f(float());
+  x.dtype == DType::f64 ? f(double()) : x.dtype == DType::bf16 ? f(BFloat16()) : f(float());
 }
 
 }  // namespace

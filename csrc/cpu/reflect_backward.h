@@ -63,7 +63,7 @@ class ReflectBackward {
       for (std::int64_t c = 0; c < net_.layers[l].c; ++c) {
         double sum = 0;
         for (std::int64_t t = 0; t < tasks; ++t) sum += bias_sums_[t * biases_in_all_ + first_bias_[l] + c];
-        to[c] = T(sum);
+        to[c] = T(ComputeType<T>(sum));
       }
     }
     return true;
@@ -182,9 +182,10 @@ class ReflectBackward {
   // In place on images of the top layer, dense: few values, where channels differ in what f is.
   void pull_back_top(const View& g, const View& h, const T* inject, std::int64_t task) {
     const std::int64_t pixels = g.n * g.h * g.w, first = net_.linear.first, behind = g.c - net_.linear.last;
+    using C = ComputeType<T>;
     T* const values = static_cast<T*>(g.data);
     if (inject)
-      for (std::int64_t k = 0; k < pixels * g.c; ++k) values[k] += inject[k];
+      for (std::int64_t k = 0; k < pixels * g.c; ++k) values[k] = T(C(values[k]) + C(inject[k]));
     if (net_.linear.none() || behind > first) {
       View part = g, output = h;
       if (!net_.linear.none())
@@ -196,7 +197,7 @@ class ReflectBackward {
     if (to_.biases.empty()) return;
     double* const sums = bias_sums_.data() + task * biases_in_all_ + first_bias_.back();
     for (std::int64_t p = 0; p < pixels; ++p)
-      for (std::int64_t c = 0; c < g.c; ++c) sums[c] += double(values[p * g.c + c]);
+      for (std::int64_t c = 0; c < g.c; ++c) sums[c] += double(C(values[p * g.c + c]));
   }
 
   struct Place {

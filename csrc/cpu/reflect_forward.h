@@ -1,4 +1,4 @@
-// The passes of a reflection network as steps. Inside everything is dense channels-last memory of the compute type.
+// The passes of a reflection network as steps. Inside everything is dense channels-last memory of T.
 #pragma once
 
 #include "reflect_steps.h"
@@ -19,7 +19,7 @@ class Reflection {
   Reflection(const ReflectNetwork& net, const ReflectConvs& convs, const std::vector<View>& biases, const View& noise,
              std::int64_t most, bool keeps)
       : net_(net), convs_(convs), noise_(noise) {
-    for (const View& b : biases) biases_.push_back(dense_bias<T>(b));
+    for (const View& b : biases) biases_.push_back(dense_bias<ComputeType<T>>(b));
     for (const Layer& l : net.layers) {
       const bool hidden = &l != &net.layers[0];
       states_.push_back(hidden && !keeps ? Memory<T>(l.image() * most) : Memory<T>());
@@ -86,7 +86,7 @@ class Reflection {
   const ReflectNetwork& net_;
   const ReflectConvs& convs_;
   View noise_;
-  std::vector<Buffer<T>> biases_;
+  std::vector<Buffer<ComputeType<T>>> biases_;
   std::vector<Memory<T>> states_, drives_;
 };
 

@@ -5,10 +5,14 @@
 // direction.
 #pragma once
 
+#include "narrow.h"
 #include "stages.h"
 #include "tied_conv.h"
 
 namespace lmser {
+
+// Whether states may be bfloat16: where tiles make and read them.
+inline bool passes_halves(DType dtype) { return dtype == DType::bf16 && narrow_kernels(instruction_set()); }
 
 struct ReflectEdge {
   Geometry up, down;
@@ -84,7 +88,8 @@ inline ReflectNetwork reflect_network(const View& x, const std::vector<View>& we
   STD_TORCH_CHECK(stride.size() == edges && padding.size() == edges,
                   "stride and padding: expected a pair for each weight");
   STD_TORCH_CHECK(reflections >= 1, "reflections is ", reflections, "; expected at least 1");
-  STD_TORCH_CHECK(x.dtype == DType::f32 || x.dtype == DType::f64, "x must be float32 or float64");
+  STD_TORCH_CHECK(x.dtype == DType::f32 || x.dtype == DType::f64 || passes_halves(x.dtype),
+                  "x must be float32, float64 or, where the processor multiplies it in tiles, bfloat16");
   ReflectNetwork net;
   net.layers.push_back({x.n, x.c, x.h, x.w});
   for (std::size_t e = 0; e < edges; ++e) {

@@ -90,7 +90,7 @@ std::tuple<Tensor, Tensor, Tensor> reflect(const Tensor& x, const Tensors& weigh
     run_reflect(net, from, b, noise_view, view_of(reconstruction, "reconstruction"), view_of(code, "code"), kept.get());
     if (keep) trajectory = tensor_of(std::move(kept), x, {values}, {1});
   };
-  from.dtype == DType::f64 ? run(double()) : run(float());
+  from.dtype == DType::f64 ? run(double()) : from.dtype == DType::bf16 ? run(BFloat16()) : run(float());
   return {reconstruction, code, trajectory};
 }
 
@@ -138,7 +138,9 @@ std::tuple<Tensor, Tensors> reflect_loss(const Tensor& x, const Maybe& target, c
   ReflectGradients to;
   add_gradients(net, x, weights, needs[0], needs[1], gradients, to);
   const double value = run_reflect_loss(net, from, towards, b, noise_view, to);
-  Tensor loss = torch::stable::empty({}, x.scalar_type(), std::nullopt, x.device());
+  // Of half precision in float32, as the squared error by itself is.
+  const auto type = from.dtype == DType::bf16 ? ScalarType::Float : x.scalar_type();
+  Tensor loss = torch::stable::empty({}, type, std::nullopt, x.device());
   if (from.dtype == DType::f64)
     *static_cast<double*>(loss.data_ptr()) = value;
   else

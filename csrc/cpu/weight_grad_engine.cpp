@@ -99,7 +99,7 @@ class Sum final : public WeightGradSum::State {
         const std::int64_t pieces = narrow_weight_pieces(plan_);
         over_tasks([&](std::int64_t t) {
           for (std::int64_t i = pieces * t / tasks_; i < pieces * (t + 1) / tasks_; ++i)
-            tiles_->write_weight(plan_, sum_.get(), sums_, i, turned_, grad);
+            tiles_->write_weight(plan_, sum_.get(), sums_, i, turned_, grad, accumulate);
         });
         return true;
       }

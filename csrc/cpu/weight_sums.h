@@ -92,7 +92,7 @@ class WeightSums {
       if (s.images == big.n && s.big_is_rows == big_is_rows && s.small_is_rows == small_is_rows) return s.sum;
     Geometry g = geometry_;
     g.batch = big.n;
-    own.push_back({big.n, big_is_rows, small_is_rows, {isa_, is_all(task) ? pool_ : one_, g, dtype_, winograd_}});
+    own.push_back({big.n, big_is_rows, small_is_rows, {isa_, is_all(task) ? pool_ : one_, g, dtype_, winograd_, true}});
     return own.back().sum;
   }
   bool is_all(std::int64_t task) const { return task + 1 == std::int64_t(sums_.size()); }

@@ -111,9 +111,14 @@ def reflect(
 def as_one(problem: Problem) -> bool:
     """Whether the compiled operator takes this problem."""
     x = problem.x
+    library = _library.module
     return (
         x.is_cpu
-        and x.dtype in (torch.float32, torch.float64)
+        and library is not None
+        and (
+            x.dtype in (torch.float32, torch.float64)
+            or (x.dtype == torch.bfloat16 and library.multiplies_bfloat16())
+        )
         and not torch._C._are_functorch_transforms_active()
         and not torch.compiler.is_exporting()  # such a graph may run elsewhere
     )

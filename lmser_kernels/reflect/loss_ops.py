@@ -187,4 +187,5 @@ def _(
     slope: float, needs: list[bool],
 ) -> tuple[Tensor, list[Tensor]]:  # fmt: skip
     gradients = [x.new_empty(w.shape if needs[0] else 0) for w in (*weights, *decoder_weights)]
-    return x.new_empty(()), [*gradients, *(x.new_empty(len(b) if needs[1] else 0) for b in biases)]
+    loss = x.new_empty((), dtype=torch.float32 if x.dtype == torch.bfloat16 else None)
+    return loss, [*gradients, *(x.new_empty(len(b) if needs[1] else 0) for b in biases)]
