@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import deepcopy
 
 import pytest
 import torch
 from tied_conv_cases import FUSED, check_against_oracle, layer, on_threads
 
-from lmser_kernels import _library, conv2d_add_act, conv_transpose2d_add_act, explain, tied_conv2d
+from lmser import CLmser, Lmser
+from lmser_kernels import (
+    _library,
+    conv2d_add_act,
+    conv_transpose2d_add_act,
+    explain,
+    reflect,
+    tied_conv2d,
+)
 
 pytestmark = pytest.mark.native
 
@@ -143,3 +152,69 @@ def test_tiles_that_do_not_exist(tiles):
     with pytest.raises(ValueError, match="tiles are 'large'; expected 'none', 'emulated' or 'amx'"):
         _library.module.choose_bfloat16_tiles("large")
     assert _library.module.cpu_info()["bfloat16_tiles"] == tiles
+
+
+# Whole networks
+
+
+def small_network(kind: str) -> tuple[torch.nn.Module, torch.Tensor]:
+    torch.manual_seed(0)
+    if kind == "dense":
+        return Lmser((30, 20, 10)), torch.rand(50, 30) * 2 - 1
+    untied = kind == "decoder weights of its own"
+    return CLmser(3, (8, 16, 20), (1, 2, 2), reflections=2, dcw=not untied), torch.rand(13, 3, 10, 11) * 2 - 1
+
+
+@pytest.mark.parametrize("kind", ["convolutions", "decoder weights of its own", "dense"])
+def test_a_network_is_one_operation(kind):
+    model, x = small_network(kind)
+
+    def run(dtype: torch.dtype) -> list[torch.Tensor]:
+        copy = deepcopy(model).to(dtype)
+        loss = copy.loss(x.to(dtype))
+        loss.backward()
+        found = copy(x.to(dtype))
+        return [loss.detach(), found.reconstruction.detach(), *(p.grad for p in copy.parameters())]
+
+    exact, ours = run(torch.float64), run(torch.bfloat16)
+    _library.module.choose_bfloat16_tiles("none")
+    by_layers = run(torch.bfloat16)
+    assert [t.dtype for t in ours] == [t.dtype for t in by_layers]
+    assert ours[0].dtype == torch.float32
+    for a, b, c in zip(ours, by_layers, exact, strict=True):
+        allowed = 1.5 * (b.double() - c).norm() + 4e-3 * c.norm()
+        assert (a.double() - c).norm() <= allowed
+
+
+def test_the_gradients_of_passes_are_those_of_layers():
+    model, x = small_network("convolutions")
+    model, x = model.bfloat16(), x.bfloat16().requires_grad_()
+    weights = [p for name, p in model.named_parameters() if "weight" in name]
+    biases = [torch.zeros(c).bfloat16().requires_grad_() for c in (3, 8, 16, 20)]
+
+    def run(impl: str) -> list[torch.Tensor]:
+        found = reflect(x, weights, biases, stride=[1, 2, 2], activation="tanh", impl=impl)
+        total = found.reconstruction.float().square().sum() + found.code.float().sum()
+        return [*found, *torch.autograd.grad(total, [x, *weights, *biases])]
+
+    for ours, wanted in zip(run("native"), run("reference"), strict=True):
+        assert (ours.float() - wanted.float()).norm() <= 3e-2 * wanted.float().norm() + 1e-3
+
+
+def test_a_compiled_network_goes_by_layers():
+    model, x = small_network("convolutions")
+    model, x = model.bfloat16(), x.bfloat16()
+    compiled = torch.compile(model.loss, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), model.loss(x), rtol=1e-2, atol=0)
+
+
+def test_without_tiles_there_is_no_operation_of_a_whole_network():
+    _library.module.choose_bfloat16_tiles("none")
+    x, weight = torch.randn(2, 3, 6, 6).bfloat16(), torch.randn(8, 3, 3, 3).bfloat16()
+    biases = [torch.zeros(3).bfloat16(), torch.zeros(8).bfloat16()]
+    with pytest.raises(
+        RuntimeError, match="float64 or, where the processor multiplies it in tiles, bfloat16"
+    ):
+        torch.ops.lmser.reflect(
+            x, [weight], [], biases, None, [1, 1], [1, 1], [0, 0], True, 1, "relu", 0.0, False
+        )

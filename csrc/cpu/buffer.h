@@ -162,7 +162,9 @@ template <class T>
 using ComputeType = std::conditional_t<std::is_same_v<T, BFloat16>, float, T>;
 
 template <class T>
-constexpr DType kDTypeOf = sizeof(T) == 2 ? DType::bf16 : sizeof(T) == 4 ? DType::f32 : DType::f64;
+constexpr DType kDTypeOf = sizeof(T) == 2   ? DType::bf16
+                           : sizeof(T) == 4 ? DType::f32
+                                            : DType::f64;
 
 template <class T>
 void store_value(const View& v, std::int64_t i, T x) {

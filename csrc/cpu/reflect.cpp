@@ -131,8 +131,7 @@ class LossPasses {
       const std::int64_t image = net_.layers[0].image();
       for (std::int64_t n = a; n < b; ++n)
         squares_[std::size_t(n0 + n)] =
-            residual(reconstruction_.get() + n * image, target + n * image, image,
-                     ComputeType<T>(1.0 / double(x_.n)));
+            residual(reconstruction_.get() + n * image, target + n * image, image, ComputeType<T>(1.0 / double(x_.n)));
       if (!to_.biases.empty()) sum_pixels(a, b, back_.visible_bias(task));
     };
     if (differentiates_) back_.append(steps, {from, reconstruction, {}, nullptr, n0, kept});
@@ -145,7 +144,8 @@ class LossPasses {
     const std::int64_t row = l.w * l.c;
     std::vector<double> of_row(std::size_t(row), 0.0);
     for (std::int64_t r = a * l.h; r < b * l.h; ++r)
-      for (std::int64_t i = 0; i < row; ++i) of_row[std::size_t(i)] += double(ComputeType<T>(reconstruction_.get()[r * row + i]));
+      for (std::int64_t i = 0; i < row; ++i)
+        of_row[std::size_t(i)] += double(ComputeType<T>(reconstruction_.get()[r * row + i]));
     for (std::int64_t i = 0; i < row; ++i) sums[i % l.c] += of_row[std::size_t(i)];
   }
 

@@ -117,7 +117,12 @@ def as_one(problem: Problem) -> bool:
         and library is not None
         and (
             x.dtype in (torch.float32, torch.float64)
-            or (x.dtype == torch.bfloat16 and library.multiplies_bfloat16())
+            # Which a graph that is traced cannot ask.
+            or (
+                x.dtype == torch.bfloat16
+                and not torch.compiler.is_compiling()
+                and library.multiplies_bfloat16()
+            )
         )
         and not torch._C._are_functorch_transforms_active()
         and not torch.compiler.is_exporting()  # such a graph may run elsewhere

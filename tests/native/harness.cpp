@@ -299,13 +299,13 @@ void expect(bool holds, const std::string& what) {
   if (holds) return;
   if (++failed <= 20) std::printf("FAILED: %s\n", what.c_str());
 }
-void expect(const View& got, const Numbers& expected, const std::string& what) {
+void expect(const View& got, const Numbers& expected, const std::string& what, double times) {
   double largest = 1;
   for (double e : expected.at) largest = std::max(largest, std::abs(e));
-  const double each = got.dtype == DType::f64    ? 1e-11
-                      : got.dtype == DType::f32  ? 3e-5
-                      : got.dtype == DType::bf16 ? 6e-3
-                                                 : 1e-3;
+  const double each = times * (got.dtype == DType::f64    ? 1e-11
+                               : got.dtype == DType::f32  ? 3e-5
+                               : got.dtype == DType::bf16 ? 6e-3
+                                                          : 1e-3);
   std::string worst;
   over(got, [&](std::int64_t n, std::int64_t c, std::int64_t h, std::int64_t w) {
     const double have = value_of(got, n, c, h, w), want = expected(n, c, h, w);

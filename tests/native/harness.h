@@ -103,8 +103,9 @@ Geometry geometry(std::int64_t batch, std::int64_t in_c, std::int64_t h, std::in
                   int kw, int stride_h, int stride_w, int pad_h, int pad_w);
 Geometry transposed(Geometry g);
 
-// Compares with what is expected, within what the dtype and sums of this size allow; tells what failed, and counts it.
-void expect(const View& got, const Numbers& expected, const std::string& what);
+// Compares with what is expected, within what the dtype and sums of this size allow, `times` that where values were
+// rounded on the way; tells what failed, and counts it.
+void expect(const View& got, const Numbers& expected, const std::string& what, double times = 1);
 void expect(bool holds, const std::string& what);
 std::string text(const Geometry& g);
 int failures();
