@@ -129,7 +129,7 @@ def explain_reflect(name: str, given: dict[str, Any], chip: chips.Chip | None) -
     plans = _reflect_plans(problem, threads) if native else {}
     if operators is dispatch.triton:
         plans = _reflect_launches(problem, chip)
-    computed = torch.promote_types(x.dtype, torch.float32)
+    computed = x.dtype if whole else torch.promote_types(x.dtype, torch.float32)
     peak, bandwidth, source = rates(computed, threads, x.device, chip)
     how = "one operation for all passes" if whole else "layer by layer"
     if whole and loss:

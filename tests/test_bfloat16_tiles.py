@@ -201,6 +201,12 @@ def test_the_gradients_of_passes_are_those_of_layers():
         assert (ours.float() - wanted.float()).norm() <= 3e-2 * wanted.float().norm() + 1e-3
 
 
+def test_a_network_is_explained():
+    x, weight = torch.randn(2, 3, 6, 6).bfloat16(), torch.randn(8, 3, 3, 3).bfloat16()
+    found = explain(reflect, x, [weight], [torch.zeros(c).bfloat16() for c in (3, 8)])
+    assert found.kernel.startswith("one operation for all passes: implicit product in tiles of bfloat16")
+
+
 def test_a_compiled_network_goes_by_layers():
     model, x = small_network("convolutions")
     model, x = model.bfloat16(), x.bfloat16()

@@ -267,7 +267,7 @@ def test_reflect_counts_every_pass_and_says_whether_it_is_one_operation():
     assert found.kernel.startswith("one operation for all passes")
     assert set(found.plans) == {"conv 0 - 1", "convᵀ 0 - 1", "conv 1 - 2", "convᵀ 1 - 2"}
     assert found.output_shapes == ((4, 3, 12, 12), (4, 16, 6, 6))
-    half = explain(reflect, x.bfloat16(), [w.bfloat16() for w in weights], [b.bfloat16() for b in biases])
+    half = explain(reflect, x.half(), [w.half() for w in weights], [b.half() for b in biases])
     assert half.kernel.startswith("layer by layer")
     assert "eager" in explain(reflect, x, weights, biases, impl="reference").kernel
     dense = explain(
