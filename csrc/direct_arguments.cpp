@@ -347,7 +347,14 @@ py::object Arguments::empty(bool last, std::int64_t n, std::int64_t c, std::int6
   return made(4, {n, c, h, w}, {c * h * w, last ? 1 : h * w, w * pixel, pixel}, view);
 }
 py::object Arguments::empty(std::int64_t n, View& view) { return made(1, {n}, {1}, view); }
-py::object Arguments::empty_scalar(View& view) { return made(0, {}, {}, view); }
+py::object Arguments::empty_scalar(View& view) {
+  if (dtype_ != DType::bf16) return made(0, {}, {}, view);
+  py::object result = of_store(sizeof(float), 0, {}, {}, dlpack::kFloat, 8 * sizeof(float));
+  dlpack::Tensor d;
+  if (torch().exchange->view_from_python(result.ptr(), &d) != 0) throw py::error_already_set();
+  view = {static_cast<char*>(d.data) + d.byte_offset, DType::f32, 1, 1, 1, 1, 0, 0, 0, 0};
+  return result;
+}
 py::object Arguments::empty_kernel(const View& like, bool flat, View& view) {
   return flat ? made(2, {like.n, like.c}, {like.c, 1}, view) : empty(false, like.n, like.c, like.h, like.w, view);
 }

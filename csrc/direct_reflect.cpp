@@ -22,7 +22,7 @@ std::optional<ReflectNetwork> network(Arguments& a, const View& x, std::vector<b
     padding.emplace();
     for (const View& w : weights) padding->push_back({int(w.h / 2), int(w.w / 2)});
   }
-  if (!a.require(x.dtype == DType::f32 || x.dtype == DType::f64)) return std::nullopt;
+  if (!a.require(x.dtype == DType::f32 || x.dtype == DType::f64 || passes_halves(x.dtype))) return std::nullopt;
   try {
     return reflect_network(x, weights, back, *stride, *padding, {linear.h, linear.w}, paired, reflections, activation,
                            slope);
