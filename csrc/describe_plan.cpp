@@ -37,8 +37,8 @@ py::dict plan(const std::string& op, const std::string& dtype, Four shape, Four 
                      : dtype == "float32"  ? DType::f32
                      : dtype == "bfloat16" ? DType::bf16
                                            : DType::f16;
-  const bool wide = type == DType::f64, pools = pool[0] * pool[1] > 1;
-  const ConvPlan p = inspect_conv(instruction_set(), threads, g, type, channels_last, up && pools);
+  const bool wide = type == DType::f64, pools = up && pool[0] * pool[1] > 1;
+  const ConvPlan p = inspect_conv(instruction_set(), threads, g, type, channels_last, pools);
   const double value = wide ? 8 : type == DType::f32 ? 4 : 2;
   py::dict d;
   const bool winograd = p.winograd.m > 0, stride1 = p.winograd.stride1();

@@ -15,7 +15,7 @@ namespace {
 struct Torch {
   const dlpack::ExchangeApi* exchange = nullptr;
   PyObject *tensor, *parameter;  // types
-  PyObject *included, *raw, *function_mode, *profiler, *grad, *is_neg, *new_empty_strided, *uint8;
+  PyObject *included, *raw, *function_mode, *profiler, *grad, *is_neg, *new_empty_strided, *uint8, *float32;
   PyObject* requires_grad;       // its name
   PyObject* dtype_name;          // in a tuple
   unsigned long long usual = 0;  // dispatch keys that are always included
@@ -40,7 +40,7 @@ struct Torch {
     grad = held(torch.attr("is_grad_enabled"));
     is_neg = held(type.attr("is_neg"));
     new_empty_strided = held(type.attr("new_empty_strided"));
-    uint8 = held(torch.attr("uint8"));
+    uint8 = held(torch.attr("uint8")), float32 = held(torch.attr("float32"));
     dtype_name = held(py::make_tuple(py::str("dtype")));
     requires_grad = held(py::str("requires_grad"));
     PyUnicode_InternInPlace(&requires_grad);
@@ -349,7 +349,11 @@ py::object Arguments::empty(bool last, std::int64_t n, std::int64_t c, std::int6
 py::object Arguments::empty(std::int64_t n, View& view) { return made(1, {n}, {1}, view); }
 py::object Arguments::empty_scalar(View& view) {
   if (dtype_ != DType::bf16) return made(0, {}, {}, view);
-  py::object result = of_store(sizeof(float), 0, {}, {}, dlpack::kFloat, 8 * sizeof(float));
+  const py::tuple none;
+  PyObject* const arguments[] = {first_, none.ptr(), none.ptr(), torch().float32};
+  py::object result = py::reinterpret_steal<py::object>(
+      PyObject_Vectorcall(torch().new_empty_strided, arguments, 3, torch().dtype_name));
+  if (!result) throw py::error_already_set();
   dlpack::Tensor d;
   if (torch().exchange->view_from_python(result.ptr(), &d) != 0) throw py::error_already_set();
   view = {static_cast<char*>(d.data) + d.byte_offset, DType::f32, 1, 1, 1, 1, 0, 0, 0, 0};

@@ -77,7 +77,7 @@ py::dict cpu_info() {
   d["lanes_float32"] = t.lanes;
   d["tile"] = std::to_string(t.pixels) + " pixels x " + std::to_string(t.max_vectors * t.lanes) + " channels";
   d["fast_wide_products"] = fast_wide_products();
-  d["bfloat16_tiles"] = name_of(narrow_tiles());
+  d["bfloat16_tiles"] = name_of(narrow_kernels(instruction_set()) ? narrow_tiles() : NarrowTiles::none);
   d["hardware_threads"] = std::thread::hardware_concurrency();
   return d;
 }
@@ -283,7 +283,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("choose_bfloat16_tiles", &lmser::choose_tiles, py::arg("name"),
         "Makes convolutions of bfloat16 from now on multiply in tiles of 'amx' (the default where the processor has "
         "them), of loops that stand for them ('emulated', for tests) or of 'none', in float32; returns those until "
-        "now.");
+        "now. A gradient is to be asked for with the tiles that its operation had.");
   m.def(
       "multiplies_bfloat16", [] { return lmser::narrow_kernels(lmser::instruction_set()) != nullptr; },
       "Whether convolutions of bfloat16 multiply in tiles now.");

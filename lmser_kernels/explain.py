@@ -14,7 +14,7 @@ from lmser_kernels import _library, dispatch, explain_gpu
 from lmser_kernels.add_act.api import add_act, pull_back
 from lmser_kernels.arguments import pair
 from lmser_kernels.explain_networks import explain_reflect, explain_settle
-from lmser_kernels.explanation import Explanation, kernel_of, rates, reason_for
+from lmser_kernels.explanation import Explanation, in_tiles, kernel_of, rates, reason_for
 from lmser_kernels.max_pool.api import max_pool2d_act, max_unpool2d
 from lmser_kernels.max_pool.reference import windows
 from lmser_kernels.reflect.api import reflect
@@ -82,7 +82,10 @@ def explain(
         plans = explain_gpu.launches(function, given, chip, first.device)
     else:
         plans = _plans(name, given, outputs, threads) if native and first.is_cpu else {}
-    peak, bandwidth, source = rates(outputs[0].dtype, threads, first.device, chip)
+    computed = outputs[0].dtype
+    if chip is None and first.is_cpu and not in_tiles(plans):
+        computed = torch.promote_types(computed, torch.float32)
+    peak, bandwidth, source = rates(computed, threads, first.device, chip)
     return Explanation(
         operation=name,
         implementation=dispatch.name_of(operators),

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from lmser_kernels import _library, chips, dispatch, explain_gpu
-from lmser_kernels.explanation import Explanation, kernel_of, rates, reason_for
+from lmser_kernels.explanation import Explanation, in_tiles, kernel_of, rates, reason_for
 from lmser_kernels.reflect.api import as_one
 from lmser_kernels.reflect.problem import Problem as Reflections
 from lmser_kernels.reflect.problem import checked as checked_reflections
@@ -129,7 +129,7 @@ def explain_reflect(name: str, given: dict[str, Any], chip: chips.Chip | None) -
     plans = _reflect_plans(problem, threads) if native else {}
     if operators is dispatch.triton:
         plans = _reflect_launches(problem, chip)
-    computed = x.dtype if whole else torch.promote_types(x.dtype, torch.float32)
+    computed = x.dtype if native and in_tiles(plans) else torch.promote_types(x.dtype, torch.float32)
     peak, bandwidth, source = rates(computed, threads, x.device, chip)
     how = "one operation for all passes" if whole else "layer by layer"
     if whole and loss:

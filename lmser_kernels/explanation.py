@@ -103,6 +103,13 @@ def _peaks(dtype: torch.dtype, threads: int) -> tuple[float | None, float | None
     return peak, library.measure_copy_bandwidth(_MEASURE_SECONDS, threads)
 
 
+def in_tiles(plans: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether all of them multiply bfloat16 in tiles."""
+    return bool(plans) and all(
+        str(plan.get("compute_dtype", "")).startswith("bfloat16") for plan in plans.values()
+    )
+
+
 def kernel_of(name: str, plans: Mapping[str, Mapping[str, Any]]) -> str:
     return (
         " and ".join(dict.fromkeys(str(plan["kernel"]) for plan in plans.values()))

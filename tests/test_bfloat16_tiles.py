@@ -61,6 +61,39 @@ def test_values_and_gradients(shape, down, layout):
     check_against_oracle(case, operation, FUSED, threads=2)
 
 
+# N, C_in, C_out, (H, W), kernel, stride, padding, how x lies: the last pixel of a row and the first of the next, or of
+# the next image, are nearer or farther than neighbours of a row.
+UNEVEN = {
+    "stride beyond the kernel": (32, 32, 8, (6, 5), (2, 1), (1, 2), 0, "dense"),
+    "and padding": (32, 28, 8, (8, 6), (2, 1), (1, 2), (1, 0), "dense"),
+    "wide stride": (32, 64, 8, (10, 7), (1, 2), (1, 4), 0, "dense"),
+    "part of an image": (32, 32, 8, (10, 10), (1, 1), (1, 4), 0, "cut"),
+    "one image as many": (16, 20, 8, (6, 5), (1, 1), (3, 1), 0, "images"),
+    "one row as many": (32, 28, 8, (3, 5), (1, 3), (1, 1), 0, "rows"),
+    "turned": (64, 28, 8, (10, 10), (2, 2), (1, 4), (1, 1), "turned"),
+}
+
+
+@pytest.mark.parametrize("shape", UNEVEN)
+def test_pixels_that_are_not_evenly_apart(shape):
+    batch, below, above, (height, width), kernel, stride, padding, lies = UNEVEN[shape]
+    x = torch.randn(batch, below, height, width).bfloat16().contiguous(memory_format=torch.channels_last)
+    if lies == "cut":
+        x = torch.nn.functional.pad(x, (1, 2, 1, 3)).contiguous(memory_format=torch.channels_last)
+        x = x[:, :, 1 : 1 + height, 1 : 1 + width]
+    elif lies == "images":
+        x = x[:1].expand(batch, -1, -1, -1)
+    elif lies == "rows":
+        x = x[:, :, :1].expand(-1, -1, height, -1)
+    elif lies == "turned":
+        x = x.transpose(2, 3)
+    weight = (torch.randn(above, below, *kernel) / 8).bfloat16()
+    with on_threads(1):
+        found = conv2d_add_act(x, weight, stride=stride, padding=padding)
+    wanted = torch.nn.functional.conv2d(x.double(), weight.double(), None, stride, padding)
+    assert (found.double() - wanted).abs().max() <= 2**-8 * wanted.abs().max() + 1e-3
+
+
 def geometry_of(case):
     return {k: v for k, v in case.keywords.items() if k in ("stride", "padding", "output_size")}
 
@@ -82,7 +115,10 @@ def test_what_is_read_pooled_is_not_rounded(tiles):
     wanted = conv2d_add_act(x, weight, padding=1, pool=2)
     _library.module.choose_bfloat16_tiles(tiles)
     assert torch.equal(found, wanted)
-    assert "tiles" not in explain("conv2d_add_act", x, weight, padding=1, pool=2).kernel
+    pooled = explain("conv2d_add_act", x, weight, padding=1, pool=2)
+    assert "tiles" not in pooled.kernel
+    if tiles == "amx":
+        assert pooled.peak_gflops < explain("conv2d_add_act", x, weight, padding=1).peak_gflops / 2
 
 
 @pytest.mark.parametrize("down", [False, True], ids=["up", "down"])

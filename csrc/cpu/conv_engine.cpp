@@ -46,9 +46,9 @@ class Prepared final : public PreparedConv::State {
   bool run_pair(const ThreadPool& pool, Source source, Sink sink, Prepared& next, const Source& next_source,
                 const Sink& next_sink, bool filtered) {
     const Geometry g = normal_form(source, sink);
-    const bool as_narrow = narrow(source, sink);
-    const Packed& p = packed_for(pool, g, filtered, as_narrow);
-    if (g == geometry_ && !as_narrow)
+    const NarrowKernels* const tiles = narrow(source, sink);
+    const Packed& p = packed_for(pool, g, filtered, tiles);
+    if (g == geometry_ && !tiles)
       if (const Packed* const following = next.packed_in_units_of(pool, p.plan, filtered)) {
         const ConvCall<T> call = next.call_of(*following, next_source, next_sink);
         return run_packed(pool, p, call_of(p, source, sink), &call);
@@ -63,9 +63,9 @@ class Prepared final : public PreparedConv::State {
 
  private:
   struct Packed {
-    Geometry geometry;  // normalised
-    bool filtering;     // whether it was allowed
-    bool narrow;        // whether tiles of bfloat16 were
+    Geometry geometry;           // normalised
+    bool filtering;              // whether it was allowed
+    const NarrowKernels* tiles;  // of bfloat16, or none
     int threads;
     ConvPlan plan;
     std::shared_ptr<const PackedWeight<T>> weight;
@@ -80,18 +80,22 @@ class Prepared final : public PreparedConv::State {
 
   // Whether bfloat16 is multiplied as such: values that are read as they are, so that nothing is rounded on the way.
   // Of what may follow a result the derivative of the activation is known to them.
-  bool narrow(const Source& source, const Sink& sink) const {
+  const NarrowKernels* narrow(const Source& source, const Sink& sink) const {
+    if (sizeof(T) != 4 || weight_.dtype != DType::bf16 || source.base.dtype != DType::bf16 || !source.plain() ||
+        beside_ || sink.pooled)
+      return nullptr;
+    const NarrowKernels* const tiles = narrow_kernels(isa_);
     const Epilogue* const e = sink.epilogue;
-    if (e && (e->state || e->previous || e->hold || e->inject)) return false;
-    return sizeof(T) == 4 && weight_.dtype == DType::bf16 && source.base.dtype == DType::bf16 && source.plain() &&
-           !beside_ && !sink.pooled && narrow_kernels(isa_);
+    if (tiles && e && (e->state || e->previous || e->hold || e->inject))
+      throw std::logic_error("tiles of bfloat16 do not know what was to follow their results");
+    return tiles;
   }
 
-  const Packed& packed_for(const ThreadPool& pool, const Geometry& g, bool filtered, bool as_narrow) {
+  const Packed& packed_for(const ThreadPool& pool, const Geometry& g, bool filtered, const NarrowKernels* tiles) {
     for (const Packed& p : packed_)
-      if (p.geometry == g && p.filtering == filtered && p.narrow == as_narrow && p.threads == pool.threads) return p;
-    if (as_narrow)
-      return packed(pool, {g, filtered, true, pool.threads, plan_narrow_conv(g, pool.threads, calls_), nullptr});
+      if (p.geometry == g && p.filtering == filtered && p.tiles == tiles && p.threads == pool.threads) return p;
+    if (tiles)
+      return packed(pool, {g, filtered, tiles, pool.threads, plan_narrow_conv(g, pool.threads, calls_), nullptr});
     const TileShape& tile = kernels_of<T>(isa_).tile;
     Filtering how = filtered ? Filtering::where_faster : Filtering::never;
     if (filtered && g.batch > 0 && g.batch < geometry_.batch) {
@@ -105,7 +109,7 @@ class Prepared final : public PreparedConv::State {
     if (weight_.dtype == kDTypeOf<T> && !beside_ && lies_well(weight_, geometry_) &&
         takes_unpacked(geometry_, tile, sizeof(T), pool.threads, calls_, of_whole))
       plan = plan_unpacked(g, tile, pool.threads, taps_lie_together(weight_));
-    return packed(pool, {g, filtered, as_narrow, pool.threads, std::move(plan), nullptr});
+    return packed(pool, {g, filtered, nullptr, pool.threads, std::move(plan), nullptr});
   }
 
   // For the whole batch in the units of another plan; null where that cannot be.
@@ -113,7 +117,7 @@ class Prepared final : public PreparedConv::State {
     const Filtering how = filtered ? Filtering::where_faster : Filtering::never;
     ConvPlan plan = plan_conv(geometry_, kernels_of<T>(isa_).tile, sizeof(T), pool.threads, how, calls_);
     if (!shares_units(plan, other)) return nullptr;
-    return &packed(pool, {geometry_, filtered, false, pool.threads, in_units_of(std::move(plan), other), nullptr});
+    return &packed(pool, {geometry_, filtered, nullptr, pool.threads, in_units_of(std::move(plan), other), nullptr});
   }
 
   // `made` with its weight, kept.
@@ -123,7 +127,7 @@ class Prepared final : public PreparedConv::State {
     if (made.plan.units > 0 && !made.plan.unpacked && !made.plan.packs_blocks) {
       for (const Packed& p : packed_)
         if (p.weight && packed_store::same_packing(p.plan, made.plan)) made.weight = p.weight;
-      if (!made.weight) made.weight = packed_weight(pool, made.plan);
+      if (!made.weight) made.weight = packed_weight(pool, made.plan, made.tiles);
       // Zero times what is not finite is something: then nothing of the padding is left out.
       const bool grouped =
           std::ranges::any_of(made.plan.phases, [](const Phase& ph) { return ph.by_rows || ph.by_cols; });
@@ -134,7 +138,8 @@ class Prepared final : public PreparedConv::State {
     return packed_.back();
   }
 
-  std::shared_ptr<const PackedWeight<T>> packed_weight(const ThreadPool& pool, const ConvPlan& plan) const {
+  std::shared_ptr<const PackedWeight<T>> packed_weight(const ThreadPool& pool, const ConvPlan& plan,
+                                                       const NarrowKernels* tiles) const {
     const packed_store::Weights weights{weight_, beside_};
     if (const auto kept = packed_store::find(isa_, pool, weights, plan, sizeof(T)))
       return std::static_pointer_cast<const PackedWeight<T>>(kept);
@@ -146,7 +151,7 @@ class Prepared final : public PreparedConv::State {
     packed->values = allocate<T>(plan.packed_size), packed->count = plan.packed_size;
     WeightParts<T> parts{layout_of<T>(plan.geometry, w, copy)};
     if (other) parts.beside = turned<T>(other, w.c);
-    pack<T>(isa_, pool, plan, parts, packed->values.get());
+    pack<T>(isa_, tiles, pool, plan, parts, packed->values.get());
     packed_store::keep(isa_, weights, plan, sizeof(T), packed);
     return packed;
   }
@@ -184,9 +189,7 @@ class Prepared final : public PreparedConv::State {
       epilogue.sums = sums.get();
       call.sink.epilogue = &epilogue;
     }
-    const NarrowKernels* tiles = nullptr;
-    if constexpr (sizeof(T) == 4)
-      if (p.plan.narrow) tiles = narrow_kernels(isa_);
+    const NarrowKernels* const tiles = p.tiles;
     const std::int64_t scratch = scratch_of(tiles, call, next),
                        unit_tasks = std::min<std::int64_t>(pool.threads, p.plan.units),
                        tasks = p.plan.work() + work_of_values(call.source.base) + work_of_values(sink.out) < kSerialWork

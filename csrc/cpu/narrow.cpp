@@ -104,6 +104,7 @@ WeightGradPlan plan_narrow_weight_grad(const Geometry& g, int threads) {
   p.bands_per_row = ceil_div(p.sum_length, kNarrowDepth);
   p.sum_length = p.bands_per_row * kNarrowDepth;
   p.sum_values = p.sum_rows * p.sum_length * p.padded_out_c;
+  p.split_pixels = p.split_pixels && fits(p, sizeof(float), threads);
   return p;
 }
 

@@ -15,8 +15,9 @@ inline bool lies_dense(const View& v, bool together) {
          (!together || v.sn == v.h * v.w * v.c || v.n == 1);
 }
 
-// Which tiles there are. `emulated` gives what the instructions give, up to the order of sums, by plain loops: what is
-// around them can be tested, and looked at by sanitizers, on any processor with AVX-512.
+// Which tiles there are. `emulated` gives what the instructions give, but for the order of sums and numbers below the
+// smallest normal one, by plain loops: what is around them can be tested, and looked at by sanitizers, on any processor
+// with AVX-512.
 enum class NarrowTiles { none, emulated, amx };
 NarrowTiles narrow_tiles();
 // From now on, for tests and comparisons; false, and nothing is changed, where this processor, or its operating

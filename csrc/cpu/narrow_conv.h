@@ -1,6 +1,6 @@
 // One unit of a convolution or transposed convolution of bfloat16 values (narrow.h). Where the values under a kernel
-// row are whole registers, and 16 pixels the same step apart, a tile is loaded from where they lie; else what lies
-// under the kernel is laid side by side, [pixel][kernel row][value]. All blocks of channels go over it.
+// row are cut into equal chunks (NarrowCut), and 16 pixels the same step apart, a tile is loaded from where they lie;
+// else what lies under the kernel is laid side by side, [pixel][kernel row][value]. All blocks of channels go over it.
 #pragma once
 
 #include "conv_place.h"
@@ -36,8 +36,8 @@ struct NarrowScratch {
     const Geometry& g = p.geometry;
     if (!direct_narrow_source(call)) {
       slab = div_up(p.slab_values, 2);
-      line = rows = call.source.row_values();
-      rows = RowScratch<float>::values(rows);
+      line = call.source.row_values();
+      rows = RowScratch<float>::values(line);
     }
     offsets = 2 * (pixels(p) + kNarrowPixels) * 2;
     if (!direct_narrow_sink(call)) {
@@ -169,12 +169,13 @@ inline void lay_side_by_side(const Half* slab, const std::int64_t* offset, std::
   }
 }
 
-// The same of up to 16 pixels without zeros between, or where they lie, if that is as regular.
+// The same of up to 16 pixels without zeros behind, or where they lie, if that is as regular.
 inline NarrowRows rows_under(const Half* slab, const std::int64_t* offset, std::int64_t pixels, std::int64_t step,
                              int kernel_rows, std::int64_t row_stride, std::int64_t length, Half* to,
                              std::int64_t pitch) {
-  // No two neighbours are nearer than a step, so that none is farther.
-  if (pixels == 16 && offset[15] - offset[0] == 15 * step) return {slab + offset[0], step, row_stride};
+  bool regular = pixels == 16;
+  for (std::int64_t m = 1; m < pixels; ++m) regular &= offset[m] == offset[0] + m * step;
+  if (regular) return {slab + offset[0], step, row_stride};
   for (std::int64_t m = 0; m < pixels; ++m)
     for (int r = 0; r < kernel_rows; ++r)
       copy_halves(to + m * pitch + r * length, slab + offset[m] + r * row_stride, length);

@@ -28,7 +28,7 @@ struct NarrowGradScratch {
     const View &b = call.big.base, &s = call.small.base;
     const std::int64_t pixels = p.unit_images * p.unit_rows * p.geometry.out_w, chunks = div_up(pixels, kNarrowDepth);
     big = div_up(p.big_values, 2), small = direct_narrow_small(call) ? 0 : div_up(p.small_values, 2);
-    line = greater(b.w * b.c, s.w * s.c);
+    line = div_up(greater(b.w * b.c, s.w * s.c), 64) * 64;
     rows = RowScratch<float>::values(line);
     offsets = 2 * pixels;
     small_tiles = chunks * p.padded_out_c * kNarrowDepth / 2;
@@ -171,6 +171,9 @@ void narrow_grad_unit(const WeightGradCall<float>& call, std::int64_t unit, std:
       for (int half = 0; half < 2; ++half)
         product.a[half] = {small_tiles + (c / 16 + half) * chunks * kTile, kNarrowDepth, 0};
       product.c = call.sum + narrow_band(p, band) + c / 16 * 2 * kSums;
+      if (!two && call.fresh)  // a tile of nothing beside each
+        for (std::int64_t half = 0; half < 2 && c + 16 * half < width; ++half)
+          std::memset(product.c + (2 * half + 1) * kSums, 0, sizeof(float) * kSums);
       narrow_product<Tiles>(product, c + 16 < width, two);
     }
   }

@@ -53,7 +53,7 @@ inline void stage_halves(const Source& s, std::int64_t n, std::int64_t row0, std
                          std::int64_t cols, std::int64_t stride, Half* slab, float* line,
                          const RowScratch<float>& scratch) {
   const View& v = s.base;
-  const std::int64_t h = v.h / s.pool_h, w = v.w / s.pool_w, c = v.c, inside0 = col0 > 0 ? col0 : 0,
+  const std::int64_t h = v.h, w = v.w, c = v.c, inside0 = col0 > 0 ? col0 : 0,
                      inside1 = col0 + cols < w ? col0 + cols : w, count = inside1 - inside0;
   for (std::int64_t r = 0; r < rows; ++r) {
     Half* const to = slab + r * cols * stride;

@@ -86,8 +86,8 @@ void pack_dot(const ConvPlan& p, const Phase& ph, const WeightParts<T>& parts, T
 }
 
 template <class T>
-void pack(const InstructionSet& isa, const ThreadPool& pool, const ConvPlan& p, const WeightParts<T>& parts,
-          T* packed) {
+void pack(const InstructionSet& isa, const NarrowKernels* tiles, const ThreadPool& pool, const ConvPlan& p,
+          const WeightParts<T>& parts, T* packed) {
   if (p.dot) {
     for (const Phase& ph : p.phases)
       p.planar ? pack_planar<T>(p, ph, parts, packed) : pack_dot<T>(p, ph, parts, packed);
@@ -106,8 +106,8 @@ void pack(const InstructionSet& isa, const ThreadPool& pool, const ConvPlan& p, 
       const std::int64_t from = beside ? split + (chunk - before) * kChunk : chunk * kChunk;
       const std::int64_t until = std::min(from + kChunk, beside ? in_c : split);
       if constexpr (sizeof(T) == 4)
-        if (p.narrow) {
-          narrow_kernels(isa)->pack(p, parts.weight, int(i / chunks), from, until, packed);
+        if (tiles) {
+          tiles->pack(p, parts.weight, int(i / chunks), from, until, packed);
           continue;
         }
       kernels_of<T>(isa).pack(p, beside ? parts.beside : parts.weight, int(i / chunks), from, until, packed);

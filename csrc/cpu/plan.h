@@ -43,7 +43,7 @@ struct Source {
 };
 
 // What follows a result while it is in the cache (epilogue.h); null where it is not asked for. Every tensor is of the
-// compute type and lies as `result`, the sink's output, does.
+// compute type, or of bfloat16 in tiles (narrow.h), and lies as `result`, the sink's output, does.
 struct Epilogue {
   void* result = nullptr;
   std::int64_t image = 1;  // values of one image
@@ -329,6 +329,9 @@ struct WeightGradPlan {
 // As of two convolutions, above; each task of both has a sum of its own.
 WeightGradPlan in_units_of(WeightGradPlan p, const WeightGradPlan& other);
 bool shares_units(const WeightGradPlan& p, const WeightGradPlan& other);
+
+// Whether every thread may have a sum of its own, of values of so many bytes.
+bool fits(const WeightGradPlan& p, std::int64_t value_bytes, int threads);
 
 // `unit_bytes`: of both sides of a unit of the direct sum; 0: what a small second-level cache holds.
 WeightGradPlan plan_weight_grad(const Geometry& geometry, const TileShape& tile, std::int64_t value_bytes, int threads,

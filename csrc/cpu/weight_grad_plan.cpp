@@ -36,11 +36,6 @@ void split_tiles(WeightGradPlan& p, std::int64_t wanted, int threads) {
   p.small_values = p.unit_images * p.unit_rows * w.cols * w.m * p.padded_out_c;
 }
 
-// A sum for every thread is refused where it would take more memory than this.
-bool fits(const WeightGradPlan& p, std::int64_t value_bytes, int threads) {
-  return double(p.sum_values) * double(value_bytes) * threads <= 256e6;
-}
-
 // Of the products of a weight gradient those of the padding, for every value of the sum: what is saved by leaving them
 // out, less reading the sums once more, which tells where it must not be done. That every pixel has a tap that meets
 // the input is needed for that.
@@ -61,6 +56,10 @@ void set_slabs(WeightGradPlan& p) {
 }
 
 }  // namespace
+
+bool fits(const WeightGradPlan& p, std::int64_t value_bytes, int threads) {
+  return double(p.sum_values) * double(value_bytes) * threads <= 256e6;
+}
 
 bool shares_units(const WeightGradPlan& p, const WeightGradPlan& other) {
   const Geometry &g = p.geometry, &o = other.geometry;

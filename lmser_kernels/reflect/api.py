@@ -73,8 +73,9 @@ def reflect(
         slope: the leak of leaky_relu (default 0.01) and leaky_sigmoid (default 0.2); None for the others.
         impl: "auto", "native", "triton" or "reference"; an explicit one never falls back.
 
-    On a CPU, in float32 and float64 and without `sent_down`, this is one operator: threads take images through all
-    layers, weights are packed once, states stay in the cache, and of a training step nothing is kept but one state per
+    On a CPU, in float32, float64 and, where the processor multiplies it in tiles, bfloat16, and without `sent_down`, this
+    is one operator: threads take images through all layers, weights are packed
+    once, states stay in the cache, and of a training step nothing is kept but one state per
     layer and pass. Everywhere else, under `torch.func` and in exported graphs, the same passes run layer by layer with
     the fused operations of `impl`. "reference" is the specification.
 

@@ -47,8 +47,9 @@ def reflect_loss(
     The other arguments are those of `reflect`. Half precision is summed, and given, in float32; the loss of no image is
     NaN.
 
-    On a CPU, in float32 and float64, this is one operator, which makes the gradients of weights and biases together
-    with the loss where gradients are recorded: a piece of the batch goes up, down and back before the next one starts.
+    On a CPU, in float32, float64 and, where the processor multiplies it in tiles, bfloat16, this is one operator, which
+    makes the gradients of weights and biases together with the loss where gradients are
+    recorded: a piece of the batch goes up, down and back before the next one starts.
     So nothing is kept for a backward pass, memory is that of a piece, and `backward` only hands the gradients out.
     A loss whose gradient is not wanted belongs under `torch.no_grad()`. Gradients of `x` and `target`, a second
     derivative, other devices and dtypes, `torch.func` and exported graphs take the passes layer by layer.
