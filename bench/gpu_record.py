@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from bench.gpu_costs import Cost, cost
+from lmser_kernels import _library
 from lmser_kernels._library import _LAUNCHERS, TRITON
 from lmser_kernels.gpu.launch import Launch, recording
 
@@ -126,12 +127,32 @@ def _strides(tensor: Tensor) -> list[int]:
     ]
 
 
+@contextmanager
+def _without_tiles() -> Iterator[None]:
+    """The CPU stands for a GPU: what it alone makes one operation of in bfloat16 is to go layer by layer."""
+    library = _library.module
+    if library is None:
+        yield
+        return
+    before = library.choose_bfloat16_tiles("none")
+    try:
+        yield
+    finally:
+        library.choose_bfloat16_tiles(before)
+
+
 def record(step: Callable[[], object], arch: int, products: str = "tf32") -> Recorded:
     """What `step()` launches on a GPU of compute capability `arch`; nothing is computed.
 
     `step` makes its own tensors, on the CPU: none of them gets memory.
     """
     made = Recorded()
-    with precision(products), FakeTensorMode(), _ToLaunchers(arch, made), suppress(_NoKernel):
+    with (
+        precision(products),
+        _without_tiles(),
+        FakeTensorMode(),
+        _ToLaunchers(arch, made),
+        suppress(_NoKernel),
+    ):
         step()
     return made
