@@ -1,11 +1,7 @@
 // Convolutions of bfloat16 values in tiles (narrow.h), for processors with AVX-512.
+#include "avx512.h"
 #define LMSER_ISA avx512_narrow
-#define LMSER_VECTOR_BYTES 64
-#define LMSER_REGISTERS 32
-#define LMSER_TILE_PIXELS_1 16
-#define LMSER_TILE_PIXELS_2 12
-#define LMSER_TILE_PIXELS_3 8
-#define LMSER_TILE_VECTORS 3
+
 // GCC takes the operands that its own intrinsics leave open for variables that were forgotten.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 
