@@ -15,7 +15,10 @@ struct Ahead {
   Ahead(const void* begin, std::int64_t bytes, std::int64_t pieces)
       : at(static_cast<const char*>(begin)), lines(bytes / 64), piece(lines / pieces + 1) {}
   LMSER_HD void step() {
-    for (std::int64_t i = piece < lines ? piece : lines; i > 0; --i, --lines, at += 64) __builtin_prefetch(at, 0, 2);
+    const std::int64_t count = piece < lines ? piece : lines;
+    const char* const from = at;
+    for (std::int64_t i = 0; i < count; ++i) __builtin_prefetch(from + 64 * i, 0, 2);
+    at = from + 64 * count, lines -= count;
   }
 };
 

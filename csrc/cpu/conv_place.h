@@ -4,7 +4,6 @@
 #include "epilogue.h"
 #include "kernels.h"
 #include "pixels.h"
-#include "planar_unit.h"
 #include "rows.h"
 #include "winograd_register_layout.h"
 #include "winograd_unit.h"
@@ -192,18 +191,12 @@ struct UnitInput {
       slab.data += slab.at(unit.n0, span.first, p.slab_w0);
       return;
     }
-    T* const line = memory + layout.slab;
-    const std::int64_t rows = span.last - span.first + 1;
-    const auto row_scratch = RowScratch<T>::at(line + layout.line, in.row_values());
-    const std::int64_t col = p.planar ? 1 : g.in_c, row = p.planar ? g.in_c * p.planar_pitch : p.slab_cols * col;
-    slab = {memory, rows * row, row, col};
-    for (std::int64_t n = unit.n0; n < unit.n1; ++n) {
-      T* const to = memory + (n - unit.n0) * slab.image;
-      if (p.planar)
-        stage_planar<T>(in, n, span.first, rows, p.slab_w0, p.slab_cols, p.planar_pitch, to, line, row_scratch);
-      else
-        stage<T>(in, n, span.first, rows, p.slab_w0, p.slab_cols, g.in_c, to, row_scratch);
-    }
+    const std::int64_t rows = span.last - span.first + 1, row = p.slab_cols * g.in_c;
+    const auto row_scratch = RowScratch<T>::at(memory + layout.slab, in.row_values());
+    slab = {memory, rows * row, row, g.in_c};
+    for (std::int64_t n = unit.n0; n < unit.n1; ++n)
+      stage<T>(in, n, span.first, rows, p.slab_w0, p.slab_cols, g.in_c, memory + (n - unit.n0) * slab.image,
+               row_scratch);
   }
 };
 
@@ -245,6 +238,17 @@ struct UnitOutput {
     return {static_cast<V*>(v.data) + n * v.sn + h * v.sh, v.sn, v.sh, v.sw};
   }
 };
+
+// to[i] = first + i * step, by whole registers: up to one less than a register holds is written behind them.
+LMSER_HD void count_up(std::int64_t* to, std::int64_t first, std::int64_t step, std::int64_t count) {
+  using V = LaneIndex<double>;
+  constexpr int L = kLanes<double>;
+  V v{};
+#pragma GCC unroll 8
+  for (int i = 0; i < L; ++i) v[i] = first + i * step;
+  const V next = V{} + L * step;
+  for (std::int64_t i = 0; i < count; i += L, v += next) std::memcpy(to + i, &v, sizeof v);
+}
 
 // From the tile to memory: one pixel row at a time, whole registers then the remaining channels.
 template <class T>

@@ -3,9 +3,10 @@
 #pragma once
 
 #include "ahead.h"
-#include "conv_place.h"
+#include "few_channels.h"
 #include "pack_unit.h"
 #include "padding.h"
+#include "planar_unit.h"
 #include "unpacked_unit.h"
 #include "winograd_registers.h"
 #include "winograd_round.h"
@@ -16,10 +17,6 @@ template <class T>
 inline constexpr int kTileValues =
     kLanes<T> * greater(LMSER_REGISTERS, greater(greater(kTilePixels[1], 2 * kTilePixels[2]), 3 * kTilePixels[3])) +
     kLanes<T>;
-
-// Of few channels: pixels x channels of the largest planar tile, and whole registers behind them.
-template <class T>
-inline constexpr int kFewValues = (LMSER_REGISTERS + 1) * kLanes<T>;
 
 // What a tile will read and write outside the caches is fetched while its products run.
 template <class T>
@@ -94,8 +91,14 @@ bool conv_unit(const ConvCall<T>& call, std::int64_t index, T* scratch) {
   T* const out_row = linear + layout.linear;
   T* const sums = out_row + layout.out_row + layout.winograd;
   const UnitRange unit(p, index);
-  const UnitInput<T> from(call, unit, layout, scratch);
   const UnitOutput<T> to(call, unit, linear, scratch + layout.before_pooled());
+  Ahead ahead = input_ahead<T>(call, index, unit);
+  if (p.planar) {
+    planar_unit(call, unit, to, layout, scratch, ahead);
+    finish_unit(call, index, unit, to, linear, out_row, true);
+    return true;
+  }
+  const UnitInput<T> from(call, unit, layout, scratch);
   if constexpr (sizeof(T) == 4) {
     if (p.winograd.m) {
       T* const memory = out_row + layout.out_row;
@@ -111,8 +114,7 @@ bool conv_unit(const ConvCall<T>& call, std::int64_t index, T* scratch) {
   const int add_h = call.sink.add_h, add_w = call.sink.add_w;
   const bool add_apart = to.add && add_h * add_w > 1;
   auto* const add_offset = add_apart ? out_offset + offsets : out_offset;
-  alignas(64) T tile[kTileValues<T>], planes[kFewValues<T>];
-  Ahead ahead = input_ahead<T>(call, index, unit);
+  alignas(64) T tile[kTileValues<T>];
   for (const Phase& ph : p.phases) {
     const std::int64_t q0 = div_up(greater<std::int64_t>(unit.r0 - ph.out_h0, 0), p.out_step_h);
     const std::int64_t q1 =
@@ -151,10 +153,8 @@ bool conv_unit(const ConvCall<T>& call, std::int64_t index, T* scratch) {
                                  out_step = column ? out_row_step : out_col;
               for (std::int64_t q = 0; q < runs; ++q, first_in += in_row, first_out += out_row_step) {
                 const std::int64_t in0 = ph.taps_h ? first_in : 0;
-                for (std::int64_t x = 0; x < run; ++x) {
-                  in_offset[pixels + x] = in0 + x * in_step;
-                  out_offset[pixels + x] = first_out + x * out_step;
-                }
+                count_up(in_offset + pixels, in0, in_step, run);
+                count_up(out_offset + pixels, first_out, out_step, run);
                 pixels += run;
               }
             }
@@ -165,52 +165,7 @@ bool conv_unit(const ConvCall<T>& call, std::int64_t index, T* scratch) {
     const std::int64_t depth = std::int64_t(ph.taps_h) * ph.taps_w * g.in_c;
     if (p.dot) {
       const int channels = int(g.out_c);
-      TileFinish<T> finish = to.tile_finish(0);
-      // Pixels that follow each other in memory leave as one piece, with the bias repeated for each.
-      alignas(64) T repeated[kFewValues<T>];
-      if (to.bias)
-        for (int i = 0; i < kFewValues<T>; ++i) repeated[i] = to.bias[i % channels];
-      const auto write = [&](const T* values, std::int64_t done, int m) {
-        ahead.step();
-        const bool joins = !add_apart && out_offset[done + m - 1] - out_offset[done] == (m - 1) * channels;
-        finish.offset = out_offset + done, finish.add_offset = add_offset + done;
-        finish.bias = to.bias && joins ? repeated : to.bias;
-        if (joins)
-          write_tile<T>(values, 1, 0, m * channels, finish);
-        else
-          write_tile<T>(values, m, channels, channels, finish);
-      };
-      if (p.planar) {
-        PlanarTile<T> args{nullptr,
-                           from.slab.row,
-                           p.planar_pitch,
-                           ph.taps_h,
-                           ph.taps_w,
-                           g.in_c,
-                           call.weight + ph.weight_offset,
-                           planes,
-                           0};
-        const std::int64_t all_rows = pixels / ph.cols;
-        for (std::int64_t row = 0; row < all_rows;) {
-          const bool two = planar_rows<T>(channels) == 2 && p.in_step_h == 1 && (row + 1) % (q1 - q0) != 0;
-          const int rows = two ? 2 : 1, most = planar_width<T>(channels, rows);
-          args.result_row = most * kLanes<T>;
-          for (std::int64_t x = 0; x < ph.cols;) {
-            const std::int64_t left = div_up(ph.cols - x, kLanes<T>), width = div_up(left, div_up(left, most));
-            const int m = int(lesser<std::int64_t>(width * kLanes<T>, ph.cols - x));
-            args.slab = from.slab.data + in_offset[row * ph.cols] + x;
-            planar_fn<T>(channels, rows, int(width))(args);
-            for (int o = 0; o < rows; ++o) {
-              for (int c = 0; c < channels; ++c)
-                for (int i = 0; i < m; ++i) tile[i * channels + c] = planes[(o * channels + c) * args.result_row + i];
-              write(tile, (row + o) * ph.cols + x, m);
-            }
-            x += m;
-          }
-          row += rows;
-        }
-        continue;
-      }
+      FewChannels<T> results(to, channels);
       const int most = kLanes<T> / channels;
       // The last tile repeats its last pixel: the tile is cheap, and always full.
       for (std::int64_t i = pixels; i < pixels + most; ++i) in_offset[i] = in_offset[pixels - 1];
@@ -220,7 +175,8 @@ bool conv_unit(const ConvCall<T>& call, std::int64_t index, T* scratch) {
       for (std::int64_t done = 0; done < pixels; done += most) {
         args.offset = in_offset + done;
         run(args);
-        write(tile, done, int(lesser<std::int64_t>(most, pixels - done)));
+        ahead.step();
+        results.write(tile, int(lesser<std::int64_t>(most, pixels - done)), out_offset + done, add_offset + done);
       }
       continue;
     }
@@ -265,9 +221,10 @@ bool conv_unit(const ConvCall<T>& call, std::int64_t index, T* scratch) {
             args.weight_gap = (length - args.length) * width;
             args.more = row0 > pixel.rows.first;
             args.finish = ends && whole ? &finish : nullptr;
+            const std::int64_t even = (end - begin) / tiles, more_by_one = (end - begin) % tiles;
             std::int64_t done = begin;
             for (std::int64_t t = 0; t < tiles; ++t) {
-              const int m = int(div_up(end - done, tiles - t));
+              const int m = int(even + (t < more_by_one));
               args.offset = in_offset + done;
               if (pieces) args.result = sums + (done - first) * width;
               finish.offset = out_offset + done, finish.add_offset = add_offset + done;

@@ -3,7 +3,7 @@
 
 #include "kernels.h"
 #include "rows.h"
-#include "transpose.h"
+#include "turn.h"
 
 namespace lmser::LMSER_ISA {
 
@@ -40,12 +40,12 @@ void gather_taps(const Geometry& g, const WeightLayout<T>& w, std::int64_t out, 
         store<T>(taps + (c * all + tap) * L, load_n<T>(from + c * w.in + at, int(lanes)));
     });
   } else if (dense_taps && w.in == all) {
-    transpose(from, w.out, lanes, count * all, taps, L);
+    turn<T>(from, w.out, lanes, count * all, taps, L);
   } else if (dense_taps && w.out == all) {
-    for (std::int64_t c = 0; c < count; ++c) transpose(from + c * w.in, all, lanes, all, taps + c * all * L, L);
+    for (std::int64_t c = 0; c < count; ++c) turn<T>(from + c * w.in, all, lanes, all, taps + c * all * L, L);
   } else if (w.in == 1) {
     each_tap(
-        [&](std::int64_t at, std::int64_t tap) { transpose(from + at, w.out, lanes, count, taps + tap * L, all * L); });
+        [&](std::int64_t at, std::int64_t tap) { turn<T>(from + at, w.out, lanes, count, taps + tap * L, all * L); });
   } else {
     each_tap([&](std::int64_t at, std::int64_t tap) {
       for (std::int64_t c = 0; c < count; ++c)

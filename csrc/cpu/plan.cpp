@@ -313,8 +313,14 @@ ConvPlan plan_conv(const Geometry& g, const TileShape& tile, std::int64_t value_
   }
   p.image_units = ceil_div(g.batch, p.unit_images);
   p.slab_rows = rows_of_slab(p);
-  if (p.planar) p.planar_pitch = round_up(p.slab_cols + tile.lanes, tile.lanes);
-  p.slab_values = p.unit_images * p.slab_rows * (p.planar ? p.planar_pitch : p.slab_cols) * g.in_c;
+  p.slab_values = p.unit_images * p.slab_rows * p.slab_cols * g.in_c;
+  if (p.planar) {
+    // An odd number of registers: powers of two would put all planes into a few sets of the cache.
+    p.planar_pitch = ((ceil_div(p.slab_cols, tile.lanes) + 2) | 1) * tile.lanes;
+    // Phases share the rows of an image; of one phase two rows of output at most are made together.
+    p.planar_slots = p.phases.size() == 1 ? std::min(p.slab_rows, p.phases[0].taps_h + p.in_step_h) : p.slab_rows;
+    p.slab_values = p.planar_slots * p.planar_pitch * g.in_c;
+  }
   const std::int64_t pixel_units = p.image_units * p.row_units;
   if (pixel_units > 0 && pixel_units < threads && p.work() > kSerialWork)
     p.block_splits = int(std::min<std::int64_t>(std::int64_t(p.blocks.size()), ceil_div(threads, pixel_units)));

@@ -172,9 +172,9 @@ struct ConvPlan {
   std::vector<Phase> phases;
   std::vector<Block> blocks;
   // Few output channels: registers run along the depth (dot_tile), or along a row of pixels whose input is staged as
-  // planes (planar_tile) of `planar_pitch` values a row.
+  // planes (planar_tile) of `planar_pitch` values a row, in memory for `planar_slots` rows.
   bool dot = false, planar = false;
-  std::int64_t planar_pitch = 0;
+  std::int64_t planar_pitch = 0, planar_slots = 0;
   // Few pixels: the weight is read as it lies (unpacked_unit.h). With `gathers` the plan's geometry is that of the
   // product with what lies under the kernel, gathered before; `taps_together`: in whose order, the taps of a channel
   // side by side or its channels.

@@ -1,139 +1,129 @@
-// Few output channels: registers hold neighbouring pixels of one channel instead of channels of one pixel. The staged
-// input lies as [row][channel][column], so that the pixels under a tap are one unaligned read.
+// One unit of a convolution to few output channels, whose registers run along rows of pixels (planar_tile.h).
 #pragma once
 
-#include "rows.h"
-#include "tile.h"
-#include "transpose.h"
+#include "ahead.h"
+#include "few_channels.h"
+#include "planar_tile.h"
+#include "turn.h"
 
 namespace lmser::LMSER_ISA {
 
+// Rows of a unit's input as planes, zero outside it, made one after the other where they are wanted: of one phase no
+// more are kept than the first-level cache holds, as a rule.
 template <class T>
-struct PlanarTile {
-  const T* slab;              // channel 0 of the first kernel row, at the column under the first tap of the first pixel
-  std::int64_t row, channel;  // strides
-  int kernel_rows, taps;
-  std::int64_t in_c;
-  const T* weight;  // [kernel row][input channel][tap][output channel]
-  T* result;        // [row][output channel][pixel], `result_row` values apart
-  std::int64_t result_row;
+class PlanarInput {
+ public:
+  PlanarInput(const ConvCall<T>& call, const ConvScratch<T>& layout, T* memory)
+      : plan_(*call.plan),
+        source_(call.source),
+        memory_(memory),
+        line_(memory + layout.slab),
+        rows_(RowScratch<T>::at(line_ + layout.line, call.source.row_values())) {
+    const View& v = source_.base;
+    channels_ = source_.channels();
+    dense_ = source_.plain() && v.dtype == kDType<T> && (v.sw == 1 || v.sc == 1);
+    before_ = greater<std::int64_t>(0, -plan_.slab_w0);
+    inside_ = lesser(plan_.slab_w0 + plan_.slab_cols, v.w) - plan_.slab_w0 - before_;
+    lead_ = div_up(before_, L) * L - before_;
+    if (!dense_) return;
+    // What is beside the values of a row stays zero.
+    const std::int64_t first = lead_ + before_, last = first + greater<std::int64_t>(inside_, 0);
+    for (std::int64_t i = 0; i < plan_.planar_slots * channels_; ++i) {
+      T* const plane = memory_ + i * plan_.planar_pitch;
+      for (std::int64_t x = 0; x < first; x += L) store<T>(plane + x, Vec<T>{});
+      for (std::int64_t x = last / L * L; x < plan_.planar_pitch; x += L) store<T>(plane + x, Vec<T>{});
+    }
+  }
+
+  // From here on the rows of image n, `first` and what follows it.
+  void begin(std::int64_t n, std::int64_t first) { image_ = n, first_ = next_ = first; }
+  void make_until(std::int64_t end) {
+    for (; next_ < end; ++next_) make(next_);
+  }
+
+  const T* column(std::int64_t col) const { return memory_ + lead_ + col - plan_.slab_w0; }
+  std::int64_t slot(std::int64_t row) const { return (row - first_) % plan_.planar_slots; }
+  std::int64_t row_values() const { return channels_ * plan_.planar_pitch; }
+
+ private:
+  static constexpr std::int64_t L = kLanes<T>;
+
+  void make(std::int64_t row) {
+    const View& v = source_.base;
+    const std::int64_t pitch = plan_.planar_pitch, c = channels_;
+    T* const to = memory_ + slot(row) * row_values() + lead_;
+    if (!dense_) {
+      stage<T>(source_, image_, row, 1, plan_.slab_w0, plan_.slab_cols, c, line_, rows_);
+      turn<T>(line_, c, plan_.slab_cols, c, to, pitch);
+      for (std::int64_t k = 0; k < c; ++k)
+        std::memset(to + k * pitch + plan_.slab_cols, 0, sizeof(T) * (pitch - lead_ - plan_.slab_cols));
+      return;
+    }
+    if (row < 0 || row >= v.h || inside_ <= 0) {
+      std::memset(to - lead_, 0, sizeof(T) * row_values());
+      return;
+    }
+    const T* const from = static_cast<const T*>(v.data) + image_ * v.sn + row * v.sh +
+                          (plan_.slab_w0 + before_) * v.sw;
+    if (v.sw != 1) return turn<T>(from, v.sw, inside_, c, to + before_, pitch);
+    for (std::int64_t k = 0; k < c; ++k)
+      std::memcpy(to + k * pitch + before_, from + k * v.sc, sizeof(T) * inside_);
+  }
+
+  const ConvPlan& plan_;
+  const Source& source_;
+  T *memory_, *line_;
+  RowScratch<T> rows_;
+  std::int64_t channels_, before_, inside_, lead_;  // lead: so that the values begin with a cache line
+  bool dense_;
+  std::int64_t image_ = 0, first_ = 0, next_ = 0;
 };
 
-// Registers of pixels of each of `rows` rows whose sums leave room for the weights of a tap, a value of the input and
-// one more.
 template <class T>
-constexpr int planar_width(int channels, int rows) {
-  const int sums = channels * rows, most = (LMSER_REGISTERS - sums - 2) / sums;
-  return most < 8 ? most : 8;
-}
-// Rows of output that are computed together where their rows of input overlap: what is read serves both.
-template <class T>
-constexpr int planar_rows(int channels) {
-  return planar_width<T>(channels, 2) >= 2 ? 2 : 1;
-}
-
-template <class T, int C, int R, int P>
-void planar_tile(const PlanarTile<T>& t) {
+void planar_unit(const ConvCall<T>& call, const UnitRange& unit, const UnitOutput<T>& to, const ConvScratch<T>& layout,
+                 T* scratch, Ahead& ahead) {
   constexpr int L = kLanes<T>;
-  Vec<T> sum[R][C][P];
-#pragma GCC unroll 2
-  for (int o = 0; o < R; ++o)
-#pragma GCC unroll 8
-    for (int c = 0; c < C; ++c)
-#pragma GCC unroll 8
-      for (int p = 0; p < P; ++p) sum[o][c][p] = Vec<T>{};
-  const std::int64_t weight_row = t.in_c * t.taps * C;
-  // Row r of input meets kernel row r - o for output row o, `From` <= o < `Until`.
-  const auto input_row = [&]<int From, int Until>(int r) __attribute__((always_inline)) {
-    const T* plane = t.slab + r * t.row;
-    const T* w = t.weight + (r - From) * weight_row;
-    const auto tap = [&](const T* x) __attribute__((always_inline)) {
-#pragma GCC unroll 8
-      for (int p = 0; p < P; ++p) {
-        const Vec<T> a = loaded_once<T>(x + p * L);
-#pragma GCC unroll 2
-        for (int o = From; o < Until; ++o)
-#pragma GCC unroll 8
-          for (int c = 0; c < C; ++c) sum[o][c][p] += a * w[c - (o - From) * weight_row];
+  const ConvPlan& p = *call.plan;
+  const Geometry& g = p.geometry;
+  const int channels = int(g.out_c), add_h = call.sink.add_h, add_w = call.sink.add_w;
+  const bool add_apart = to.add && add_h * add_w > 1;
+  alignas(64) T tile[kFewValues<T>], planes[kFewValues<T>];
+  std::int64_t out_offset[kFewValues<T>], add_offset[kFewValues<T>];
+  PlanarInput<T> input(call, layout, scratch);
+  FewChannels<T> results(to, channels);
+  for (std::int64_t n = 0; n < unit.n1 - unit.n0; ++n) {
+    input.begin(unit.n0 + n, input_rows(p, unit.r0, unit.r1).first);
+    for (const Phase& ph : p.phases) {
+      const std::int64_t q0 = div_up(greater<std::int64_t>(unit.r0 - ph.out_h0, 0), p.out_step_h),
+                         q1 = lesser(ph.rows, div_up(greater<std::int64_t>(unit.r1 - ph.out_h0, 0), p.out_step_h));
+      for (std::int64_t q = q0; q < q1;) {
+        const int rows = planar_rows<T>(channels) == 2 && p.in_step_h == 1 && q + 1 < q1 ? 2 : 1,
+                  most = planar_width<T>(channels, rows);
+        const std::int64_t under = ph.off_h + q * p.in_step_h, slot = ph.taps_h ? input.slot(under) : 0;
+        if (ph.taps_h) input.make_until(under + ph.taps_h + rows - 1);
+        PlanarTile<T> args{nullptr,  input.row_values(), p.planar_pitch, slot,
+                           p.planar_slots, ph.taps_h, ph.taps_w, g.in_c, call.weight + ph.weight_offset,
+                           planes,   most * L};
+        for (std::int64_t x = 0; x < ph.cols;) {
+          const std::int64_t left = div_up(ph.cols - x, L), width = div_up(left, div_up(left, most));
+          const int m = int(lesser<std::int64_t>(width * L, ph.cols - x));
+          args.slab = ph.taps_h ? input.column(ph.off_w) + x : nullptr;
+          planar_fn<T>(channels, rows, int(width))(args);
+          for (int o = 0; o < rows; ++o) {
+            const std::int64_t row = ph.out_h0 + (q + o) * p.out_step_h, col = ph.out_w0 + x * p.out_step_w;
+            weave_fn<T>(channels)(planes + o * channels * args.result_row, args.result_row, m, tile);
+            count_up(out_offset, to.out.at(n, row - unit.r0, col), p.out_step_w * to.out.col, m);
+            if (add_apart)
+              for (int i = 0; i < m; ++i)
+                add_offset[i] = to.add.at(n, row / add_h - unit.r0 / add_h, (col + i * p.out_step_w) / add_w);
+            ahead.step();
+            results.write(tile, m, out_offset, add_apart ? add_offset : out_offset);
+          }
+          x += m;
+        }
+        q += rows;
       }
-      w += C;
-    };
-    if (t.taps == 3) {  // no branch to be foretold for every few products
-      for (std::int64_t k = 0; k < t.in_c; ++k, plane += t.channel) tap(plane), tap(plane + 1), tap(plane + 2);
-    } else {
-      for (std::int64_t k = 0; k < t.in_c; ++k, plane += t.channel)
-        for (int i = 0; i < t.taps; ++i) tap(plane + i);
     }
-  };
-  if constexpr (R == 1) {
-    for (int r = 0; r < t.kernel_rows; ++r) input_row.template operator()<0, 1>(r);
-  } else {
-    static_assert(R == 2);
-    if (t.kernel_rows > 0) input_row.template operator()<0, 1>(0);
-    for (int r = 1; r < t.kernel_rows; ++r) input_row.template operator()<0, 2>(r);
-    if (t.kernel_rows > 0) input_row.template operator()<1, 2>(t.kernel_rows);
-  }
-#pragma GCC unroll 2
-  for (int o = 0; o < R; ++o)
-#pragma GCC unroll 8
-    for (int c = 0; c < C; ++c)
-#pragma GCC unroll 8
-      for (int p = 0; p < P; ++p) store<T>(t.result + (o * C + c) * t.result_row + p * L, sum[o][c][p]);
-}
-
-template <class T>
-using PlanarFn = void (*)(const PlanarTile<T>&);
-template <class T, int C, int R, int... P>
-LMSER_HD PlanarFn<T> planar_of(int width, std::integer_sequence<int, P...>) {
-  static constexpr PlanarFn<T> table[] = {planar_tile<T, C, R, P + 1>...};
-  return table[width - 1];
-}
-template <class T, int C>
-LMSER_HD PlanarFn<T> planar_of_rows(int rows, int width) {
-  if constexpr (planar_rows<T>(C) == 2)
-    if (rows == 2) return planar_of<T, C, 2>(width, std::make_integer_sequence<int, planar_width<T>(C, 2)>{});
-  return planar_of<T, C, 1>(width, std::make_integer_sequence<int, planar_width<T>(C, 1)>{});
-}
-template <class T, int... C>
-LMSER_HD PlanarFn<T> planar_of_channels(int channels, int rows, int width, std::integer_sequence<int, C...>) {
-  PlanarFn<T> found = nullptr;
-  ((channels == C + 1 ? void(found = planar_of_rows<T, C + 1>(rows, width)) : void()), ...);
-  return found;
-}
-// `rows` at most planar_rows(channels), `width` at most planar_width(channels, rows).
-template <class T>
-PlanarFn<T> planar_fn(int channels, int rows, int width) {
-  return planar_of_channels<T>(channels, rows, width, std::make_integer_sequence<int, kLanes<T> / 2>{});
-}
-
-// Rows [row0, row0 + rows) x columns [col0, col0 + cols) of image n, zero outside the source, as planes `pitch` values
-// wide. `line` holds one row before it is turned.
-template <class T>
-void stage_planar(const Source& s, std::int64_t n, std::int64_t row0, std::int64_t rows, std::int64_t col0,
-                  std::int64_t cols, std::int64_t pitch, T* slab, T* line, const RowScratch<T>& scratch) {
-  const View& v = s.base;
-  constexpr int L = kLanes<T>;
-  const std::int64_t c = s.channels();
-  const bool dense = s.plain() && v.dtype == kDType<T> && (v.sw == 1 || v.sc == 1);
-  const std::int64_t before = col0 < 0 ? -col0 : 0, inside = (col0 + cols < v.w ? col0 + cols : v.w) - col0 - before;
-  for (std::int64_t r = 0; r < rows; ++r, slab += c * pitch) {
-    const std::int64_t row = row0 + r;
-    if (dense && row >= 0 && row < v.h && inside > 0) {
-      const T* const from = static_cast<const T*>(v.data) + n * v.sn + row * v.sh + (col0 + before) * v.sw;
-      // Whole registers of zeros around the values, which come after them.
-      const std::int64_t end = before + inside;
-      for (std::int64_t k = 0; k < c; ++k) {
-        T* const to = slab + k * pitch;
-        for (std::int64_t x = 0; x < before; x += L) store<T>(to + x, Vec<T>{});
-        for (std::int64_t x = end / L * L; x < pitch; x += L) store<T>(to + x, Vec<T>{});
-        if (v.sw == 1) std::memcpy(to + before, from + k * v.sc, sizeof(T) * inside);
-      }
-      if (v.sw != 1) transpose(from, v.sw, inside, c, slab + before, pitch);
-      continue;
-    }
-    stage<T>(s, n, row, 1, col0, cols, c, line, scratch);
-    transpose(line, c, cols, c, slab, pitch);
-    for (std::int64_t k = 0; k < c; ++k) std::memset(slab + k * pitch + cols, 0, sizeof(T) * (pitch - cols));
   }
 }
 

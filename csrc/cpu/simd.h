@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #if defined(__AVX2__)
 #include <immintrin.h>
 #endif
@@ -25,6 +26,14 @@ template <class T>
 using Vec = typename VectorOf<T>::type;
 template <class T>
 inline constexpr int kLanes = VectorOf<T>::lanes;
+// Numbers of lanes, for __builtin_shuffle: of two registers those of the second come after the first one's.
+template <class T>
+struct IndexOf {
+  typedef std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t> type
+      __attribute__((vector_size(LMSER_VECTOR_BYTES)));
+};
+template <class T>
+using LaneIndex = typename IndexOf<T>::type;
 
 template <class T>
 LMSER_HD Vec<T> load(const T* p) {

@@ -4,7 +4,6 @@
 // gradient_tile: taps x output channels, over pixels, for the weight gradient.
 #pragma once
 
-#include <type_traits>
 #include <utility>
 
 #include "simd.h"
@@ -165,11 +164,9 @@ void product_tile(const ProductTile<T>& t) {
 template <class T>
 LMSER_HD Vec<T> add_neighbours(Vec<T> a, Vec<T> b) {
   constexpr int L = kLanes<T>;
-  using I = std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t>;
-  typedef I Index __attribute__((vector_size(LMSER_VECTOR_BYTES)));
-  Index even{}, odd{};
+  LaneIndex<T> even{}, odd{};
 #pragma GCC unroll 16
-  for (int i = 0; i < L; ++i) even[i] = I(2 * i), odd[i] = I(2 * i + 1);
+  for (int i = 0; i < L; ++i) even[i] = 2 * i, odd[i] = 2 * i + 1;
   return __builtin_shuffle(a, b, even) + __builtin_shuffle(a, b, odd);
 }
 
