@@ -250,6 +250,19 @@ LMSER_HD void count_up(std::int64_t* to, std::int64_t first, std::int64_t step, 
   for (std::int64_t i = 0; i < count; i += L, v += next) std::memcpy(to + i, &v, sizeof v);
 }
 
+// What a tile will read and write outside the caches is fetched while its products run.
+template <class T>
+LMSER_HD void prefetch_tile(int pixels, int channels, const TileFinish<T>& f) {
+  constexpr int kLine = 64 / sizeof(T);
+  for (int m = 0; m < pixels; ++m)
+    for (int c = 0; c < channels; c += kLine) {
+      __builtin_prefetch(f.out + f.offset[m] + c, 1);
+      if (f.add) __builtin_prefetch(f.add + f.add_offset[m] + c, 0);
+      if (f.drive) __builtin_prefetch(f.drive + f.offset[m] + c, 1);
+      if (f.gate) __builtin_prefetch(f.gate + f.offset[m] + c, 0);
+    }
+}
+
 // From the tile to memory: one pixel row at a time, whole registers then the remaining channels.
 template <class T>
 void write_tile(const T* tile, int pixels, int tile_stride, int channels, const TileFinish<T>& f) {

@@ -4,6 +4,7 @@
 
 #include "ahead.h"
 #include "few_channels.h"
+#include "four_phases.h"
 #include "pack_unit.h"
 #include "padding.h"
 #include "planar_unit.h"
@@ -17,19 +18,6 @@ template <class T>
 inline constexpr int kTileValues =
     kLanes<T> * greater(LMSER_REGISTERS, greater(greater(kTilePixels[1], 2 * kTilePixels[2]), 3 * kTilePixels[3])) +
     kLanes<T>;
-
-// What a tile will read and write outside the caches is fetched while its products run.
-template <class T>
-LMSER_HD void prefetch_tile(int pixels, int channels, const TileFinish<T>& f) {
-  constexpr int kLine = 64 / sizeof(T);
-  for (int m = 0; m < pixels; ++m)
-    for (int c = 0; c < channels; c += kLine) {
-      __builtin_prefetch(f.out + f.offset[m] + c, 1);
-      if (f.add) __builtin_prefetch(f.add + f.add_offset[m] + c, 0);
-      if (f.drive) __builtin_prefetch(f.drive + f.offset[m] + c, 1);
-      if (f.gate) __builtin_prefetch(f.gate + f.offset[m] + c, 0);
-    }
-}
 
 // The input of the next unit, this thread's as a rule, which nothing else would fetch before it is staged.
 template <class T>
@@ -54,6 +42,7 @@ Ahead input_ahead(const ConvCall<T>& call, std::int64_t index, const UnitRange& 
   const std::int64_t pixels = (unit.n1 - unit.n0) * (unit.r1 - unit.r0) * p.geometry.out_w,
                      tile = p.planar ? planar_width<T>(int(p.geometry.out_c), 1) * kLanes<T>
                             : p.dot  ? greater<std::int64_t>(1, kLanes<T> / p.geometry.out_c)
+                            : p.four_phases ? 4 * kFourPhasesColumns
                                      : p.tile.pixels,
                      tiles = greater<std::int64_t>(1, pixels / tile * (unit.block1 - unit.block0));
   return {static_cast<const char*>(v.data) + value * (image * v.sn + first * v.sh), bytes, tiles};
@@ -109,6 +98,13 @@ bool conv_unit(const ConvCall<T>& call, std::int64_t index, T* scratch) {
         finite = register_unit(call, unit, from, to, memory);
       finish_unit(call, index, unit, to, linear, out_row, finite);
       return finite;
+    }
+  }
+  if constexpr (kFourPhases) {
+    if (p.four_phases) {
+      four_phases_unit(call, unit, from, to, ahead);
+      finish_unit(call, index, unit, to, linear, out_row, true);
+      return true;
     }
   }
   const int add_h = call.sink.add_h, add_w = call.sink.add_w;

@@ -14,6 +14,7 @@ void pack_any(const ConvPlan& p, const WeightLayout<T>& weight, int block, std::
     if (p.winograd.m)
       return with_filter(p.winograd, [&]<class F>() { winograd_pack<F>(p, weight, block, c0, c1, packed); });
   }
+  if (p.four_phases) return pack_four_phases<T>(p, weight, c0, c1, packed);
   pack_block<T>(p, weight, block, c0, c1, [&](const Phase& ph) {
     return packed + ph.weight_offset + p.blocks[block].weight_column * ph.taps_h * ph.taps_w * p.geometry.in_c;
   });
@@ -33,7 +34,8 @@ constexpr Kernels<T> kernels() {
             kTilePixels[kTileVectors],
             kTileVectors,
             {0, kTilePixels[1], kTilePixels[2], kTilePixels[3]},
-            kFiltersInRegisters};
+            kFiltersInRegisters,
+            kFourPhases};
   k.conv_scratch = conv_scratch<T>;
   k.conv_unit = conv_unit<T>;
   k.columns_scratch = columns_scratch<T>;

@@ -239,6 +239,15 @@ static std::int64_t rows_of_slab(const ConvPlan& p) {
   return rows;
 }
 
+static bool takes_four_phases(const ConvPlan& p) {
+  const Geometry& g = p.geometry;
+  const auto axis = [](int kernel, int stride, int pad, std::int64_t in, std::int64_t out) {
+    return kernel == 3 && stride == 2 && pad == 1 && (out == 2 * in || out == 2 * in - 1);
+  };
+  return g.transposed && p.padded_out_c == p.tile.lanes && axis(g.kernel_h, g.stride_h, g.pad_h, g.in_h, g.out_h) &&
+         axis(g.kernel_w, g.stride_w, g.pad_w, g.in_w, g.out_w);
+}
+
 ConvPlan plan_conv(const Geometry& g, const TileShape& tile, std::int64_t value_bytes, int threads, Filtering filtering,
                    int calls) {
   ConvPlan p;
@@ -335,7 +344,11 @@ ConvPlan plan_conv(const Geometry& g, const TileShape& tile, std::int64_t value_
     p.slab_values = p.unit_images * p.slab_rows * p.slab_cols * g.in_c;
     p.units = p.block_splits = threads;
   }
-  if (!p.dot) choose_groups(p);
+  p.four_phases = tile.four_phases && !p.dot && takes_four_phases(p);
+  if (p.four_phases)
+    p.packed_size = std::int64_t(g.kernel_h) * g.kernel_w * g.in_c * p.padded_out_c;  // also where phases have no pixel
+  else if (!p.dot)
+    choose_groups(p);
   return p;
 }
 

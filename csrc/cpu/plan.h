@@ -120,6 +120,7 @@ struct TileShape {
   int max_vectors;         // columns of the tile, in registers
   int pixels_by_width[4];  // most rows of a narrower tile
   bool filters_in_registers;
+  bool four_phases = false;  // registers enough for the tile of four_phases.h
 };
 
 // Tiles of a minimal-filtering algorithm (winograd.h): `m` small-side pixels a side, 0 for none; at stride 1 4 for 3
@@ -175,6 +176,7 @@ struct ConvPlan {
   // planes (planar_tile) of `planar_pitch` values a row, in memory for `planar_slots` rows.
   bool dot = false, planar = false;
   std::int64_t planar_pitch = 0, planar_slots = 0;
+  bool four_phases = false;  // of a transposed convolution of stride 2 in one tile (four_phases.h)
   // Few pixels: the weight is read as it lies (unpacked_unit.h). With `gathers` the plan's geometry is that of the
   // product with what lies under the kernel, gathered before; `taps_together`: in whose order, the taps of a channel
   // side by side or its channels.
@@ -220,6 +222,7 @@ LMSER_HD bool inside_input(const ConvPlan& p, const Phase& ph) {
 // windows are copied (winograd_registers.h).
 inline bool reads_as_it_lies(const ConvPlan& p) {
   if (p.winograd.m) return p.winograd.in_registers;
+  if (p.four_phases) return true;
   return !p.planar && !p.unpacked &&
          std::ranges::all_of(p.phases, [&](const Phase& ph) { return ph.taps_w == 0 || inside_input(p, ph); });
 }

@@ -45,12 +45,21 @@ LMSER_HD void store(T* p, Vec<T> v) {
 }
 template <class T>
 LMSER_HD Vec<T> splat(T x) {
-  return Vec<T>{} + x;
+  return x - Vec<T>{};  // of which the compiler knows that it is x, whatever its sign
 }
 // Keeps what was loaded in its register, where the compiler would load it again for every use.
 template <class T>
 LMSER_HD Vec<T> loaded_once(const T* p) {
   Vec<T> v = load<T>(p);
+#if defined(__x86_64__)
+  asm("" : "+v"(v));
+#endif
+  return v;
+}
+// The same of one value in all lanes.
+template <class T>
+LMSER_HD Vec<T> repeated_once(const T* p) {
+  Vec<T> v = splat<T>(*p);
 #if defined(__x86_64__)
   asm("" : "+v"(v));
 #endif
@@ -127,7 +136,7 @@ template <>
 struct Math<float> {
   using V = Vec<float>;
   typedef std::int32_t I __attribute__((vector_size(LMSER_VECTOR_BYTES)));
-  static LMSER_HD V splat(float x) { return V{} + x; }
+  static LMSER_HD V splat(float x) { return x - V{}; }
   static LMSER_HD V exp(V x) {
     const V given = x;
     x = at_least(at_most(x, 88.3762626647949f), -87.3365478515625f);
@@ -175,7 +184,7 @@ struct Math<float> {
 template <>
 struct Math<double> {
   using V = Vec<double>;
-  static LMSER_HD V splat(double x) { return V{} + x; }
+  static LMSER_HD V splat(double x) { return x - V{}; }
   static V sigmoid(V z) {
     V r{};
     for (int i = 0; i < kLanes<double>; ++i) r[i] = 1.0 / (1.0 + __builtin_exp(-z[i]));
