@@ -53,14 +53,14 @@ py::dict plan(const std::string& op, const std::string& dtype, Four shape, Four 
       : winograd ? "minimal filtering (Winograd), F(" + std::to_string(p.winograd.m) +
                        ", 2) on one phase of each axis and single taps on the other" +
                        (p.winograd.in_registers ? ", sums in registers" : "")
-      : p.planar   ? std::string("implicit product, registers along rows of pixels (few output channels)")
-      : p.unpacked ? std::string(up ? "product of a few pixels, the weight as it lies"
-                                    : "product of a few pixels, the weight as it lies, added where the kernel "
-                                      "reaches")
-      : p.dot      ? std::string("implicit product, registers along the depth (few output channels)")
+      : p.planar      ? std::string("implicit product, registers along rows of pixels (few output channels)")
+      : p.unpacked    ? std::string(up ? "product of a few pixels, the weight as it lies"
+                                       : "product of a few pixels, the weight as it lies, added where the kernel "
+                                            "reaches")
+      : p.dot         ? std::string("implicit product, registers along the depth (few output channels)")
       : p.four_phases ? std::string("sub-pixel implicit product, four phases in one tile (no zeros multiplied)")
-                   : std::string(up ? "implicit product over channels-last pixels"
-                                    : "sub-pixel implicit product (stride^2 phases, no zeros multiplied)");
+                      : std::string(up ? "implicit product over channels-last pixels"
+                                       : "sub-pixel implicit product (stride^2 phases, no zeros multiplied)");
   d["isa"] = instruction_set().name;
   d["tile"] = std::to_string(p.tile.pixels) + "x" + std::to_string(p.tile.max_vectors * p.tile.lanes);
   d["compute_dtype"] = wide ? "float64" : p.narrow ? "bfloat16 (sums in float32)" : "float32";

@@ -40,10 +40,10 @@ Ahead input_ahead(const ConvCall<T>& call, std::int64_t index, const UnitRange& 
   std::int64_t bytes = (last - first) * v.sh * value;
   if (p.unit_images > 1) bytes = lesser(p.unit_images, v.n - image) * v.sn * value;
   const std::int64_t pixels = (unit.n1 - unit.n0) * (unit.r1 - unit.r0) * p.geometry.out_w,
-                     tile = p.planar ? planar_width<T>(int(p.geometry.out_c), 1) * kLanes<T>
-                            : p.dot  ? greater<std::int64_t>(1, kLanes<T> / p.geometry.out_c)
+                     tile = p.planar        ? planar_width<T>(int(p.geometry.out_c), 1) * kLanes<T>
+                            : p.dot         ? greater<std::int64_t>(1, kLanes<T> / p.geometry.out_c)
                             : p.four_phases ? 4 * kFourPhasesColumns
-                                     : p.tile.pixels,
+                                            : p.tile.pixels,
                      tiles = greater<std::int64_t>(1, pixels / tile * (unit.block1 - unit.block0));
   return {static_cast<const char*>(v.data) + value * (image * v.sn + first * v.sh), bytes, tiles};
 }

@@ -25,8 +25,8 @@ struct FourPhasesTile {
   const T* rows[2];  // the first pixel's channels in two rows of input, of which the second may be none
   std::int64_t col;  // from one pixel to the next
   std::int64_t channels;
-  const T* weight;  // [row of input][channel][taps of the row][lanes]
-  T* result;        // [row][column][lanes], of twice as many columns as there are of input
+  const T* weight;              // [row of input][channel][taps of the row][lanes]
+  T* result;                    // [row][column][lanes], of twice as many columns as there are of input
   const TileFinish<T>* finish;  // takes the sums instead of `result`
 };
 
@@ -99,8 +99,8 @@ void pack_four_phases(const ConvPlan& p, const WeightLayout<T>& w, std::int64_t 
 }
 
 template <class T>
-void four_phases_unit(const ConvCall<T>& call, const UnitRange& unit, const UnitInput<T>& from,
-                      const UnitOutput<T>& to, Ahead& ahead) {
+void four_phases_unit(const ConvCall<T>& call, const UnitRange& unit, const UnitInput<T>& from, const UnitOutput<T>& to,
+                      Ahead& ahead) {
   constexpr int L = kLanes<T>, kMost = kFourPhasesColumns;
   const ConvPlan& p = *call.plan;
   const Geometry& g = p.geometry;

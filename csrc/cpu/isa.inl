@@ -30,12 +30,9 @@ bool winograd_finish_any(const WeightGradPlan& p, const T* sums, int count, std:
 template <class T>
 constexpr Kernels<T> kernels() {
   Kernels<T> k{};
-  k.tile = {kLanes<T>,
-            kTilePixels[kTileVectors],
-            kTileVectors,
-            {0, kTilePixels[1], kTilePixels[2], kTilePixels[3]},
-            kFiltersInRegisters,
-            kFourPhases};
+  k.tile = {kLanes<T>,           kTilePixels[kTileVectors],
+            kTileVectors,        {0, kTilePixels[1], kTilePixels[2], kTilePixels[3]},
+            kFiltersInRegisters, kFourPhases};
   k.conv_scratch = conv_scratch<T>;
   k.conv_unit = conv_unit<T>;
   k.columns_scratch = columns_scratch<T>;

@@ -95,9 +95,9 @@ bool same_packing(const ConvPlan& a, const ConvPlan& b) {
   };
   return a.winograd.m == b.winograd.m && a.winograd.taps == b.winograd.taps &&
          a.winograd.by_point == b.winograd.by_point && a.winograd.in_registers == b.winograd.in_registers &&
-         a.dot == b.dot && a.planar == b.planar && a.narrow == b.narrow && a.four_phases == b.four_phases && a.packed_size == b.packed_size &&
-         g.transposed == h.transposed && g.in_c == h.in_c && g.out_c == h.out_c && g.kernel_h == h.kernel_h &&
-         g.kernel_w == h.kernel_w && g.stride_h == h.stride_h && g.stride_w == h.stride_w &&
+         a.dot == b.dot && a.planar == b.planar && a.narrow == b.narrow && a.four_phases == b.four_phases &&
+         a.packed_size == b.packed_size && g.transposed == h.transposed && g.in_c == h.in_c && g.out_c == h.out_c &&
+         g.kernel_h == h.kernel_h && g.kernel_w == h.kernel_w && g.stride_h == h.stride_h && g.stride_w == h.stride_w &&
          std::ranges::equal(a.phases, b.phases, same_phase) && std::ranges::equal(a.blocks, b.blocks, same_block);
 }
 

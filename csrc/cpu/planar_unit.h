@@ -63,11 +63,9 @@ class PlanarInput {
       std::memset(to - lead_, 0, sizeof(T) * row_values());
       return;
     }
-    const T* const from = static_cast<const T*>(v.data) + image_ * v.sn + row * v.sh +
-                          (plan_.slab_w0 + before_) * v.sw;
+    const T* const from = static_cast<const T*>(v.data) + image_ * v.sn + row * v.sh + (plan_.slab_w0 + before_) * v.sw;
     if (v.sw != 1) return turn<T>(from, v.sw, inside_, c, to + before_, pitch);
-    for (std::int64_t k = 0; k < c; ++k)
-      std::memcpy(to + k * pitch + before_, from + k * v.sc, sizeof(T) * inside_);
+    for (std::int64_t k = 0; k < c; ++k) std::memcpy(to + k * pitch + before_, from + k * v.sc, sizeof(T) * inside_);
   }
 
   const ConvPlan& plan_;
@@ -101,9 +99,17 @@ void planar_unit(const ConvCall<T>& call, const UnitRange& unit, const UnitOutpu
                   most = planar_width<T>(channels, rows);
         const std::int64_t under = ph.off_h + q * p.in_step_h, slot = ph.taps_h ? input.slot(under) : 0;
         if (ph.taps_h) input.make_until(under + ph.taps_h + rows - 1);
-        PlanarTile<T> args{nullptr,  input.row_values(), p.planar_pitch, slot,
-                           p.planar_slots, ph.taps_h, ph.taps_w, g.in_c, call.weight + ph.weight_offset,
-                           planes,   most * L};
+        PlanarTile<T> args{nullptr,
+                           input.row_values(),
+                           p.planar_pitch,
+                           slot,
+                           p.planar_slots,
+                           ph.taps_h,
+                           ph.taps_w,
+                           g.in_c,
+                           call.weight + ph.weight_offset,
+                           planes,
+                           most * L};
         for (std::int64_t x = 0; x < ph.cols;) {
           const std::int64_t left = div_up(ph.cols - x, L), width = div_up(left, div_up(left, most));
           const int m = int(lesser<std::int64_t>(width * L, ph.cols - x));

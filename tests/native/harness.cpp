@@ -332,8 +332,8 @@ int main(int count, char** names) {
   using namespace native;
   if (count > 1 && std::strcmp(names[1], "--few") == 0) few = true, --count, ++names;
   std::vector<Test> tests;
-  for (auto make :
-       {conv_tests, gradient_tests, elementwise_tests, offset_tests, thread_tests, settle_tests, reflect_tests})
+  for (auto make : {conv_tests, conv_tile_tests, gradient_tests, elementwise_tests, offset_tests, thread_tests,
+                    settle_tests, reflect_tests})
     for (Test& test : make()) tests.push_back(std::move(test));
   int ran = 0;
   for (const InstructionSet* isa : instruction_sets())

@@ -127,7 +127,7 @@ struct Test {
   const char* name;
   std::function<void(const InstructionSet&)> run;
 };
-std::vector<Test> conv_tests(), gradient_tests(), elementwise_tests(), offset_tests(), thread_tests(), settle_tests(),
-    reflect_tests();
+std::vector<Test> conv_tests(), conv_tile_tests(), gradient_tests(), elementwise_tests(), offset_tests(),
+    thread_tests(), settle_tests(), reflect_tests();
 
 }  // namespace native

@@ -1,0 +1,63 @@
+// Convolutions whose registers do not hold the channels of single pixels.
+#include "conv_case.h"
+
+namespace native {
+namespace {
+
+lmser::ConvPlan plan_of(const InstructionSet& isa, const Geometry& g, DType dtype, int threads) {
+  return dtype == DType::f64 ? lmser::plan_conv(g, isa.f64.tile, 8, threads)
+                             : lmser::plan_conv(g, isa.f32.tile, 4, threads);
+}
+
+// Few output channels, in rows long enough for registers of pixels and high enough for the rows that are kept to be
+// used again and again.
+void planar(const InstructionSet& isa) {
+  int made = 0;
+  for (int seed = 0; seed < cases(400); ++seed) {
+    Random random(seed);
+    const DType dtype = any_dtype(random);
+    const int lanes = dtype == DType::f64 ? isa.f64.tile.lanes : isa.f32.tile.lanes, kh = int(random.between(1, 5)),
+              kw = int(random.between(1, 5)), ph = int(random.below(kh)), pw = int(random.below(kw));
+    const std::int64_t channels = random.between(1, lanes / 2);
+    Geometry g;
+    if (random.one_in(3)) {
+      g = transposed(geometry(random.between(1, 3), channels, random.between(kh, 25), random.between(kw, 90),
+                              random.between(1, 20), kh, kw, int(random.between(1, 3)), int(random.between(1, 3)), ph,
+                              pw));
+    } else {
+      g = geometry(random.between(1, 3), random.between(1, 20), random.between(kh, 40), random.between(kw, 70),
+                   channels, kh, kw, int(random.between(1, 3)), 1, ph, pw);
+    }
+    const int count = int(random.between(1, 3));
+    made += plan_of(isa, g, dtype, count).planar;
+    const Case c(random, g, dtype, random.one_in(3));
+    run(isa, count, c);
+    c.check(c.expected());
+  }
+  expect(made > cases(400) / 4, "few of the planar tests are planar: " + std::to_string(made));
+}
+
+// Three taps at stride 2 downwards, to more than half a register of channels and up to a whole one.
+void four_phases(const InstructionSet& isa) {
+  for (int seed = 0; seed < cases(200); ++seed) {
+    Random random(seed);
+    const DType dtype = any_dtype(random);
+    const int lanes = dtype == DType::f64 ? isa.f64.tile.lanes : isa.f32.tile.lanes;
+    const Geometry g =
+        transposed(geometry(random.between(1, 3), random.one_in(2) ? lanes : random.between(lanes / 2 + 1, lanes),
+                            random.between(1, 24), random.between(1, 40), random.of(kChannels), 3, 3, 2, 2, 1, 1));
+    const int count = int(random.between(1, 3));
+    const lmser::ConvPlan plan = plan_of(isa, g, dtype, count);
+    const bool can = dtype == DType::f64 ? isa.f64.tile.four_phases : isa.f32.tile.four_phases;
+    expect(plan.four_phases == (can && !plan.winograd.m), text(g) + ": not in one tile");
+    const Case c(random, g, dtype, random.one_in(3));
+    run(isa, count, c);
+    c.check(c.expected());
+  }
+}
+
+}  // namespace
+
+std::vector<Test> conv_tile_tests() { return {{"conv planar", planar}, {"conv four phases", four_phases}}; }
+
+}  // namespace native
