@@ -58,6 +58,7 @@ py::dict plan(const std::string& op, const std::string& dtype, Four shape, Four 
                                        : "product of a few pixels, the weight as it lies, added where the kernel "
                                             "reaches")
       : p.dot         ? std::string("implicit product, registers along the depth (few output channels)")
+      : p.sliding     ? std::string("implicit product, two rows of pixels in one tile")
       : p.four_phases ? std::string("sub-pixel implicit product, four phases in one tile (no zeros multiplied)")
                       : std::string(up ? "implicit product over channels-last pixels"
                                        : "sub-pixel implicit product (stride^2 phases, no zeros multiplied)");

@@ -8,6 +8,7 @@
 #include "pack_unit.h"
 #include "padding.h"
 #include "planar_unit.h"
+#include "sliding_tile.h"
 #include "unpacked_unit.h"
 #include "winograd_registers.h"
 #include "winograd_round.h"
@@ -43,6 +44,7 @@ Ahead input_ahead(const ConvCall<T>& call, std::int64_t index, const UnitRange& 
                      tile = p.planar        ? planar_width<T>(int(p.geometry.out_c), 1) * kLanes<T>
                             : p.dot         ? greater<std::int64_t>(1, kLanes<T> / p.geometry.out_c)
                             : p.four_phases ? 4 * kFourPhasesColumns
+                            : p.sliding     ? 2 * kSlidingPixels
                                             : p.tile.pixels,
                      tiles = greater<std::int64_t>(1, pixels / tile * (unit.block1 - unit.block0));
   return {static_cast<const char*>(v.data) + value * (image * v.sn + first * v.sh), bytes, tiles};
@@ -100,12 +102,11 @@ bool conv_unit(const ConvCall<T>& call, std::int64_t index, T* scratch) {
       return finite;
     }
   }
-  if constexpr (kFourPhases) {
-    if (p.four_phases) {
-      four_phases_unit(call, unit, from, to, ahead);
-      finish_unit(call, index, unit, to, linear, out_row, true);
-      return true;
-    }
+  if (p.four_phases || p.sliding) {
+    if constexpr (kFourPhases && kSliding)
+      p.sliding ? sliding_unit(call, unit, from, to, ahead) : four_phases_unit(call, unit, from, to, ahead);
+    finish_unit(call, index, unit, to, linear, out_row, true);
+    return true;
   }
   const int add_h = call.sink.add_h, add_w = call.sink.add_w;
   const bool add_apart = to.add && add_h * add_w > 1;

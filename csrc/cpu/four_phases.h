@@ -8,8 +8,8 @@
 #pragma once
 
 #include "ahead.h"
-#include "conv_place.h"
 #include "pack_unit.h"
+#include "tile_rows.h"
 
 namespace lmser::LMSER_ISA {
 
@@ -101,44 +101,24 @@ void pack_four_phases(const ConvPlan& p, const WeightLayout<T>& w, std::int64_t 
 template <class T>
 void four_phases_unit(const ConvCall<T>& call, const UnitRange& unit, const UnitInput<T>& from, const UnitOutput<T>& to,
                       Ahead& ahead) {
-  constexpr int L = kLanes<T>, kMost = kFourPhasesColumns;
   const ConvPlan& p = *call.plan;
   const Geometry& g = p.geometry;
-  const int channels = int(g.out_c), add_h = call.sink.add_h, add_w = call.sink.add_w;
-  const bool add_apart = to.add && add_h * add_w > 1, whole = channels == L && in_registers(to.activation);
-  alignas(64) T tile[4 * kMost * L];
-  std::int64_t out_offset[4 * kMost + kLanes<double>], apart[4 * kMost];
-  const std::int64_t* const add_offset = add_apart ? apart : out_offset;
-  TileFinish<T> finish = to.tile_finish(0);
-  FourPhasesTile<T> args{{}, from.slab.col, g.in_c, call.weight, tile, nullptr};
+  TileRows<T, 4 * kFourPhasesColumns> results(call, unit, to);
+  FourPhasesTile<T> args{{}, from.slab.col, g.in_c, call.weight, results.result(), nullptr};
+  const std::int64_t tiles = div_up(g.in_w, kFourPhasesColumns);
   for (std::int64_t n = 0; n < unit.n1 - unit.n0; ++n)
-    for (std::int64_t i = unit.r0 / 2; i < div_up(unit.r1, 2); ++i) {
-      const int rows = 2 * i + 1 < unit.r1 ? 2 : 1;
-      const std::int64_t tiles = div_up(g.in_w, kMost);
+    for (std::int64_t i = unit.r0 / 2; i < div_up(unit.r1, 2); ++i)
       for (std::int64_t t = 0, j = 0; t < tiles; ++t) {
-        const int columns = int(div_up(g.in_w - j, tiles - t));
-        const bool last = j + columns == g.in_w;
-        const int pixels = int(lesser<std::int64_t>(2 * columns, g.out_w - 2 * j));
-        for (int a = 0; a < rows; ++a) {
-          count_up(out_offset + 2 * columns * a, to.out.at(n, 2 * i + a - unit.r0, 2 * j), to.out.col, pixels);
-          for (int x = 0; add_apart && x < pixels; ++x)
-            apart[2 * columns * a + x] = to.add.at(n, (2 * i + a) / add_h - unit.r0 / add_h, (2 * j + x) / add_w);
-        }
+        const int columns = int(div_up(g.in_w - j, tiles - t)), rows = int(lesser<std::int64_t>(2, unit.r1 - 2 * i)),
+                  pixels = int(lesser<std::int64_t>(2 * columns, g.out_w - 2 * j));
         args.rows[0] = from.slab.data + from.slab.at(n, i - from.first_row, j - p.slab_w0);
         args.rows[1] = i + 1 < g.in_h ? args.rows[0] + from.slab.row : nullptr;
-        const bool finishes = whole && rows == 2 && pixels == 2 * columns;
-        finish.offset = out_offset, finish.add_offset = add_offset;
-        args.finish = finishes ? &finish : nullptr;
-        if (to.direct && finishes) prefetch_tile<T>(4 * columns, channels, finish);
+        args.finish = results.place(n, 2 * i, 2 * j, rows, pixels, 2, 2 * columns);
         ahead.step();
-        four_phases_fn<T>(columns, last)(args);
-        for (int a = 0; !finishes && a < rows; ++a) {
-          finish.offset = out_offset + 2 * columns * a, finish.add_offset = add_offset + 2 * columns * a;
-          write_tile<T>(tile + 2 * columns * a * L, pixels, L, channels, finish);
-        }
+        four_phases_fn<T>(columns, j + columns == g.in_w)(args);
+        results.write();
         j += columns;
       }
-    }
 }
 
 }  // namespace lmser::LMSER_ISA

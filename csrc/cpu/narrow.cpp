@@ -88,7 +88,7 @@ ConvPlan plan_narrow_conv(const Geometry& g, int threads, int calls) {
   ConvPlan p = plan_conv(g, kTile, 2, threads, Filtering::never, calls);
   p.narrow = true;
   if (p.planar) p.slab_values = p.unit_images * p.slab_rows * p.slab_cols * g.in_c;
-  p.dot = p.planar = p.four_phases = false;
+  p.dot = p.planar = p.four_phases = p.sliding = false;
   p.packed_size = 0;
   for (Phase& ph : p.phases) {
     ph.by_rows = ph.by_cols = false;  // the padding is staged as zeros: a tile reads all taps of its pixels

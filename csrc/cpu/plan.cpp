@@ -175,6 +175,10 @@ void plan_winograd(ConvPlan& p, std::int64_t value_bytes, int threads) {
 constexpr double kLeastTile = 8, kTileOverhead = 64;
 // What has to be saved before pixels are told apart: their tiles are less full and more in number.
 constexpr double kWorthGroups = 0.97;
+// Shorter rows fill too few sums of a tile that slides along them.
+constexpr std::int64_t kLeastSliding = 6;
+// And of four phases, where the weight is not in the first-level cache any more when the next tile comes.
+constexpr std::int64_t kLeastFourPhases = 8, kMostStreamed = 64;
 // Staging, in products of registers for each register of values.
 constexpr double kStaging = 20;
 
@@ -203,7 +207,7 @@ double cost_of_groups(const ConvPlan& p, const Phase& ph, std::int64_t images, b
 // Whether the pixels of each phase are told apart by what of their taps lies in the padding. Where all are, nothing of
 // the padding is read, and input that is as the tiles want it need not be staged.
 void choose_groups(ConvPlan& p) {
-  if (p.blocks.empty()) return;
+  if (p.blocks.empty() || p.dot || p.four_phases || p.sliding) return;
   const Geometry& g = p.geometry;
   const std::int64_t images = p.row_units == 1 ? p.unit_images : 1;
   double as_it_lies = 0, staged = kStaging * double(images * g.in_h * g.in_w) * double(g.in_c) / double(p.tile.lanes) *
@@ -239,13 +243,18 @@ static std::int64_t rows_of_slab(const ConvPlan& p) {
   return rows;
 }
 
-static bool takes_four_phases(const ConvPlan& p) {
+// Tiles in which a value that is read serves the sums of several pixels.
+void choose_sharing(ConvPlan& p) {
   const Geometry& g = p.geometry;
-  const auto axis = [](int kernel, int stride, int pad, std::int64_t in, std::int64_t out) {
-    return kernel == 3 && stride == 2 && pad == 1 && (out == 2 * in || out == 2 * in - 1);
-  };
-  return g.transposed && p.padded_out_c == p.tile.lanes && axis(g.kernel_h, g.stride_h, g.pad_h, g.in_h, g.out_h) &&
-         axis(g.kernel_w, g.stride_w, g.pad_w, g.in_w, g.out_w);
+  if (!p.tile.shares_reads || p.dot || p.padded_out_c != p.tile.lanes || g.kernel_h != 3 || g.kernel_w != 3) return;
+  if (g.stride_h == 1 && g.stride_w == 1) {
+    p.sliding = g.out_w >= kLeastSliding;
+  } else if (g.transposed && g.stride_h == 2 && g.stride_w == 2 && g.pad_h == 1 && g.pad_w == 1) {
+    const auto covers = [](std::int64_t in, std::int64_t out) { return out == 2 * in || out == 2 * in - 1; };
+    p.four_phases =
+        covers(g.in_h, g.out_h) && covers(g.in_w, g.out_w) && (g.in_w >= kLeastFourPhases || g.in_c <= kMostStreamed);
+    if (p.four_phases) p.packed_size = 9 * g.in_c * p.padded_out_c;  // also where phases have no pixel
+  }
 }
 
 ConvPlan plan_conv(const Geometry& g, const TileShape& tile, std::int64_t value_bytes, int threads, Filtering filtering,
@@ -344,11 +353,8 @@ ConvPlan plan_conv(const Geometry& g, const TileShape& tile, std::int64_t value_
     p.slab_values = p.unit_images * p.slab_rows * p.slab_cols * g.in_c;
     p.units = p.block_splits = threads;
   }
-  p.four_phases = tile.four_phases && !p.dot && takes_four_phases(p);
-  if (p.four_phases)
-    p.packed_size = std::int64_t(g.kernel_h) * g.kernel_w * g.in_c * p.padded_out_c;  // also where phases have no pixel
-  else if (!p.dot)
-    choose_groups(p);
+  choose_sharing(p);
+  choose_groups(p);
   return p;
 }
 

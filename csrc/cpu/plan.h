@@ -120,7 +120,7 @@ struct TileShape {
   int max_vectors;         // columns of the tile, in registers
   int pixels_by_width[4];  // most rows of a narrower tile
   bool filters_in_registers;
-  bool four_phases = false;  // registers enough for the tile of four_phases.h
+  bool shares_reads = false;  // registers enough for the tiles of four_phases.h and sliding_tile.h
 };
 
 // Tiles of a minimal-filtering algorithm (winograd.h): `m` small-side pixels a side, 0 for none; at stride 1 4 for 3
@@ -176,7 +176,9 @@ struct ConvPlan {
   // planes (planar_tile) of `planar_pitch` values a row, in memory for `planar_slots` rows.
   bool dot = false, planar = false;
   std::int64_t planar_pitch = 0, planar_slots = 0;
-  bool four_phases = false;  // of a transposed convolution of stride 2 in one tile (four_phases.h)
+  // One register of channels: tiles in which a value that is read serves the sums of several pixels (four_phases.h,
+  // sliding_tile.h).
+  bool four_phases = false, sliding = false;
   // Few pixels: the weight is read as it lies (unpacked_unit.h). With `gathers` the plan's geometry is that of the
   // product with what lies under the kernel, gathered before; `taps_together`: in whose order, the taps of a channel
   // side by side or its channels.

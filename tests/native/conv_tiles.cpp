@@ -48,8 +48,33 @@ void four_phases(const InstructionSet& isa) {
                             random.between(1, 24), random.between(1, 40), random.of(kChannels), 3, 3, 2, 2, 1, 1));
     const int count = int(random.between(1, 3));
     const lmser::ConvPlan plan = plan_of(isa, g, dtype, count);
-    const bool can = dtype == DType::f64 ? isa.f64.tile.four_phases : isa.f32.tile.four_phases;
+    const bool can = dtype == DType::f64 ? isa.f64.tile.shares_reads : isa.f32.tile.shares_reads;
     expect(plan.four_phases == (can && !plan.winograd.m), text(g) + ": not in one tile");
+    const Case c(random, g, dtype, random.one_in(3));
+    run(isa, count, c);
+    c.check(c.expected());
+  }
+}
+
+// Three taps at stride 1, either way, to as many channels.
+void sliding(const InstructionSet& isa) {
+  for (int seed = 0; seed < cases(200); ++seed) {
+    Random random(seed);
+    const DType dtype = any_dtype(random);
+    const bool wide = dtype == DType::f64;
+    const int lanes = wide ? isa.f64.tile.lanes : isa.f32.tile.lanes, ph = int(random.below(4)),
+              pw = int(random.below(4));
+    const std::int64_t in = random.between(1, 7), out = random.one_in(2) ? lanes : random.between(lanes / 2 + 1, lanes);
+    Geometry g =
+        geometry(random.between(1, 3), in, random.between(3, 20), random.between(3, 40), out, 3, 3, 1, 1, ph, pw);
+    if (random.one_in(2)) {
+      std::swap(g.in_c, g.out_c);
+      g = transposed(g);
+    }
+    const int count = int(random.between(1, 3));
+    const lmser::ConvPlan plan = plan_of(isa, g, dtype, count);
+    const bool can = wide ? isa.f64.tile.shares_reads : isa.f32.tile.shares_reads;
+    expect(plan.sliding == (can && !plan.winograd.m && !plan.dot && g.out_w >= 6), text(g) + ": not as it was meant");
     const Case c(random, g, dtype, random.one_in(3));
     run(isa, count, c);
     c.check(c.expected());
@@ -58,6 +83,8 @@ void four_phases(const InstructionSet& isa) {
 
 }  // namespace
 
-std::vector<Test> conv_tile_tests() { return {{"conv planar", planar}, {"conv four phases", four_phases}}; }
+std::vector<Test> conv_tile_tests() {
+  return {{"conv planar", planar}, {"conv four phases", four_phases}, {"conv sliding", sliding}};
+}
 
 }  // namespace native
