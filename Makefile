@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PARALLEL := --numprocesses logical --maxprocesses 4 --dist loadfile
 SOURCES := pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
 
 .PHONY: demo test test-triton test-slow sanitize lint format bench gpu gpu-static install-check clean
@@ -25,8 +26,9 @@ $(VENV)/.lint: pyproject.toml | $(VENV)/.installed
 demo: $(VENV)/.installed
 	$(BIN)/lmser demo --out demo --resume
 
+# Tests take one thread each unless they are about threads; the files are shared out over processes.
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest --require-native
+	$(BIN)/python -m pytest --require-native $(PARALLEL)
 
 # The tests of the operations once more, on the Triton kernels in Triton's interpreter.
 test-triton: $(VENV)/.installed

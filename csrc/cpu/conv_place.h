@@ -353,10 +353,20 @@ void flush_rows(const Sink& s, std::int64_t linear_h, std::int64_t linear_w, std
   }
 }
 
-// What follows a unit's results: from the linear ones to the sink, and the epilogue of `finite` ones.
+// The epilogue of rows [h0, h1) of image n of the output, as soon as they are there: while the first-level cache has
+// them. Where it has to wait for the whole unit, finish_unit takes it.
+template <class T>
+void finish_rows(const ConvCall<T>& call, std::int64_t index, const UnitRange& unit, const UnitOutput<T>& to,
+                 std::int64_t n, std::int64_t h0, std::int64_t h1) {
+  const Sink& s = call.sink;
+  if (s.epilogue && to.direct) run_epilogue<T>(*s.epilogue, s.out, n, n + 1, h0, h1, unit.c0, unit.c1, index);
+}
+
+// What follows a unit's results: from the linear ones to the sink, and the epilogue of `finite` ones, but for `rows`,
+// which finish_rows had.
 template <class T>
 void finish_unit(const ConvCall<T>& call, std::int64_t index, const UnitRange& unit, const UnitOutput<T>& to,
-                 const T* linear, T* out_row, bool finite) {
+                 const T* linear, T* out_row, bool finite, bool rows = false) {
   const Sink& s = call.sink;
   const Geometry& g = call.plan->geometry;
   if (!to.direct) {
@@ -371,7 +381,7 @@ void finish_unit(const ConvCall<T>& call, std::int64_t index, const UnitRange& u
     for (std::int64_t n = unit.n0; n < unit.n1; ++n)
       pool_rows_of<T>(s, v, unit.n0, from, n, from / s.pool_h, until / s.pool_h);
   }
-  if (s.epilogue && finite)
+  if (s.epilogue && finite && !(rows && to.direct))
     run_epilogue<T>(*s.epilogue, s.out, unit.n0, unit.n1, unit.r0 * s.upsample_h, unit.r1 * s.upsample_h, unit.c0,
                     unit.c1, index);
 }

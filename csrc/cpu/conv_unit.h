@@ -104,8 +104,9 @@ bool conv_unit(const ConvCall<T>& call, std::int64_t index, T* scratch) {
   }
   if (p.four_phases || p.sliding) {
     if constexpr (kFourPhases && kSliding)
-      p.sliding ? sliding_unit(call, unit, from, to, ahead) : four_phases_unit(call, unit, from, to, ahead);
-    finish_unit(call, index, unit, to, linear, out_row, true);
+      p.sliding ? sliding_unit(call, index, unit, from, to, ahead)
+                : four_phases_unit(call, index, unit, from, to, ahead);
+    finish_unit(call, index, unit, to, linear, out_row, true, true);
     return true;
   }
   const int add_h = call.sink.add_h, add_w = call.sink.add_w;

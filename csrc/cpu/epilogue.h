@@ -70,7 +70,7 @@ void pull_back_region(const Epilogue& e, std::int64_t at, std::int64_t pixels, s
   const T* const extra = e.extra ? static_cast<const T*>(e.extra) + at : nullptr;
   T* const total = e.total ? static_cast<T*>(e.total) + at : nullptr;
   with_activation(e.activation, [&]<Activation A>() {
-    for_lanes<T>(pixels * channels, [&](std::int64_t i, int k) {
+    const auto values = [&](std::int64_t i, int k) {
       Vec<T> g = load_n<T>(result + i, k);
       if (hold) {
         const Vec<T> free = splat<T>(T(1)) - load_n<T>(hold + i, k);
@@ -80,13 +80,18 @@ void pull_back_region(const Epilogue& e, std::int64_t at, std::int64_t pixels, s
       g = act_pull_back<A, T>(g, load_n<T>(output + i, k), T(e.slope));
       store_n<T>(result + i, g, k);
       if (total) store_n<T>(total + i, extra ? g + load_n<T>(extra + i, k) : g, k);
-    });
-  });
-  if (!sums) return;
-  for_lanes<T>(channels, [&](std::int64_t c, int k) {
-    Vec<T> sum{};
-    for (std::int64_t x = 0; x < pixels; ++x) sum = sum + load_n<T>(result + x * channels + c, k);
-    for (int i = 0; i < k; ++i) sums[c + i] += double(sum[i]);
+      return g;
+    };
+    const auto channel_sums = [&](auto&& value) {
+      for_lanes<T>(channels, [&](std::int64_t c, int k) {
+        Vec<T> sum{};
+        for (std::int64_t x = 0; x < pixels; ++x) sum = sum + value(x * channels + c, k);
+        for (int i = 0; i < k; ++i) sums[c + i] += double(sum[i]);
+      });
+    };
+    if (sums && channels % kLanes<T> == 0) return channel_sums(values);
+    for_lanes<T>(pixels * channels, values);
+    if (sums) channel_sums([&](std::int64_t i, int k) { return load_n<T>(result + i, k); });
   });
 }
 

@@ -99,17 +99,18 @@ void pack_four_phases(const ConvPlan& p, const WeightLayout<T>& w, std::int64_t 
 }
 
 template <class T>
-void four_phases_unit(const ConvCall<T>& call, const UnitRange& unit, const UnitInput<T>& from, const UnitOutput<T>& to,
-                      Ahead& ahead) {
+void four_phases_unit(const ConvCall<T>& call, std::int64_t index, const UnitRange& unit, const UnitInput<T>& from,
+                      const UnitOutput<T>& to, Ahead& ahead) {
   const ConvPlan& p = *call.plan;
   const Geometry& g = p.geometry;
   TileRows<T, 4 * kFourPhasesColumns> results(call, unit, to);
   FourPhasesTile<T> args{{}, from.slab.col, g.in_c, call.weight, results.result(), nullptr};
   const std::int64_t tiles = div_up(g.in_w, kFourPhasesColumns);
   for (std::int64_t n = 0; n < unit.n1 - unit.n0; ++n)
-    for (std::int64_t i = unit.r0 / 2; i < div_up(unit.r1, 2); ++i)
+    for (std::int64_t i = unit.r0 / 2; i < div_up(unit.r1, 2); ++i) {
+      const int rows = int(lesser<std::int64_t>(2, unit.r1 - 2 * i));
       for (std::int64_t t = 0, j = 0; t < tiles; ++t) {
-        const int columns = int(div_up(g.in_w - j, tiles - t)), rows = int(lesser<std::int64_t>(2, unit.r1 - 2 * i)),
+        const int columns = int(div_up(g.in_w - j, tiles - t)),
                   pixels = int(lesser<std::int64_t>(2 * columns, g.out_w - 2 * j));
         args.rows[0] = from.slab.data + from.slab.at(n, i - from.first_row, j - p.slab_w0);
         args.rows[1] = i + 1 < g.in_h ? args.rows[0] + from.slab.row : nullptr;
@@ -119,6 +120,8 @@ void four_phases_unit(const ConvCall<T>& call, const UnitRange& unit, const Unit
         results.write();
         j += columns;
       }
+      finish_rows(call, index, unit, to, unit.n0 + n, 2 * i, 2 * i + rows);
+    }
 }
 
 }  // namespace lmser::LMSER_ISA

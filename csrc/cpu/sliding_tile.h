@@ -77,8 +77,8 @@ SlidingFn<T> sliding_fn(int pixels, int rows) {
 }
 
 template <class T>
-void sliding_unit(const ConvCall<T>& call, const UnitRange& unit, const UnitInput<T>& from, const UnitOutput<T>& to,
-                  Ahead& ahead) {
+void sliding_unit(const ConvCall<T>& call, std::int64_t index, const UnitRange& unit, const UnitInput<T>& from,
+                  const UnitOutput<T>& to, Ahead& ahead) {
   const ConvPlan& p = *call.plan;
   const Geometry& g = p.geometry;
   const Phase& ph = p.phases[0];
@@ -97,6 +97,7 @@ void sliding_unit(const ConvCall<T>& call, const UnitRange& unit, const UnitInpu
         results.write();
         w += pixels;
       }
+      finish_rows(call, index, unit, to, unit.n0 + n, h, h + rows);
     }
 }
 
