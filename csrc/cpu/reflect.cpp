@@ -112,8 +112,10 @@ class LossPasses {
 
  private:
   std::int64_t image_bytes() const {
-    std::int64_t values = net_.layers[0].image() + ReflectBackward<T>::image_values(net_);
-    if (differentiates_) values += net_.kept;
+    // A state and a drive of each layer, or all states and a drive: the way back takes the memory of what it is done
+    // with.
+    const std::int64_t two = ReflectBackward<T>::image_values(net_),
+                       values = net_.layers[0].image() + (differentiates_ ? net_.kept + two / 2 : two);
     return values * std::int64_t(sizeof(T));
   }
 
@@ -134,7 +136,8 @@ class LossPasses {
             residual(reconstruction_.get() + n * image, target + n * image, image, ComputeType<T>(1.0 / double(x_.n)));
       if (!to_.biases.empty()) sum_pixels(a, b, back_.visible_bias(task));
     };
-    if (differentiates_) back_.append(steps, {from, reconstruction, {}, nullptr, n0, kept});
+    if (differentiates_)
+      back_.append(steps, {from, reconstruction, {}, nullptr, n0, kept, true, up_and_down_.drives()});
     return run_steps<T>(isa_, pool_, steps, n1 - n0, kReflectStageBytes);
   }
 

@@ -20,6 +20,8 @@ class ReflectBackward {
     const T* inject = nullptr;  // gradient of the code, or none
     std::int64_t first;
     Trajectory<T> kept;
+    bool takes_states = false;  // may write over the states that nothing needs any more
+    std::vector<T*> lent{};     // memory of each layer that it may use, or none
   };
 
   // Pieces of up to `most` images.
@@ -71,8 +73,12 @@ class ReflectBackward {
 
   // Steps for a piece of which no other is under way.
   void append(std::vector<Step<T>>& steps, const Piece& piece) {
-    for (auto& of_layer : places_)
+    for (std::size_t l = 0; l < places_.size(); ++l) {
+      std::deque<Place>& of_layer = places_[l];
+      std::erase_if(of_layer, [](const Place& p) { return !p.memory; });
       for (Place& p : of_layer) p.held = false;
+      if (l < piece.lent.size() && piece.lent[l]) of_layer.push_front({{}, piece.lent[l], false});
+    }
     const std::int64_t images = piece.x.n;
     const std::size_t last = net_.updates.size() - 1;
     Step<T> later;                         // what all threads add together at the end; what it reads stays where it is
@@ -143,6 +149,8 @@ class ReflectBackward {
       // Places are taken again by later steps of the layer: a place that is a partner's gradient stays.
       const bool partners = u.partner >= 0 && drive[std::size_t(u.partner)] == d;
       if (t != d && !partners) release(u.layer, d);
+      if (piece.takes_states && !waits(static_cast<const T*>(h.data)))
+        places_[l].push_front({{}, static_cast<T*>(h.data), false});
       above = total;
       above_place = t == d && partners ? nullptr : t;
     }
@@ -162,14 +170,16 @@ class ReflectBackward {
     for (Place& p : places_[std::size_t(layer)])
       if (!p.held) {
         p.held = true;
-        return p.memory.get();
+        return p.at;
       }
-    places_[std::size_t(layer)].push_back({Memory<T>(net_.layers[std::size_t(layer)].image() * most_), true});
-    return places_[std::size_t(layer)].back().memory.get();
+    Memory<T> memory(net_.layers[std::size_t(layer)].image() * most_);
+    T* const at = memory.get();
+    places_[std::size_t(layer)].push_back({std::move(memory), at, true});
+    return at;
   }
   void release(int layer, const T* place) {
     for (Place& p : places_[std::size_t(layer)])
-      if (p.memory.get() == place) p.held = false;
+      if (p.at == place) p.held = false;
   }
 
   // Through the linear part of `update`, from the gradient of its drive to that of the state it reads.
@@ -201,7 +211,8 @@ class ReflectBackward {
   }
 
   struct Place {
-    Memory<T> memory;
+    Memory<T> memory;  // none: lent for the piece
+    T* at;
     bool held;
   };
 

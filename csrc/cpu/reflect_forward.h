@@ -63,6 +63,13 @@ class Reflection {
     }
   }
 
+  // The memory of each layer's drives, which none of a piece's images needs once its last step is over; or none.
+  std::vector<T*> drives() const {
+    std::vector<T*> all;
+    for (const Memory<T>& m : drives_) all.push_back(m.get());
+    return all;
+  }
+
  private:
   // Images of the top layer: f on what is not read out linearly, noise to its last channels.
   void finish_top(const View& state, const View& noise) const {
