@@ -91,7 +91,7 @@ class LossPasses {
         to_(to),
         differentiates_(!to.weights.empty() || !to.biases.empty()),
         convs_(isa_, net, kDTypeOf<T>, filtering, true, differentiates_),
-        most_(largest_piece(x.n, image_bytes(), pool_.threads)),
+        most_(largest_piece(x.n, image_bytes(), pool_.threads, least())),
         up_and_down_(net, convs_, biases, noise, most_, differentiates_),
         back_(net, convs_, to, most_, filtering),
         reconstruction_(net.layers[0].image() * most_),
@@ -100,9 +100,8 @@ class LossPasses {
 
   // The loss into `loss`; false where a result is not finite and was not made by direct sums alone.
   bool run(double& loss) {
-    if (!over_pieces(x_.n, image_bytes(), pool_.threads,
-                     [&](std::int64_t n0, std::int64_t n1) { return piece(n0, n1); }))
-      return false;
+    const auto part = [&](std::int64_t n0, std::int64_t n1) { return piece(n0, n1); };
+    if (!over_pieces(x_.n, image_bytes(), pool_.threads, part, least())) return false;
     if (differentiates_ && !back_.finish()) return false;
     double sum = 0;
     for (const double s : squares_) sum += s;
@@ -111,6 +110,7 @@ class LossPasses {
   }
 
  private:
+  std::int64_t least() const { return differentiates_ ? kLeastImagesTraining : kLeastImages; }
   std::int64_t image_bytes() const {
     // A state and a drive of each layer, or all states and a drive: the way back takes the memory of what it is done
     // with.

@@ -120,15 +120,19 @@ inline ReflectNetwork reflect_network(const View& x, const std::vector<View>& we
   return net;
 }
 
+// Images of a piece that every thread has at least: of fewer the weights of upper layers would be read too often. A
+// training step, which holds all states of a piece, is as fast with one less.
+inline constexpr std::int64_t kLeastImages = 4, kLeastImagesTraining = 3;
+
 // The batch in pieces whose working memory (`image_bytes` an image) stays in the last-level cache, of which all threads
 // have as many images; shared out evenly where a few more pieces make that possible. f(first image, one after the last)
 // until it gives false.
 template <class F>
-bool over_pieces(std::int64_t samples, std::int64_t image_bytes, int threads, F&& f) {
-  constexpr std::int64_t kPieceBytes = std::int64_t(12) << 20, kLeast = 4;  // images a thread
+bool over_pieces(std::int64_t samples, std::int64_t image_bytes, int threads, F&& f,
+                 std::int64_t least = kLeastImages) {
+  constexpr std::int64_t kPieceBytes = std::int64_t(12) << 20;
   const std::int64_t each = std::max(1, threads), rounds = (samples + each - 1) / each,
-                     images =
-                         std::max<std::int64_t>(kPieceBytes / std::max<std::int64_t>(image_bytes, 1) / each, kLeast);
+                     images = std::max(kPieceBytes / std::max<std::int64_t>(image_bytes, 1) / each, least);
   std::int64_t pieces = std::max<std::int64_t>(1, (rounds + images - 1) / images);
   for (std::int64_t more = pieces; 2 * more <= 3 * pieces; ++more)
     if (rounds % more == 0) {

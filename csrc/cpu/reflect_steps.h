@@ -53,10 +53,11 @@ View dense_state(const ReflectNetwork& net, int layer, T* memory, std::int64_t i
 }
 
 // The most images that a piece of the batch has (over_pieces).
-inline std::int64_t largest_piece(std::int64_t samples, std::int64_t image_bytes, int threads) {
+inline std::int64_t largest_piece(std::int64_t samples, std::int64_t image_bytes, int threads,
+                                  std::int64_t least = kLeastImages) {
   std::int64_t most = 0;
-  over_pieces(samples, image_bytes, threads,
-              [&](std::int64_t n0, std::int64_t n1) { return most = std::max(most, n1 - n0), true; });
+  const auto found = [&](std::int64_t n0, std::int64_t n1) { return most = std::max(most, n1 - n0), true; };
+  over_pieces(samples, image_bytes, threads, found, least);
   return most;
 }
 
