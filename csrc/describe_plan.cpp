@@ -82,7 +82,9 @@ py::dict plan(const std::string& op, const std::string& dtype, Four shape, Four 
   const double filled = double(g.out_c) / double(p.padded_out_c);
   d["register_fill"] = filled;
   const bool lies = channels_last && (p.narrow || value != 2) && !pools && reads_as_it_lies(p);
-  const std::string staging = lies ? std::string("; the input is read as it lies")
+  const std::string staging = lies       ? std::string("; the input is read as it lies")
+                              : p.planar ? "; input rows are turned to planes as they are wanted, into memory for " +
+                                               std::to_string(p.planar_slots) + " of them"
                               : channels_last || (g.in_h == 1 && g.in_w == 1)
                                   ? "; input rows are staged once per unit into a padded slab in the second-level cache"
                                   : "; the plainly contiguous input is turned to channels-last while it is staged";
@@ -109,7 +111,11 @@ py::dict plan(const std::string& op, const std::string& dtype, Four shape, Four 
            ? std::string("so few pixels that packing the weight, or comparing it with what was packed, would cost more "
                          "than it saves")
        : p.dot ? std::string("no more than half a register of output channels")
-               : std::string("the direct sum is the best compiled algorithm for this shape")) +
+       : p.sliding || p.four_phases
+           ? std::string(
+                 "more than half a register of output channels, up to a whole one: an input that is read serves "
+                 "the sums of several pixels")
+           : std::string("the direct sum is the best compiled algorithm for this shape")) +
       (grouped ? "; pixels that meet the padding with the same taps go together, without those" : "") + staging;
   return d;
 }

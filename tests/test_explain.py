@@ -90,6 +90,24 @@ class TestCompiled:
         assert set(found.plans) == {"conv", "convᵀ"}
         assert sum(plan["flops"] for plan in found.plans.values()) == found.flops
 
+    def test_tells_the_tiles_of_few_channels(self):
+        """Where registers suffice an input serves several sums; to fewer channels registers run along rows."""
+        below, above = torch.randn(1, 3, 24, 24), torch.randn(1, 32, 24, 24)
+        up = explain(conv2d_add_act, below, torch.randn(16, 3, 3, 3), padding=1)
+        down = explain(
+            conv_transpose2d_add_act, above, torch.randn(32, 16, 3, 3), stride=2, padding=1, output_size=48
+        )
+        shares = up.plans["conv"]["isa"] == "avx512"
+        assert ("two rows of pixels" in up.kernel) == shares
+        assert ("four phases in one tile" in down.kernel) == shares
+        for found in (up, down):
+            assert ("serves the sums of several pixels" in found.reason) == shares
+        few = explain(
+            conv_transpose2d_add_act, torch.randn(1, 16, 24, 24), torch.randn(16, 2, 3, 3), padding=1
+        )
+        assert "along rows of pixels" in few.kernel
+        assert "turned to planes as they are wanted" in few.reason
+
     def test_elementwise_has_none(self):
         found = explain(add_act, X, X)
         assert (found.implementation, found.plans) == ("native", {})

@@ -206,7 +206,7 @@ double cost_of_groups(const ConvPlan& p, const Phase& ph, std::int64_t images, b
 
 // Whether the pixels of each phase are told apart by what of their taps lies in the padding. Where all are, nothing of
 // the padding is read, and input that is as the tiles want it need not be staged.
-void choose_groups(ConvPlan& p) {
+static void choose_groups(ConvPlan& p) {
   if (p.blocks.empty() || p.dot || p.four_phases || p.sliding) return;
   const Geometry& g = p.geometry;
   const std::int64_t images = p.row_units == 1 ? p.unit_images : 1;
@@ -244,7 +244,7 @@ static std::int64_t rows_of_slab(const ConvPlan& p) {
 }
 
 // Tiles in which a value that is read serves the sums of several pixels.
-void choose_sharing(ConvPlan& p) {
+static void choose_sharing(ConvPlan& p) {
   const Geometry& g = p.geometry;
   if (!p.tile.shares_reads || p.dot || p.padded_out_c != p.tile.lanes || g.kernel_h != 3 || g.kernel_w != 3) return;
   if (g.stride_h == 1 && g.stride_w == 1) {
