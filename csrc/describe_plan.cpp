@@ -7,12 +7,18 @@
 #include <string>
 
 #include "cpu/engine.h"
+#include "cpu/filter_choice.h"
 #include "cpu/narrow.h"
 
 namespace py = pybind11;
 
 namespace lmser {
 namespace {
+
+// Of an image, for each pair of channels.
+double products_of(const ConvPlan& p) {
+  return p.winograd.along_rows ? products_along_rows(p.geometry) : p.winograd.products();
+}
 
 using Four = std::array<std::int64_t, 4>;
 using Two = std::array<std::int64_t, 2>;
@@ -53,6 +59,9 @@ py::dict plan(const std::string& op, const std::string& dtype, Four shape, Four 
       : winograd ? "minimal filtering (Winograd), F(" + std::to_string(p.winograd.m) +
                        ", 2) on one phase of each axis and single taps on the other" +
                        (p.winograd.in_registers ? ", sums in registers" : "")
+      : p.winograd.along_rows
+          ? std::string(up ? "implicit product, F(3, 2) along rows of pixels"
+                           : "sub-pixel implicit product, F(3, 2) along rows of pixels (no zeros multiplied)")
       : p.planar      ? std::string("implicit product, registers along rows of pixels (few output channels)")
       : p.unpacked    ? std::string(up ? "product of a few pixels, the weight as it lies"
                                        : "product of a few pixels, the weight as it lies, added where the kernel "
@@ -68,7 +77,7 @@ py::dict plan(const std::string& op, const std::string& dtype, Four shape, Four 
   d["phases"] = winograd ? std::size_t(1) : p.phases.size();
   const double direct = p.flops();
   d["products_of_direct"] =
-      winograd ? 2.0 * double(g.batch) * p.winograd.products() * double(g.in_c) * double(g.out_c) / direct : 1.0;
+      p.winograd.filters() ? 2.0 * double(g.batch) * products_of(p) * double(g.in_c) * double(g.out_c) / direct : 1.0;
   d["units"] = p.units;
   d["unit_images"] = p.unit_images;
   d["unit_rows"] = p.unit_rows;
@@ -107,6 +116,10 @@ py::dict plan(const std::string& op, const std::string& dtype, Four shape, Four 
                         std::string(" at stride 2 with enough channels on both sides: fewer products than "
                                     "the direct sum, which is run "
                                     "instead where a result is not finite")
+       : p.winograd.along_rows
+           ? std::string("3x3 at stride 2: the outer taps of a kernel row take four products for every six, and "
+                         "nothing but input and sums of all taps is transformed; the direct sum is run instead where "
+                         "a result is not finite")
        : p.unpacked
            ? std::string("so few pixels that packing the weight, or comparing it with what was packed, would cost more "
                          "than it saves")

@@ -108,11 +108,10 @@ std::string choose_mode(const std::string& mode, const Modes& modes) {
   throw py::value_error("mode is '" + mode + "'; expected one of " + known);
 }
 std::string choose_filtering_mode(const std::string& mode) {
-  static const std::pair<const char*, Filtering> modes[] = {{"where faster", Filtering::where_faster},
-                                                            {"never", Filtering::never},
-                                                            {"where possible", Filtering::where_possible},
-                                                            {"in buffers", Filtering::in_buffers},
-                                                            {"in registers", Filtering::in_registers}};
+  static const std::pair<const char*, Filtering> modes[] = {
+      {"where faster", Filtering::where_faster},     {"never", Filtering::never},
+      {"where possible", Filtering::where_possible}, {"in buffers", Filtering::in_buffers},
+      {"in registers", Filtering::in_registers},     {"along rows", Filtering::along_rows}};
   return choose_mode<Filtering, choose_filtering>(mode, modes);
 }
 std::string choose_unpacking_mode(const std::string& mode) {

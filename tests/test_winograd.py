@@ -180,116 +180,6 @@ class TestLastTiles:
             assert torch.equal(got.isfinite(), want.isfinite())
 
 
-@pytest.fixture(params=["in buffers", "in registers"])
-def sums(request: pytest.FixtureRequest) -> Iterator[str]:
-    assert _library.module is not None
-    before = _library.module.choose_filtering(request.param)
-    yield request.param
-    _library.module.choose_filtering(before)
-
-
-class TestStrideTwo:
-    """Three taps at stride 2, whose sums are in buffers, or in registers where there are enough of them."""
-
-    @staticmethod
-    def case(transposed: bool, batch: int, c_in: int, c_out: int, size: tuple[int, int], padding: int):
-        draw = torch.Generator().manual_seed(sum(size) + padding)
-        small = [(s + 2 * padding - 3) // 2 + 1 for s in size]
-        x = torch.randn(batch, c_in, *(small if transposed else size), generator=draw)
-        x = x.contiguous(memory_format=torch.channels_last)
-        weight = torch.randn(*((c_in, c_out) if transposed else (c_out, c_in)), 3, 3, generator=draw) / 20
-        call = {"stride": 2, "padding": padding} | ({"output_size": size} if transposed else {})
-        spare = [s - ((n - 1) * 2 - 2 * padding + 3) for s, n in zip(size, small, strict=True)]
-        drive = (
-            F.conv_transpose2d(x.double(), weight.double(), None, 2, padding, spare)
-            if transposed
-            else F.conv2d(x.double(), weight.double(), None, 2, padding)
-        )
-        return (conv_transpose2d_add_act if transposed else conv2d_add_act), x, weight, call, drive
-
-    @pytest.mark.parametrize("padding", [0, 1, 2])
-    @pytest.mark.parametrize("transposed", [False, True])
-    def test_every_size(self, instruction_set, sums, transposed, padding):
-        for height in (3, 4, 6, 7, 12, 13, 25):
-            for width in (3, 5, 8, 12, 19):
-                operation, x, weight, call, drive = self.case(transposed, 3, 20, 37, (height, width), padding)
-                add = torch.randn(drive.shape).contiguous(memory_format=torch.channels_last)
-                h, y = operation(x, weight, add, activation="leaky_relu", return_drive=True, **call)
-                for got, want in ((y, drive), (h, F.leaky_relu(drive + add))):
-                    assert (got.double() - want).abs().max() <= 1e-5 * want.abs().max()
-
-    # Groups of tiles over one unit and several, blocks of channels that go over them together and one after the other.
-    @pytest.mark.parametrize("threads", [1, 3])
-    @pytest.mark.parametrize("channels", [(8, 8), (16, 48), (33, 16), (96, 130), (160, 64)], ids=str)
-    @pytest.mark.parametrize("transposed", [False, True])
-    def test_channels_layouts_and_finishes(self, instruction_set, sums, transposed, channels, threads):
-        torch.set_num_threads(threads)
-        operation, x, weight, call, drive = self.case(transposed, 5, *channels, (24, 18), 1)
-        gate, few = torch.randn(drive.shape), torch.randn(drive[:, :1].shape).expand(drive.shape)
-        for layout in (torch.contiguous_format, torch.channels_last):
-            source, mask = (t.contiguous(memory_format=layout) for t in (x, gate))
-            gated = {"gate": mask, "gate_slope": 0.5} if transposed else {}
-            got = operation(source, weight, few, activation="relu", **call, **gated)
-            want = (drive + few).relu() * (torch.where(gate > 0, 1.0, 0.5) if transposed else 1)
-            assert (got.double() - want).abs().max() <= 1e-5 * want.abs().max()
-        got = operation(x, weight, activation="sigmoid", **call)
-        torch.testing.assert_close(got.double(), drive.sigmoid(), rtol=1e-5, atol=1e-5)
-        spread = torch.randn(5, x.shape[1], x.shape[2], 2 * x.shape[3])[..., ::2].copy_(x)
-        assert torch.equal(operation(spread, weight, **call), operation(x, weight, **call))
-
-    @pytest.mark.parametrize("transposed", [False, True])
-    def test_bits_of_any_threads(self, instruction_set, sums, transposed):
-        operation, x, weight, call, _ = self.case(transposed, 9, 24, 40, (26, 17), 1)
-        torch.set_num_threads(1)
-        whole = operation(x, weight, **call)
-        for threads in (2, 3):
-            torch.set_num_threads(threads)
-            assert torch.equal(operation(x, weight, **call), whole)
-
-    @pytest.mark.parametrize("transposed", [False, True])
-    def test_what_is_not_finite_stays_where_it_is(self, instruction_set, sums, transposed):
-        for value in (torch.inf, torch.nan):
-            operation, x, weight, call, _ = self.case(transposed, 2, 24, 40, (13, 12), 1)
-            x[1, 3, 2, 4] = value
-            got = operation(x, weight, **call)
-            _library.module.choose_filtering("never")
-            want = operation(x, weight, **call)
-            _library.module.choose_filtering(sums)
-            assert torch.equal(got.isfinite(), want.isfinite())
-            torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5, equal_nan=True)
-
-    def test_upsampling_and_pooling_beside_it(self, instruction_set, sums):
-        operation, x, weight, call, drive = self.case(True, 2, 24, 40, (13, 12), 1)
-        got = operation(x, weight, upsample=2, **call)
-        torch.testing.assert_close(got.double(), F.interpolate(drive, scale_factor=2), rtol=1e-4, atol=1e-5)
-        big = torch.randn(2, 20, 26, 24).contiguous(memory_format=torch.channels_last)
-        kernel = torch.randn(33, 20, 3, 3)
-        got = conv2d_add_act(big, kernel, stride=2, padding=1, pool=2)
-        want = F.conv2d(F.avg_pool2d(big.double(), 2), kernel.double(), None, 2, 1)
-        assert (got.double() - want).abs().max() <= 1e-5 * want.abs().max()
-
-    @pytest.mark.parametrize("fast", [False, True], ids=["usual products", "fast products"])
-    def test_where_sums_stay_is_said(self, fast):
-        module = _library.module
-        before, assumed = module.choose_isa(SETS[0]), module.assume_fast_wide_products(fast)
-        try:
-            few, many = (
-                explain(
-                    conv2d_add_act,
-                    torch.zeros(8, c, 48, 48),
-                    torch.zeros(2 * c, c, 3, 3),
-                    stride=2,
-                    padding=1,
-                )
-                for c in (16, 256)
-            )
-        finally:
-            module.choose_isa(before), module.assume_fast_wide_products(assumed)
-        assert ("sums in registers" in few.kernel) == (SETS[0] == "avx512" and not fast)
-        assert "sums in registers" not in many.kernel
-        assert "F(" in many.kernel
-
-
 # Sums of its own for every thread, and one sum whose bands they share.
 @pytest.mark.parametrize("threads", [1, 2, 5])
 @pytest.mark.parametrize(
@@ -440,7 +330,9 @@ def test_same_bits_on_any_number_of_threads(instruction_set, taps):
     assert all(torch.equal(results[0], other) for other in results[1:])
 
 
-@pytest.mark.parametrize("mode", ["where faster", "never", "where possible", "in buffers", "in registers"])
+@pytest.mark.parametrize(
+    "mode", ["where faster", "never", "where possible", "in buffers", "in registers", "along rows"]
+)
 @pytest.mark.parametrize(("taps", "stride"), [(3, 1), (3, 2), (5, 1), (5, 2)])
 def test_every_form_of_the_sum_agrees(mode, taps, stride):
     x, weight, _, _ = operands((2, 130, 140, 15, 12, 0), False, True, taps)
@@ -474,7 +366,8 @@ def test_every_form_of_the_sum_agrees(mode, taps, stride):
 def test_an_unknown_form_is_refused():
     with pytest.raises(
         ValueError,
-        match="mode is 'sometimes'; expected one of 'where faster', 'never', 'where possible', 'in buffers', 'in registers'",
+        match="mode is 'sometimes'; expected one of 'where faster', 'never', 'where possible', 'in buffers', "
+        "'in registers', 'along rows'",
     ):
         _library.module.choose_filtering("sometimes")
 

@@ -102,7 +102,10 @@ class Prepared final : public PreparedConv::State {
       Geometry whole = g;
       whole.batch = geometry_.batch;
       const WinogradGrid w = plan_conv(whole, tile, sizeof(T), pool.threads, how, calls_).winograd;
-      how = !w.m ? Filtering::never : w.in_registers ? Filtering::in_registers : Filtering::in_buffers;
+      how = w.along_rows     ? Filtering::along_rows
+            : !w.m           ? Filtering::never
+            : w.in_registers ? Filtering::in_registers
+                             : Filtering::in_buffers;
     }
     ConvPlan plan = plan_conv(g, tile, sizeof(T), pool.threads, how, calls_);
     const ConvPlan* const of_whole = filtered && g == geometry_ ? &plan : nullptr;
@@ -128,7 +131,13 @@ class Prepared final : public PreparedConv::State {
       for (const Packed& p : packed_)
         if (p.weight && packed_store::same_packing(p.plan, made.plan)) made.weight = p.weight;
       if (!made.weight) made.weight = packed_weight(pool, made.plan, made.tiles);
-      // Zero times what is not finite is something: then nothing of the padding is left out.
+      // Zero times what is not finite is something: then nothing is left out.
+      if (made.plan.winograd.along_rows && !made.weight->is_finite(pool)) {
+        made.plan =
+            plan_conv(made.plan.geometry, kernels_of<T>(isa_).tile, sizeof(T), pool.threads, Filtering::never, calls_);
+        made.weight = nullptr;
+        return packed(pool, std::move(made));
+      }
       const bool grouped =
           std::ranges::any_of(made.plan.phases, [](const Phase& ph) { return ph.by_rows || ph.by_cols; });
       if (grouped && !made.weight->is_finite(pool))

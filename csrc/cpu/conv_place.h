@@ -2,6 +2,7 @@
 #pragma once
 
 #include "epilogue.h"
+#include "filtered_rows_layout.h"
 #include "kernels.h"
 #include "pixels.h"
 #include "rows.h"
@@ -110,6 +111,7 @@ struct ConvScratch {
     const std::int64_t pixels =
         p.unpacked ? g.batch * g.in_h * g.in_w
                    : p.unit_images * (div_up(p.unit_rows, p.out_step_h) + 1) * (div_up(g.out_w, p.out_step_w) + 1);
+    if (p.winograd.along_rows) winograd = PairScratch(p).values();
     if (p.winograd.m)
       winograd = p.winograd.in_registers ? register_scratch(p) : WinogradScratch(p).values();
     else

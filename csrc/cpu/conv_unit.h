@@ -4,6 +4,7 @@
 
 #include "ahead.h"
 #include "few_channels.h"
+#include "filtered_rows.h"
 #include "four_phases.h"
 #include "pack_unit.h"
 #include "padding.h"
@@ -113,7 +114,11 @@ bool conv_unit(const ConvCall<T>& call, std::int64_t index, T* scratch) {
   const bool add_apart = to.add && add_h * add_w > 1;
   auto* const add_offset = add_apart ? out_offset + offsets : out_offset;
   alignas(64) T tile[kTileValues<T>];
+  bool finite = true;
+  if constexpr (sizeof(T) == 4)
+    if (p.winograd.along_rows) finite = paired_phases(call, unit, from, to, out_row + layout.out_row, ahead);
   for (const Phase& ph : p.phases) {
+    if (ph.pairs) continue;
     const std::int64_t q0 = div_up(greater<std::int64_t>(unit.r0 - ph.out_h0, 0), p.out_step_h);
     const std::int64_t q1 =
         greater(q0, lesser(ph.rows, div_up(greater<std::int64_t>(unit.r1 - ph.out_h0, 0), p.out_step_h)));
@@ -160,7 +165,7 @@ bool conv_unit(const ConvCall<T>& call, std::int64_t index, T* scratch) {
           });
     });
     if (pixels == 0) continue;
-    const std::int64_t depth = std::int64_t(ph.taps_h) * ph.taps_w * g.in_c;
+    const std::int64_t depth = ph.depth(g.in_c);
     if (p.dot) {
       const int channels = int(g.out_c);
       FewChannels<T> results(to, channels);
@@ -237,8 +242,8 @@ bool conv_unit(const ConvCall<T>& call, std::int64_t index, T* scratch) {
       }
     }
   }
-  finish_unit(call, index, unit, to, linear, out_row, true);
-  return true;
+  finish_unit(call, index, unit, to, linear, out_row, finite);
+  return finite;
 }
 
 }  // namespace lmser::LMSER_ISA

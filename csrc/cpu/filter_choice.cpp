@@ -22,18 +22,19 @@ struct Dearer {
 // Minimal filtering at stride 2: outputs and gradients of kernels of 3 and of 5 taps.
 struct StrideTwoCosts {
   Dearer three, five, three_grad, five_grad;
-  double grad_sum;  // zeroing, adding to and bringing back the sums of a gradient: products for each pair of channels
+  double grad_sum;    // zeroing, adding to and bringing back the sums of a gradient: products for each pair of channels
+  Dearer along_rows;  // outputs and gradients
   // Sums in registers, for 2 and 3 outputs a tile: there the transform of the input alone counts, of whole registers,
   // and of `far` channels points lie so far beyond the first-level cache that all takes twice as long.
   double registers[4], registers_transform[4], registers_far[4];
 };
 // Transforms and the traffic of caches weigh the more the faster the products are: measured where a cycle starts one
 // multiply-add of 64 bytes (Zen 4) or two of 32 (Zen 3), and where it starts two of 64 (Emerald Rapids).
-constexpr StrideTwoCosts kUsual{{1.08, 7.4}, {1.03, 6.3},        {1.08, 7.4},      {1.03, 6.3},
-                                800,         {0, 0, 1.05, 1.14}, {0, 0, 4.6, 3.5}, {0, 0, 2000, 800}};
+constexpr StrideTwoCosts kUsual{{1.08, 7.4}, {1.03, 6.3},        {1.08, 7.4},      {1.03, 6.3},      800,
+                                {1.03, 3.5}, {0, 0, 1.05, 1.14}, {0, 0, 4.6, 3.5}, {0, 0, 2000, 800}};
 // There sums in registers, faster by themselves at some sizes, are slower inside a network.
-constexpr StrideTwoCosts kFastProducts{{1.19, 8}, {1.23, 7},          {1.0, 27},        {1.17, 8},
-                                       300,       {0, 0, 1.35, 1.35}, {0, 0, 6.5, 6.5}, {0, 0, 370, 185}};
+constexpr StrideTwoCosts kFastProducts{{1.19, 8},   {1.23, 7},          {1.0, 27},        {1.17, 8},       300,
+                                       {1.03, 3.5}, {0, 0, 1.35, 1.35}, {0, 0, 6.5, 6.5}, {0, 0, 370, 185}};
 const StrideTwoCosts& stride_two_costs(int lanes) {
   return lanes >= 16 && fast_wide_products() ? kFastProducts : kUsual;
 }
@@ -57,6 +58,20 @@ double share_made(const Geometry& g) {
   return g.batch < kFewImages ? rows : rows * share_inside(g.kernel_w, g.stride_w, g.pad_w, big_w, small_w);
 }
 
+// Along rows: channels on either side below which the transforms eat the gain; weights of a kernel row, and what
+// reading and writing the wider sum of a gradient costs in products for each pair of channels; the largest such sum,
+// which is to stay in the second-level cache; and the depth of a convolution from which what lies under a tile leaves
+// the first, and by how much that is dearer.
+constexpr std::int64_t kLeastAlongRows = 16, kFarAlongRowsDepth = 192;
+constexpr int kAlongRowsWeights = 5;
+constexpr double kAlongRowsSum = 60, kMostAlongRowsSumBytes = 768 << 10, kFarAlongRows = 1.12;
+// Whether rows of a convolution at stride 2 can be filtered (filtered_rows.h): the middle taps meet no padding, and
+// most of a register is filled.
+bool filters_along_rows(const Geometry& g, const TileShape& tile) {
+  if (g.kernel_w != 3 || g.pad_w > 1 || g.out_h < 1 || g.out_w < 2) return false;
+  const std::int64_t middle = g.transposed ? (g.out_w - 1 + g.pad_w - 1) / 2 : 2 * (g.out_w - 1) + 1 - g.pad_w;
+  return middle < g.in_w && 4 * g.out_c > 3 * tile.lanes;
+}
 // The cheapest grid, or none where the direct sum is better. Measured on float32, 3x3 and 5x5 at stride 2, where
 // below some channels on either side the transforms eat the gain. `overhead(costs, large)`: products for each pair of
 // channels that the filtered form costs beside those of its tiles, where its weights or their sums leave the caches and
@@ -69,7 +84,9 @@ WinogradGrid winograd_grid(const Geometry& g, const TileShape& tile, std::int64_
   if (value_bytes != 4 || (taps != 3 && taps != 5) || g.kernel_w != taps || g.stride_h != 2 || g.stride_w != 2)
     return {};
   if (g.pad_h >= taps || g.pad_w >= taps) return {};
-  const double pairs = double(g.in_c) * double(g.out_c);
+  const double in = double(g.in_c), out = double(g.out_c), pairs = in * out;
+  WinogradGrid along_rows;
+  along_rows.along_rows = true;
   const std::int64_t channels = std::min(g.in_c, g.out_c);
   const bool asks = how == Filtering::where_faster;
   const StrideTwoCosts& costs = stride_two_costs(lanes);
@@ -106,11 +123,21 @@ WinogradGrid winograd_grid(const Geometry& g, const TileShape& tile, std::int64_
     if (enough(16, 64)) consider(2, false);
     return best;
   }
+  const bool along = (asks || how == Filtering::along_rows) && filters_along_rows(g, tile);
+  if (along && how == Filtering::along_rows) return along_rows;
   const bool registers = !gradient && tile.filters_in_registers && how != Filtering::in_buffers;
   for (const int m : {3, 2}) {
     if (registers && enough(16, kNone)) consider(m, true);
     if ((!registers || how != Filtering::in_registers) && enough(32, 128)) consider(m, false);
   }
+  // To one register of channels a tile reads as often as it multiplies; there are better ones (four_phases.h).
+  if (!along || channels < kLeastAlongRows || (!gradient && g.out_c <= lanes)) return best;
+  const bool sums_fit = pairs * double(g.kernel_h * kAlongRowsWeights * value_bytes) <= kMostAlongRowsSumBytes;
+  if (gradient && !sums_fit) return best;
+  const double wider = gradient ? kAlongRowsSum : overhead(costs, false) * (3 * kAlongRowsWeights) / 36,
+               far = !g.transposed && g.in_c > kFarAlongRowsDepth ? kFarAlongRows : 1,
+               products = products_along_rows(g) + wider / double(std::max<std::int64_t>(1, g.batch));
+  if (far * costs.along_rows.of(1 / in + 1 / out) * products < least) return along_rows;
   return best;
 }
 
@@ -198,11 +225,22 @@ WinogradGrid grid(const Geometry& g, const TileShape& tile, std::int64_t value_b
   const WinogradGrid w =
       winograd_grid(g, tile, value_bytes, gradient, filtering,
                     [&](const StrideTwoCosts& costs, bool large) { return asks ? overhead(costs, large) : 0; });
-  if (w.m) return w;
+  if (w.filters()) return w;
   return asks ? faster() : trimmed(stride1_tiles(g, value_bytes), g);
 }
 
 }  // namespace
+
+double products_along_rows(const Geometry& g) {
+  const std::int64_t big_h = g.transposed ? g.out_h : g.in_h, small_h = g.transposed ? g.in_h : g.out_h;
+  const double rows =
+      share_inside(g.kernel_h, g.stride_h, g.pad_h, big_h, small_h) * double(g.kernel_h) * double(small_h);
+  // Outputs of two taps and of one, of a transposed convolution: those of one parity each.
+  const std::int64_t two = g.transposed ? (g.out_w + (g.pad_w ? 0 : 1)) / 2 : g.out_w,
+                     one = g.transposed ? g.out_w - two : g.out_w;
+  constexpr int kOfRest[] = {0, 2, 3};
+  return rows * double(two / 3 * 4 + kOfRest[two % 3] + one);
+}
 
 Filtering filtering_mode() { return chosen_filtering.load(); }
 Filtering choose_filtering(Filtering filtering) { return chosen_filtering.exchange(filtering); }

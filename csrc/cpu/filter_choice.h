@@ -14,6 +14,9 @@ Filtering filtering_mode();
 WinogradGrid chosen_grid(const ConvPlan& plan, std::int64_t value_bytes, int calls, Filtering filtering);
 WinogradGrid chosen_grid(const WeightGradPlan& plan, std::int64_t value_bytes, int threads, Filtering filtering);
 
+// Products of an image with its rows filtered, for each pair of channels.
+double products_along_rows(const Geometry& g);
+
 // Whether the sums of a filtered gradient are small enough that every thread has one.
 bool own_sums(const WeightGradPlan& plan, std::int64_t value_bytes, int threads);
 

@@ -15,13 +15,18 @@ void pack_any(const ConvPlan& p, const WeightLayout<T>& weight, int block, std::
       return with_filter(p.winograd, [&]<class F>() { winograd_pack<F>(p, weight, block, c0, c1, packed); });
   }
   if (p.four_phases) return pack_four_phases<T>(p, weight, c0, c1, packed);
-  pack_block<T>(p, weight, block, c0, c1, [&](const Phase& ph) {
-    return packed + ph.weight_offset + p.blocks[block].weight_column * ph.taps_h * ph.taps_w * p.geometry.in_c;
-  });
+  const auto place = [&](const Phase& ph) {
+    return packed + ph.weight_offset + p.blocks[block].weight_column * ph.depth(p.geometry.in_c);
+  };
+  if constexpr (sizeof(T) == 4)
+    for (const Phase& ph : p.phases)
+      if (ph.pairs) pack_pairs(p, ph, weight, block, c0, c1, place(ph));
+  pack_block<T>(p, weight, block, c0, c1, place);
 }
 template <class T>
 bool winograd_finish_any(const WeightGradPlan& p, const T* sums, int count, std::int64_t c0, std::int64_t c1, T* out) {
   if constexpr (sizeof(T) == 4) {
+    if (p.winograd.along_rows) return pair_grad_finish(p, sums, count, c0, c1, out), true;
     return with_filter(p.winograd, [&]<class F>() { return winograd_grad_finish<F>(p, sums, count, c0, c1, out); });
   }
   return true;

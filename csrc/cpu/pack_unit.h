@@ -66,6 +66,7 @@ void pack_block(const ConvPlan& p, const WeightLayout<T>& w, int index, std::int
   const std::int64_t all = std::int64_t(g.kernel_h) * g.kernel_w, width = std::int64_t(block.vectors) * L;
   const auto each = [&](auto&& f) {  // f(kernel index, place of its first input channel)
     for (const Phase& ph : p.phases) {
+      if (ph.pairs) continue;  // filtered_rows.h
       T* dst = place(ph);
       for (int a = 0; a < ph.taps_h; ++a)
         for (int b = 0; b < ph.taps_w; ++b, dst += g.in_c * width)

@@ -88,7 +88,7 @@ bool same_packing(const ConvPlan& a, const ConvPlan& b) {
   const Geometry &g = a.geometry, &h = b.geometry;
   const auto same_phase = [](const Phase& x, const Phase& y) {
     return x.taps_h == y.taps_h && x.taps_w == y.taps_w && x.first_tap_h == y.first_tap_h &&
-           x.first_tap_w == y.first_tap_w && x.weight_offset == y.weight_offset;
+           x.first_tap_w == y.first_tap_w && x.weight_offset == y.weight_offset && x.pairs == y.pairs;
   };
   const auto same_block = [](const Block& x, const Block& y) {
     return x.channel == y.channel && x.vectors == y.vectors && x.weight_column == y.weight_column;

@@ -207,7 +207,7 @@ double cost_of_groups(const ConvPlan& p, const Phase& ph, std::int64_t images, b
 // Whether the pixels of each phase are told apart by what of their taps lies in the padding. Where all are, nothing of
 // the padding is read, and input that is as the tiles want it need not be staged.
 static void choose_groups(ConvPlan& p) {
-  if (p.blocks.empty() || p.dot || p.four_phases || p.sliding) return;
+  if (p.blocks.empty() || p.dot || p.four_phases || p.sliding || p.winograd.along_rows) return;
   const Geometry& g = p.geometry;
   const std::int64_t images = p.row_units == 1 ? p.unit_images : 1;
   double as_it_lies = 0, staged = kStaging * double(images * g.in_h * g.in_w) * double(g.in_c) / double(p.tile.lanes) *
@@ -243,10 +243,24 @@ static std::int64_t rows_of_slab(const ConvPlan& p) {
   return rows;
 }
 
+// Tiles of pairs of a unit, so that those of a point fill a register tile; and where the packed weight, fetched once a
+// unit, has left the second-level cache since.
+constexpr std::int64_t kLeastPairTiles = 24, kLeastPairTilesFar = 96;
+// Whole images of a unit of pairs.
+static std::int64_t images_of_pairs(const ConvPlan& p, std::int64_t value_bytes, int threads) {
+  const Geometry& g = p.geometry;
+  const std::int64_t image =
+      std::max<std::int64_t>(1, g.transposed ? g.in_h * ceil_div(g.in_w, 3) : g.out_h * ceil_div(g.out_w, 3));
+  const std::int64_t least = p.packed_size * value_bytes > kNearPairsBytes ? kLeastPairTilesFar : kLeastPairTiles;
+  return even(g.batch, std::min(ceil_div(least, image), ceil_div(g.batch, threads)), threads);
+}
+
 // Tiles in which a value that is read serves the sums of several pixels.
 static void choose_sharing(ConvPlan& p) {
   const Geometry& g = p.geometry;
-  if (!p.tile.shares_reads || p.dot || p.padded_out_c != p.tile.lanes || g.kernel_h != 3 || g.kernel_w != 3) return;
+  if (!p.tile.shares_reads || p.dot || p.winograd.along_rows || p.padded_out_c != p.tile.lanes || g.kernel_h != 3 ||
+      g.kernel_w != 3)
+    return;
   if (g.stride_h == 1 && g.stride_w == 1) {
     p.sliding = g.out_w >= kLeastSliding;
   } else if (g.transposed && g.stride_h == 2 && g.stride_w == 2 && g.pad_h == 1 && g.pad_w == 1) {
@@ -276,6 +290,7 @@ ConvPlan plan_conv(const Geometry& g, const TileShape& tile, std::int64_t value_
     plan_winograd(p, value_bytes, threads);
     return p;
   }
+  p.dot = p.dot && !p.winograd.along_rows;
   // Neighbouring pixels of a row have to read neighbouring columns, and fill most of a register.
   p.planar = p.dot && p.in_step_w == 1 && g.out_w >= phases_w * tile.lanes * 3 / 4;
   std::int64_t first_col = INT64_MAX, last_col = INT64_MIN;
@@ -288,14 +303,14 @@ ConvPlan plan_conv(const Geometry& g, const TileShape& tile, std::int64_t value_
       Phase ph{
           v.out0,      u.out0,      v.count,      u.count, v.offset, u.offset, empty ? 0 : v.taps, empty ? 0 : u.taps,
           v.first_tap, u.first_tap, p.packed_size};
+      if (p.winograd.along_rows && !empty) ph.by_rows = true, ph.pairs = u.taps > 1;
       if (!empty) {
         first_col = std::min(first_col, u.offset);
         last_col = std::max(last_col, u.offset + (u.count - 1) * p.in_step_w + u.taps - 1);
       }
       const std::int64_t length = std::int64_t(ph.taps_w) * g.in_c;
-      p.packed_size += ph.taps_h * (p.planar ? length * g.out_c
-                                    : p.dot  ? round_up(length, tile.lanes) * g.out_c
-                                             : length * p.padded_out_c);
+      p.packed_size += ph.taps_h * (p.planar ? length * g.out_c : p.dot ? round_up(length, tile.lanes) * g.out_c : 0);
+      if (!p.dot) p.packed_size += ph.depth(g.in_c) * p.padded_out_c;
       p.phases.push_back(ph);
     }
   if (first_col > last_col) first_col = 0, last_col = -1;
@@ -328,6 +343,7 @@ ConvPlan plan_conv(const Geometry& g, const TileShape& tile, std::int64_t value_
     const std::int64_t images =
         std::max<std::int64_t>(1, kSlabBytes / std::max<std::int64_t>(1, row_bytes * image_rows));
     p.unit_images = std::clamp<std::int64_t>(images, 1, std::max<std::int64_t>(1, g.batch / want_units));
+    if (p.winograd.along_rows) p.unit_images = std::max(p.unit_images, images_of_pairs(p, value_bytes, threads));
   }
   p.image_units = ceil_div(g.batch, p.unit_images);
   p.slab_rows = rows_of_slab(p);
@@ -361,7 +377,7 @@ ConvPlan plan_conv(const Geometry& g, const TileShape& tile, std::int64_t value_
 bool shares_units(const ConvPlan& p, const ConvPlan& other) {
   const Geometry &g = p.geometry, &o = other.geometry;
   return g.batch == o.batch && g.out_h == o.out_h && g.out_w == o.out_w && other.units > 0 && other.block_splits == 1 &&
-         other.winograd.out0_h == 0 && !p.dot && !p.winograd.m && p.out_step_h == 1;
+         other.winograd.out0_h == 0 && !p.dot && !p.winograd.m && !p.winograd.along_rows && p.out_step_h == 1;
 }
 
 ConvPlan in_units_of(ConvPlan p, const ConvPlan& other) {

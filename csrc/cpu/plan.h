@@ -94,6 +94,13 @@ struct Phase {
   // Whether pixels are told apart by the rows, and the columns, of their taps that lie in the padding: pixels that have
   // the same go together, and nothing is multiplied by zeros.
   bool by_rows = false, by_cols = false;
+  // The outer taps of a kernel row, of two or three, are filtered (filtered_rows.h): always by rows.
+  bool pairs = false;
+  // Values of the packed weight for each output channel.
+  LMSER_HD std::int64_t depth(std::int64_t in_c) const {
+    constexpr int kPoints = 4;
+    return taps_h * in_c * (pairs ? kPoints + taps_w - 2 : taps_w);
+  }
 };
 // Most groups of pixels that a phase may have.
 inline constexpr int kMostGroups = 64;
@@ -127,6 +134,9 @@ struct TileShape {
 // taps and 2 for 5, at stride 2 2 or 3 for 3 taps and 2 for 5.
 struct WinogradGrid {
   int m = 0, taps = 3;
+  // No tiles, but the direct sum with its rows filtered: three columns of taps at stride 2 (filtered_rows.h).
+  bool along_rows = false;
+  bool filters() const { return m > 0 || along_rows; }
   bool stride1() const { return m > 0 && out_step == in_step; }
   bool buffered() const { return m > 0 && !in_registers; }
   std::int64_t rows = 0, cols = 0;      // tiles of an image
@@ -213,9 +223,13 @@ struct ConvPlan {
   }
 };
 
+// Of filtered rows: a packed weight that stays in the second-level cache from one group of tiles to the next.
+inline constexpr std::int64_t kNearPairsBytes = 512 << 10;
+
 // Whether all taps of a phase that are multiplied are over the input, and none over its padding.
 LMSER_HD bool inside_input(const ConvPlan& p, const Phase& ph) {
   const Geometry& g = p.geometry;
+  if (ph.pairs) return true;  // the middle tap is, and what the others meet is looked at
   return (ph.by_rows || (ph.off_h >= 0 && ph.off_h + (ph.rows - 1) * p.in_step_h + ph.taps_h <= g.in_h)) &&
          (ph.by_cols || (ph.off_w >= 0 && ph.off_w + (ph.cols - 1) * p.in_step_w + ph.taps_w <= g.in_w));
 }
@@ -282,10 +296,11 @@ RowSpan input_rows(const ConvPlan& plan, std::int64_t r0, std::int64_t r1);
 ConvPlan in_units_of(ConvPlan p, const ConvPlan& other);
 bool shares_units(const ConvPlan& p, const ConvPlan& other);
 
-// Minimal filtering where it is faster; never; or wherever the shape allows it. The last two are that as well, and say
-// where three taps at stride 2 have their sums, if a convolution can have them there: a part of a batch asks for what
-// the whole takes, so that its results are those of the whole.
-enum class Filtering { where_faster, never, where_possible, in_buffers, in_registers };
+// Minimal filtering where it is faster; never; or wherever the shape allows it. The last three are that as well, and
+// say which form three taps at stride 2 have, if a convolution can have it: tiles with their sums in buffers or in
+// registers, or along rows alone. A part of a batch asks for what the whole takes, so that its results are those of the
+// whole.
+enum class Filtering { where_faster, never, where_possible, in_buffers, in_registers, along_rows };
 
 // What plans made from now on put in the place of `where_faster`, for benchmarks and tests that compare the choice with
 // its alternatives; returns what they put there until now.

@@ -108,7 +108,10 @@ WeightGradPlan plan_weight_grad(const Geometry& g, const TileShape& tile, std::i
     }
     return p;
   }
-  p.sum_rows = g.kernel_h, p.sum_length = std::int64_t(g.kernel_w) * g.in_c;
+  if (p.winograd.along_rows)
+    p.sum_rows = 5 * g.kernel_h, p.sum_length = g.in_c;
+  else
+    p.sum_rows = g.kernel_h, p.sum_length = std::int64_t(g.kernel_w) * g.in_c;
   p.sum_values = p.sum_rows * p.sum_length * p.padded_out_c;
   p.slab_cols = (g.out_w - 1) * g.stride_w + g.kernel_w;
   const std::int64_t row_bytes = value_bytes * (p.slab_cols * g.in_c * g.stride_h + g.out_w * p.padded_out_c);
@@ -133,7 +136,7 @@ WeightGradPlan plan_weight_grad(const Geometry& g, const TileShape& tile, std::i
   const double values = double(g.batch) * (double(g.in_h) * double(g.in_w) * double(g.in_c) +
                                            double(g.out_h) * double(g.out_w) * double(g.out_c));
   p.split_pixels = p.units >= threads && 2.0 * double(p.sum_values) < values && fits(p, value_bytes, threads);
-  p.inside = filtering != Filtering::never && worth_inside(g);
+  p.inside = p.winograd.along_rows || (filtering != Filtering::never && worth_inside(g));
   return p;
 }
 

@@ -79,7 +79,7 @@ class GradientSum final : public WeightGradSum::State {
     if (inside_ && !all_finite(pool_, sum_.get(), plan_.sum_values * sums_)) return false;
     if (swapped_) std::swap(grad.n, grad.c), std::swap(grad.sn, grad.sc);
     std::int64_t partial = sums_;  // how many sums are left to add
-    if (plan_.winograd.m) {
+    if (plan_.winograd.filters()) {
       const Geometry& g = plan_.geometry;
       Buffer<T> taps = allocate<T>(g.kernel_h * g.kernel_w * g.in_c * plan_.padded_out_c);
       std::atomic<bool> finite{true};
@@ -119,8 +119,9 @@ class GradientSum final : public WeightGradSum::State {
     add_products(), other.add_products();
     const WeightGradPlan &a = plan_, &b = other.plan_;
     if (!sum_ || !other.sum_ || a.narrow != b.narrow || a.winograd.m != b.winograd.m ||
-        a.winograd.taps != b.winograd.taps || a.sum_values != b.sum_values || a.sum_length != b.sum_length ||
-        turned_ != other.turned_ || swapped_ != other.swapped_)
+        a.winograd.along_rows != b.winograd.along_rows || a.winograd.taps != b.winograd.taps ||
+        a.sum_values != b.sum_values || a.sum_length != b.sum_length || turned_ != other.turned_ ||
+        swapped_ != other.swapped_)
       return false;
     inside_ |= other.inside_;
     const auto part = [&](std::int64_t first, std::int64_t last) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "conv_unit.h"
+#include "filtered_rows_grad.h"
 #include "padding.h"
 
 namespace lmser::LMSER_ISA {
@@ -11,6 +12,7 @@ bool direct_big(const WeightGradCall<T>& call) {
   const Geometry& g = call.plan->geometry;
   const View& v = call.big.base;
   if (call.plan->winograd.m || !call.big.plain() || v.dtype != kDType<T> || (v.sc != 1 && v.c != 1)) return false;
+  if (call.plan->winograd.along_rows) return true;  // which looks at the padding itself
   if (g.kernel_w > 1 && v.sw != v.c) return false;
   return g.pad_h == 0 && g.pad_w == 0;
 }
@@ -34,6 +36,7 @@ struct WeightGradScratch {
     if (!p.winograd.m && !one_column<T>(p)) line = p.geometry.out_w * p.padded_out_c;
     rows = RowScratch<T>::values(greater(call.big.base.w * call.big.base.c, call.small.base.w * call.small.base.c));
     if (p.winograd.m && !p.round_units) winograd = p.all_points(p.unit_images * p.tile_rows * p.winograd.cols);
+    if (p.winograd.along_rows) winograd = PairGradScratch(p).values();
     for (std::int64_t* x : {&big, &small, &line, &rows, &winograd}) *x = div_up(*x, 64) * 64;
   }
   std::int64_t values() const { return big + small + line + rows + winograd; }
@@ -174,7 +177,7 @@ void weight_grad_unit(const WeightGradCall<T>& call, std::int64_t unit, std::int
   if (direct_big(call)) {
     const View& v = call.big.base;
     t.big_image = v.sn, t.big_row = v.sh * g.stride_h, t.big_col = v.sw * g.stride_w, kernel_row = v.sh;
-    big = static_cast<const T*>(v.data) + n0 * v.sn + r0 * t.big_row;
+    big = static_cast<const T*>(v.data) + n0 * v.sn + (p.winograd.along_rows ? 0 : r0 * t.big_row);
   } else {
     const std::int64_t rows = (r1 - r0 - 1) * g.stride_h + g.kernel_h, cols = p.slab_cols;
     kernel_row = cols * g.in_c;
@@ -233,6 +236,23 @@ void weight_grad_unit(const WeightGradCall<T>& call, std::int64_t unit, std::int
                                  ? rows
                                  : lesser(rows, greater<std::int64_t>(1, wanted / greater<std::int64_t>(1, g.out_w)));
   const bool direct = direct_small(call);
+  if constexpr (sizeof(T) == 4)
+    if (p.winograd.along_rows) {
+      const bool lies = direct_big(call);
+      const PairGradSides sides{{big, t.big_image, kernel_row, t.big_col / g.stride_w},
+                                {small, t.small_image, t.small_row, t.small_col},
+                                lies ? 0 : r0 * g.stride_h - g.pad_h,
+                                lies ? 0 : -std::int64_t(g.pad_w),
+                                !direct,
+                                all};
+      PairGrad sum(p, sides, n1 - n0, r0, rows, row_memory + layout.rows);
+      sum.points();
+      for (std::int64_t n = 0; n < n1 - n0; n += images)
+        for (std::int64_t r = 0; r < rows; r += piece)
+          sum.products(n, lesser(images, n1 - n0 - n), r, lesser(piece, rows - r), band0, band1, call.sum,
+                       call.fresh && n == 0 && r == 0);
+      return;
+    }
   for (std::int64_t n = 0; n < n1 - n0; n += images)
     for (std::int64_t r = 0; r < rows; r += piece)
       for_columns<T>(p, [&](int v, int width) {
@@ -245,14 +265,7 @@ void weight_grad_unit(const WeightGradCall<T>& call, std::int64_t unit, std::int
         }
         part.small = small + v * kLanes<T> * (direct ? 1 : all) + n * part.small_image + r * part.small_row;
         const T* const from = big + n * t.big_image + r * t.big_row;
-        const auto rows_inside = [](GradientTile<T> tile) {  // one pixel a row: let rows be the inner loop
-          if (tile.cols == 1) {
-            tile.cols = tile.rows, tile.big_col = tile.big_row, tile.small_col = tile.small_row;
-            tile.rows = 1;
-          }
-          return tile;
-        };
-        GradientTile<T> tile = rows_inside(part);
+        GradientTile<T> tile = in_one_run(part);
         for (std::int64_t band = band0; band < band1; ++band) {
           const T* under = from + band / p.bands_per_row * kernel_row;
           if (p.inside) {
@@ -261,7 +274,7 @@ void weight_grad_unit(const WeightGradCall<T>& call, std::int64_t unit, std::int
             tile.rows = range.rows, tile.cols = range.cols;
             tile.small += range.row * part.small_row + range.col * part.small_col;
             under += range.row * part.big_row + range.col * part.big_col;
-            tile = rows_inside(tile);
+            tile = in_one_run(tile);
           }
           gradient_band<T>(p, tile, band, under, v, width, call.sum);
         }

@@ -36,7 +36,9 @@ void every_width(const InstructionSet& isa) {
 }
 
 lmser::Filtering any_filtering(Random& random) {
-  return random.one_in(2) ? lmser::Filtering::in_registers : lmser::Filtering::in_buffers;
+  static constexpr lmser::Filtering forms[] = {lmser::Filtering::in_registers, lmser::Filtering::in_buffers,
+                                               lmser::Filtering::along_rows};
+  return forms[random.below(3)];
 }
 
 // Minimal filtering wherever it can be had, and never. With finite numbers its result is used, and not a second, direct

@@ -81,10 +81,50 @@ void sliding(const InstructionSet& isa) {
   }
 }
 
+// Three taps at stride 2 with their rows filtered, wherever the middle ones meet no padding. With finite numbers that
+// result is used, and not a second, direct one in its place.
+void along_rows(const InstructionSet& isa) {
+  using lmser::Filtering;
+  const Filtering before = choose_filtering(Filtering::along_rows);
+  int made = 0, most = 0;
+  for (int seed = 0; seed < cases(300); ++seed) {
+    Random random(seed);
+    const bool wide = seed % 20 == 0;  // a weight that blocks of channels take in turn
+    const int ph = int(random.below(3)), pw = int(random.below(2));
+    const std::int64_t in = wide ? 96 : random.of(kChannels), out = wide ? 144 : random.of({13, 16, 17, 33, 48, 60});
+    Geometry g = geometry(random.between(1, 5), in, random.between(std::max(1, 3 - 2 * ph), 15),
+                          random.between(std::max(1, 3 - 2 * pw), 22), out, 3, 3, 2, 2, ph, pw);
+    if (random.one_in(2)) {
+      std::swap(g.in_c, g.out_c);
+      g = transposed(g);
+    }
+    const int count = int(random.between(1, 3));
+    const lmser::ConvPlan plan = plan_of(isa, g, DType::f32, count);
+    const bool fills = 4 * g.out_c > 3 * isa.f32.tile.lanes;
+    most += fills && g.out_w > 1, made += plan.winograd.along_rows;
+    const Case c(random, g, DType::f32, random.one_in(3));
+    Sink sink = c.sink;
+    std::vector<float> bias;
+    for (std::int64_t k = 0; c.bias && k < g.out_c; ++k) bias.push_back(float(value_of(c.bias, 0, k, 0, 0)));
+    sink.bias = c.bias ? bias.data() : nullptr;
+    lmser::PreparedConv conv(isa, g, c.dtype, c.weight.view);
+    const ThreadPool pool = threads(count);
+    conv.prepare(pool, c.source, sink);
+    expect(conv.run_once(pool, c.source, sink), c.what + ": not finite");
+    c.check(c.expected());
+  }
+  choose_filtering(before);
+  // The rest: rows of output that reach beyond what any tap meets.
+  expect(made > most * 4 / 5, "of " + std::to_string(most) + " filtered are " + std::to_string(made));
+}
+
 }  // namespace
 
 std::vector<Test> conv_tile_tests() {
-  return {{"conv planar", planar}, {"conv four phases", four_phases}, {"conv sliding", sliding}};
+  return {{"conv planar", planar},
+          {"conv four phases", four_phases},
+          {"conv sliding", sliding},
+          {"conv along rows", along_rows}};
 }
 
 }  // namespace native

@@ -94,12 +94,12 @@ void sums(const InstructionSet& isa) {
   for (int seed = 0; seed < cases(80); ++seed) {
     Random random(seed);
     const bool wide = seed % 10 == 0;
-    const int taps = random.one_in(2) ? 3 : 5, stride = wide ? 2 : 1, pad = int(random.below(taps));
+    const int taps = random.one_in(2) ? 3 : 5, stride = wide || random.one_in(2) ? 2 : 1, pad = int(random.below(taps));
     const std::int64_t least = std::max(1, taps - 2 * pad);
     const Geometry g = geometry(random.between(0, 3), wide ? 128 : random.of({8, 9, 16, 33}), random.between(least, 11),
                                 random.between(least, 11), wide ? 129 : random.of({8, 9, 16, 33}), taps, taps, stride,
                                 stride, pad, pad);
-    for (Filtering how : {Filtering::where_possible, Filtering::never}) {
+    for (Filtering how : {Filtering::where_possible, Filtering::along_rows, Filtering::never}) {
       const Filtering before = choose_filtering(how);
       const Layout big = any_layout(random, false), small = any_layout(random, false);
       const bool plain = random.one_in(2);

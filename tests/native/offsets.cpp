@@ -60,17 +60,18 @@ const char* name(Axis axis) {
   return names[int(axis)];
 }
 
-// Minimal filtering in both forms wherever it can be had, the direct sum, and the weight as it lies.
+// Minimal filtering in its forms wherever it can be had, the direct sum, and the weight as it lies.
 struct Form {
   lmser::Filtering filtering;
   lmser::Unpacking unpacking;
 };
 constexpr Form kForms[] = {{lmser::Filtering::in_registers, lmser::Unpacking::never},
                            {lmser::Filtering::in_buffers, lmser::Unpacking::never},
+                           {lmser::Filtering::along_rows, lmser::Unpacking::never},
                            {lmser::Filtering::never, lmser::Unpacking::never},
                            {lmser::Filtering::where_faster, lmser::Unpacking::where_possible}};
 constexpr bool filters(const Form& form) {
-  return form.filtering == lmser::Filtering::in_registers || form.filtering == lmser::Filtering::in_buffers;
+  return form.filtering != lmser::Filtering::never && form.filtering != lmser::Filtering::where_faster;
 }
 template <class F>
 void in_form(const Form& form, F&& f) {
