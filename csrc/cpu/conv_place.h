@@ -208,7 +208,7 @@ template <class T>
 struct UnitOutput {
   Pixels<T> out, drive;
   Pixels<const T> add, gate;
-  const T* bias = nullptr;
+  const T *bias = nullptr, *later = nullptr;
   Activation activation = Activation::identity;
   T slope = 0, gate_slope = 0;
   bool direct;
@@ -221,6 +221,8 @@ struct UnitOutput {
     }
     const std::int64_t r0 = unit.r0 * s.upsample_h;
     out = from<T>(s.out, unit.n0, r0);
+    if (s.epilogue && s.epilogue->output)
+      later = static_cast<const T*>(s.epilogue->output) + (out.data - static_cast<const T*>(s.epilogue->result));
     if (pools_by_unit(call)) out.data = pooled;
     if (s.add) add = from<const T>(s.add, unit.n0, r0 / s.add_h);
     if (s.drive) drive = from<T>(s.drive, unit.n0, s.drive_once ? unit.r0 : r0);
@@ -230,8 +232,8 @@ struct UnitOutput {
   // Of channels from `channel` on, for tiles that have their offsets.
   TileFinish<T> tile_finish(int channel) const {
     const auto at = [&](auto* data) { return data ? data + channel : data; };
-    return {at(out.data), at(add.data), at(drive.data), at(gate.data), gate_slope,
-            at(bias),     nullptr,      nullptr,        activation,    slope};
+    return {at(out.data), at(add.data), at(drive.data), at(gate.data), gate_slope, at(bias),
+            nullptr,      nullptr,      activation,     slope,         at(later)};
   }
 
  private:
@@ -262,6 +264,7 @@ LMSER_HD void prefetch_tile(int pixels, int channels, const TileFinish<T>& f) {
       if (f.add) __builtin_prefetch(f.add + f.add_offset[m] + c, 0);
       if (f.drive) __builtin_prefetch(f.drive + f.offset[m] + c, 1);
       if (f.gate) __builtin_prefetch(f.gate + f.offset[m] + c, 0);
+      if (f.later) __builtin_prefetch(f.later + f.offset[m] + c, 0);
     }
 }
 

@@ -82,14 +82,25 @@ void pull_back_region(const Epilogue& e, std::int64_t at, std::int64_t pixels, s
       if (total) store_n<T>(total + i, extra ? g + load_n<T>(extra + i, k) : g, k);
       return g;
     };
-    const auto channel_sums = [&](auto&& value) {
-      for_lanes<T>(channels, [&](std::int64_t c, int k) {
-        Vec<T> sum{};
-        for (std::int64_t x = 0; x < pixels; ++x) sum = sum + value(x * channels + c, k);
-        for (int i = 0; i < k; ++i) sums[c + i] += double(sum[i]);
-      });
+    constexpr int L = kLanes<T>;
+    // Of `Registers` of channels from c on, those of a pixel together: lines that lie side by side.
+    const auto some = [&]<int Registers>(std::int64_t c, int k, auto&& value) __attribute__((always_inline)) {
+      Vec<T> sum[Registers] = {};
+      for (std::int64_t x = 0; x < pixels; ++x)
+#pragma GCC unroll 4
+        for (int v = 0; v < Registers; ++v) sum[v] = sum[v] + value(x * channels + c + v * L, k);
+#pragma GCC unroll 4
+      for (int v = 0; v < Registers; ++v)
+        for (int i = 0; i < k; ++i) sums[c + v * L + i] += double(sum[v][i]);
     };
-    if (sums && channels % kLanes<T> == 0) return channel_sums(values);
+    const auto channel_sums = [&](auto&& value) __attribute__((always_inline)) {
+      std::int64_t c = 0;
+      for (; c + 4 * L <= channels; c += 4 * L) some.template operator()<4>(c, L, value);
+      for (; c + 2 * L <= channels; c += 2 * L) some.template operator()<2>(c, L, value);
+      for (; c + L <= channels; c += L) some.template operator()<1>(c, L, value);
+      if (c < channels) some.template operator()<1>(c, int(channels - c), value);
+    };
+    if (sums && channels % L == 0) return channel_sums(values);
     for_lanes<T>(pixels * channels, values);
     if (sums) channel_sums([&](std::int64_t i, int k) { return load_n<T>(result + i, k); });
   });

@@ -24,6 +24,7 @@ struct TileFinish {
   const std::int64_t *offset, *add_offset;
   Activation activation;
   T slope;
+  const T* later = nullptr;  // what the epilogue will read, as `out` lies: it is fetched with it
 };
 template <class T>
 LMSER_HD Vec<T> gated(Vec<T> v, Vec<T> gate, T slope) {
