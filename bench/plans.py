@@ -1,8 +1,8 @@
 """``python -m bench.plans``: is the algorithm that the plan takes the fastest there is for a shape?
 
 Every single layer of the benchmarks runs as the plan chooses, by the direct sum with a packed weight, by filtering
-wherever the shape allows it (sums of 3x3 at stride 2 in buffers, and in registers) and, if it has few pixels, with the
-weight as it lies, in turn and verified against float64. Told are the shapes where another form is faster than the chosen
+wherever the shape allows it (3x3 at stride 2 with its sums in buffers, in registers, and along rows alone) and, if it
+has few pixels, with the weight as it lies, in turn and verified against float64. Told are the shapes where another form is faster than the chosen
 one by more than 10 %.
 """
 
@@ -32,6 +32,7 @@ FORMS = {
     "direct": ("never", "never"),
     "in buffers": ("in buffers", "never"),
     "in registers": ("in registers", "never"),
+    "along rows": ("along rows", "never"),
     "as it lies": ("where faster", "where possible"),
 }
 WRONG = 1.1  # how much slower than another form the chosen one may be

@@ -273,7 +273,8 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "choose_filtering", &lmser::choose_filtering_mode, py::arg("mode"),
       "Makes plans from now on filter 'where faster' (the default), 'never' or 'where possible' (for comparing them), "
-      "or wherever possible with the sums of three taps at stride 2 'in buffers' or 'in registers'; returns the mode "
+      "or wherever possible with the sums of three taps at stride 2 'in buffers' or 'in registers', or filtered 'along "
+      "rows' alone; returns the mode "
       "until now.");
   m.def(
       "choose_unpacking", &lmser::choose_unpacking_mode, py::arg("mode"),
