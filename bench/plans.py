@@ -2,8 +2,8 @@
 
 Every single layer of the benchmarks runs as the plan chooses, by the direct sum with a packed weight, by filtering
 wherever the shape allows it (3x3 at stride 2 with its sums in buffers, in registers, and along rows alone) and, if it
-has few pixels, with the weight as it lies, in turn and verified against float64. Told are the shapes where another form is faster than the chosen
-one by more than 10 %.
+has few pixels, with the weight as it lies, in turn and verified against float64. Told are the shapes where another form
+is faster than the chosen one by more than 10 %.
 """
 
 from __future__ import annotations
