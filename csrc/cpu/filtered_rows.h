@@ -123,7 +123,9 @@ struct PairGroup {
   std::int64_t single[kPixels + 8], out[kPixels + 8], add[kPixels + 8];  // count_up writes some more
 
   void push(std::int64_t at, int count) {
-    for (int list = 0; list < count; ++list) {
+    for (int list = 0; list < kPairOutputs; ++list) {
+      place[list][tiles] = 0;
+      if (list >= count) continue;
       place[list][tiles] = counts[list];
       points[list][counts[list]++] = at;
     }

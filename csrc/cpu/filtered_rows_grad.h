@@ -110,7 +110,7 @@ class PairGrad {
                            h = (r0_ + q) * g_.stride_h + tap - g_.pad_h;
         GradientTile<float> t{};
         t.fresh = fresh, t.images = images, t.rows = until - from, t.sum_stride = p_.padded_out_c;
-        const float* big = nullptr;
+        const float* big = big_;  // where there is no row
         if (point < kPairPoints) {
           const bool missing = (point == 1 && rest == 1) || (point == 2 && rest != 0);  // of the last tile
           t.cols = layout_.tiles - missing;
