@@ -106,6 +106,15 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     pytest.skip(str(_library.error))
 
 
+@pytest.fixture(params=_library.module.cpu_info()["runs_here"] if _library.module else ["none"])
+def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every instruction set that runs here, in turn, for `native` tests."""
+    assert _library.module is not None
+    before = _library.module.choose_isa(request.param)
+    yield request.param
+    _library.module.choose_isa(before)
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     random.seed(0)

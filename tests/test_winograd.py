@@ -27,14 +27,6 @@ SHAPES = [
 ]
 
 
-@pytest.fixture(params=SETS)
-def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
-    assert _library.module is not None
-    before = _library.module.choose_isa(request.param)
-    yield request.param
-    _library.module.choose_isa(before)
-
-
 def drives(transposed: bool, x: Tensor, weight: Tensor, padding: int) -> Tensor:
     return (F.conv_transpose2d if transposed else F.conv2d)(x, weight, None, 1, padding)
 

@@ -15,14 +15,6 @@ pytestmark = pytest.mark.native
 SETS = _library.module.cpu_info()["runs_here"] if _library.module else ["none"]
 
 
-@pytest.fixture(params=SETS)
-def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
-    assert _library.module is not None
-    before = _library.module.choose_isa(request.param)
-    yield request.param
-    _library.module.choose_isa(before)
-
-
 @pytest.fixture(params=["in buffers", "in registers", "along rows"])
 def form(request: pytest.FixtureRequest) -> Iterator[str]:
     assert _library.module is not None

@@ -58,12 +58,11 @@ double share_made(const Geometry& g) {
   return g.batch < kFewImages ? rows : rows * share_inside(g.kernel_w, g.stride_w, g.pad_w, big_w, small_w);
 }
 
-// Along rows: channels on either side below which the transforms eat the gain; weights of a kernel row, and what
+// Along rows: channels on either side below which the transforms eat the gain; what
 // reading and writing the wider sum of a gradient costs in products for each pair of channels; the largest such sum,
 // which is to stay in the second-level cache; and the depth of a convolution from which what lies under a tile leaves
 // the first, and by how much that is dearer.
 constexpr std::int64_t kLeastAlongRows = 16, kFarAlongRowsDepth = 192;
-constexpr int kAlongRowsWeights = 5;
 constexpr double kAlongRowsSum = 60, kMostAlongRowsSumBytes = 768 << 10, kFarAlongRows = 1.12;
 // Whether rows of a convolution at stride 2 can be filtered (filtered_rows.h): the middle taps meet no padding, and
 // most of a register is filled.
@@ -72,6 +71,7 @@ bool filters_along_rows(const Geometry& g, const TileShape& tile) {
   const std::int64_t middle = g.transposed ? (g.out_w - 1 + g.pad_w - 1) / 2 : 2 * (g.out_w - 1) + 1 - g.pad_w;
   return middle < g.in_w && 4 * g.out_c > 3 * tile.lanes;
 }
+
 // The cheapest grid, or none where the direct sum is better. Measured on float32, 3x3 and 5x5 at stride 2, where
 // below some channels on either side the transforms eat the gain. `overhead(costs, large)`: products for each pair of
 // channels that the filtered form costs beside those of its tiles, where its weights or their sums leave the caches and

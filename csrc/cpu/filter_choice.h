@@ -14,6 +14,8 @@ Filtering filtering_mode();
 WinogradGrid chosen_grid(const ConvPlan& plan, std::int64_t value_bytes, int calls, Filtering filtering);
 WinogradGrid chosen_grid(const WeightGradPlan& plan, std::int64_t value_bytes, int threads, Filtering filtering);
 
+// Weights of a kernel row of three taps that is filtered: four points of the outer two, and the middle one.
+inline constexpr int kAlongRowsWeights = 5;
 // Products of an image with its rows filtered, for each pair of channels.
 double products_along_rows(const Geometry& g);
 

@@ -109,7 +109,7 @@ WeightGradPlan plan_weight_grad(const Geometry& g, const TileShape& tile, std::i
     return p;
   }
   if (p.winograd.along_rows)
-    p.sum_rows = 5 * g.kernel_h, p.sum_length = g.in_c;
+    p.sum_rows = kAlongRowsWeights * g.kernel_h, p.sum_length = g.in_c;
   else
     p.sum_rows = g.kernel_h, p.sum_length = std::int64_t(g.kernel_w) * g.in_c;
   p.sum_values = p.sum_rows * p.sum_length * p.padded_out_c;
