@@ -1,6 +1,6 @@
 // The shortest way from Python to a computation on the CPU: the arguments of an operator as they come from Python, read
 // without PyTorch's dispatcher. Tensors are read through the table of DLPack's exchange protocol that torch.Tensor
-// carries; results are made by its methods, large ones of memory of the output store.
+// carries, and results made through it.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -106,8 +106,8 @@ class Arguments {
   Pair pair_in(PyObject* value, std::int64_t least);
   using Sizes = std::array<std::int64_t, 4>;
   pybind11::object made(int dimensions, const Sizes& size, const Sizes& strides, View& view);
-  static pybind11::object of_store(std::size_t bytes, int dimensions, const Sizes& size, const Sizes& strides,
-                                   std::uint8_t type_code, std::uint8_t type_bits);
+  static pybind11::object of_memory(std::size_t bytes, int dimensions, const Sizes& size, const Sizes& strides,
+                                    std::uint8_t type_code, std::uint8_t type_bits);
   std::int64_t value_bytes() const { return dtype_ == DType::f64 ? 8 : dtype_ == DType::f32 ? 4 : 2; }
 
   static constexpr int kKernel = -1;
@@ -115,7 +115,7 @@ class Arguments {
   PyObject* const* next_;
   Py_ssize_t left_;
   bool fit_ = true, requires_grad_ = false;
-  PyObject* first_ = nullptr;  // tensor that was read
+  bool any_ = false;  // tensor was read, the first of which has this dtype
   DType dtype_ = DType::f32;
 };
 

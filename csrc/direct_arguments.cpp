@@ -6,6 +6,7 @@
 #include <memory>
 #include <numeric>
 #include <stdexcept>
+#include <utility>
 
 namespace lmser::direct {
 namespace py = pybind11;
@@ -15,9 +16,8 @@ namespace {
 struct Torch {
   const dlpack::ExchangeApi* exchange = nullptr;
   PyObject *tensor, *parameter;  // types
-  PyObject *included, *raw, *function_mode, *profiler, *grad, *is_neg, *new_empty_strided, *uint8, *float32;
+  PyObject *included, *raw, *function_mode, *profiler, *grad, *is_neg;
   PyObject* requires_grad;       // its name
-  PyObject* dtype_name;          // in a tuple
   unsigned long long usual = 0;  // dispatch keys that are always included
 
   Torch() {
@@ -39,9 +39,6 @@ struct Torch {
     profiler = held(c.attr("_autograd").attr("_profiler_enabled"));
     grad = held(torch.attr("is_grad_enabled"));
     is_neg = held(type.attr("is_neg"));
-    new_empty_strided = held(type.attr("new_empty_strided"));
-    uint8 = held(torch.attr("uint8")), float32 = held(torch.attr("float32"));
-    dtype_name = held(py::make_tuple(py::str("dtype")));
     requires_grad = held(py::str("requires_grad"));
     PyUnicode_InternInPlace(&requires_grad);
     const py::object keys = c.attr("DispatchKey"), set = c.attr("DispatchKeySet");
@@ -58,12 +55,6 @@ struct Torch {
 const Torch& torch() {
   static const Torch* const found = new Torch;
   return *found;
-}
-
-py::tuple tuple_of(int dimensions, const std::array<std::int64_t, 4>& values) {
-  py::tuple t{std::size_t(dimensions)};
-  for (int i = 0; i < dimensions; ++i) t[std::size_t(i)] = values[std::size_t(i)];
-  return t;
 }
 
 bool is_true(PyObject* function) {
@@ -129,7 +120,7 @@ View Arguments::read_own(PyObject* value, int dimensions, bool* flat) {
     v.dtype = DType::f16;
   else
     return require(false), View{};
-  if (!first_) dtype_ = v.dtype, first_ = value;
+  if (!std::exchange(any_, true)) dtype_ = v.dtype;
   require(v.dtype == dtype_);
   for (int i = 0; i < dimensions; ++i) require(d.shape[i] > 0);
   if (dimensions == 4) {
@@ -279,65 +270,43 @@ bool Arguments::require_size(std::int64_t n, std::int64_t c, std::int64_t h, std
 py::object Arguments::made(int dimensions, const Sizes& size, const Sizes& strides, View& view) {
   const std::int64_t values =
       std::accumulate(size.begin(), size.begin() + dimensions, std::int64_t(1), std::multiplies());
-  const std::size_t bytes = std::size_t(value_bytes() * values);
-  if (bytes >= output_store::kLeast) {
-    py::object result =
-        of_store(bytes, dimensions, size, strides, dtype_ == DType::bf16 ? dlpack::kBfloat : dlpack::kFloat,
-                 std::uint8_t(8 * value_bytes()));
-    view = read_own(result.ptr(), dimensions);
-    if (!fit_) throw std::runtime_error("PyTorch did not make a plain tensor of memory");
-    return result;
-  }
-  const py::tuple sizes = tuple_of(dimensions, size), steps = tuple_of(dimensions, strides);
-  PyObject* const arguments[] = {first_, sizes.ptr(), steps.ptr()};
   py::object result =
-      py::reinterpret_steal<py::object>(PyObject_Vectorcall(torch().new_empty_strided, arguments, 3, nullptr));
-  if (!result) throw py::error_already_set();
+      of_memory(std::size_t(value_bytes() * values), dimensions, size, strides,
+                dtype_ == DType::bf16 ? dlpack::kBfloat : dlpack::kFloat, std::uint8_t(8 * value_bytes()));
   view = read_own(result.ptr(), dimensions);
-  if (!fit_) throw std::runtime_error("new_empty_strided did not give a plain tensor");
+  if (!fit_) throw std::runtime_error("PyTorch did not make a plain tensor of memory");
   return result;
 }
-py::object Arguments::of_store(std::size_t bytes, int dimensions, const Sizes& size, const Sizes& strides,
-                               std::uint8_t type_code, std::uint8_t type_bits) {
-  struct Large {
+// A tensor of memory of ours: asking a tensor's methods for one takes three times as long, which small layers feel.
+py::object Arguments::of_memory(std::size_t bytes, int dimensions, const Sizes& size, const Sizes& strides,
+                                std::uint8_t type_code, std::uint8_t type_bits) {
+  struct Owner {
     dlpack::ManagedTensor managed{};
     Sizes size, strides;
-    output_store::Piece piece;
+    output_store::Piece piece{};
+    bool large;
+    Owner(std::size_t bytes, const Sizes& n, const Sizes& step)
+        : size(n), strides(step), large(bytes >= output_store::kLeast) {
+      piece = large ? output_store::take(bytes) : output_store::Piece{pages(bytes), bytes};
+    }
+    ~Owner() { large ? output_store::give(piece) : free_pages(piece.data, piece.bytes); }
   };
-  auto large = std::make_unique<Large>();
-  large->size = size, large->strides = strides;
-  large->piece = output_store::take(bytes);
-  dlpack::ManagedTensor& m = large->managed;
+  auto owner = std::make_unique<Owner>(bytes, size, strides);
+  dlpack::ManagedTensor& m = owner->managed;
   m.major_version = dlpack::kMajorVersion;
-  m.context = large.get();
-  m.deleter = [](dlpack::ManagedTensor* self) {
-    const std::unique_ptr<Large> own(static_cast<Large*>(self->context));
-    output_store::give(own->piece);
-  };
-  m.tensor = {large->piece.data,  dlpack::kCPU,          0, dimensions, type_code, type_bits, 1,
-              large->size.data(), large->strides.data(), 0};
+  m.context = owner.get();
+  m.deleter = [](dlpack::ManagedTensor* self) { delete static_cast<Owner*>(self->context); };
+  m.tensor = {owner->piece.data,  dlpack::kCPU,          0, dimensions, type_code, type_bits, 1,
+              owner->size.data(), owner->strides.data(), 0};
   void* object = nullptr;
-  if (torch().exchange->managed_to_python(&m, &object) != 0) {
-    output_store::give(large->piece);
-    throw py::error_already_set();
-  }
-  static_cast<void>(large.release());  // the tensor's
+  if (torch().exchange->managed_to_python(&m, &object) != 0) throw py::error_already_set();
+  static_cast<void>(owner.release());  // the tensor's
   return py::reinterpret_steal<py::object>(static_cast<PyObject*>(object));
 }
 py::object Arguments::empty_bytes(const Sizes& size, std::uint8_t*& data) {
   const std::int64_t c = size[3], w = size[2] * c, h = size[1] * w;
   const Sizes strides{h, w, c, 1};
-  const std::size_t bytes = std::size_t(size[0] * h);
-  py::object result;
-  if (bytes >= output_store::kLeast) {
-    result = of_store(bytes, 4, size, strides, dlpack::kUInt, 8);
-  } else {
-    const py::tuple sizes = tuple_of(4, size), steps = tuple_of(4, strides);
-    PyObject* const arguments[] = {first_, sizes.ptr(), steps.ptr(), torch().uint8};
-    result = py::reinterpret_steal<py::object>(
-        PyObject_Vectorcall(torch().new_empty_strided, arguments, 3, torch().dtype_name));
-    if (!result) throw py::error_already_set();
-  }
+  const py::object result = of_memory(std::size_t(size[0] * h), 4, size, strides, dlpack::kUInt, 8);
   data = read_bytes(result.ptr()).data;
   if (!fit_) throw std::runtime_error("PyTorch did not make a plain tensor of bytes");
   return result;
@@ -349,11 +318,7 @@ py::object Arguments::empty(bool last, std::int64_t n, std::int64_t c, std::int6
 py::object Arguments::empty(std::int64_t n, View& view) { return made(1, {n}, {1}, view); }
 py::object Arguments::empty_scalar(View& view) {
   if (dtype_ != DType::bf16) return made(0, {}, {}, view);
-  const py::tuple none;
-  PyObject* const arguments[] = {first_, none.ptr(), none.ptr(), torch().float32};
-  py::object result = py::reinterpret_steal<py::object>(
-      PyObject_Vectorcall(torch().new_empty_strided, arguments, 3, torch().dtype_name));
-  if (!result) throw py::error_already_set();
+  py::object result = of_memory(sizeof(float), 0, {}, {}, dlpack::kFloat, 32);
   dlpack::Tensor d;
   if (torch().exchange->view_from_python(result.ptr(), &d) != 0) throw py::error_already_set();
   view = {static_cast<char*>(d.data) + d.byte_offset, DType::f32, 1, 1, 1, 1, 0, 0, 0, 0};

@@ -249,16 +249,20 @@ def _immediate_call(
     if direct is None:
         return lambda *args: None
 
-    # What was computed comes as the last argument, in a list, and leaves as the output that is differentiated.
+    # Only what a gradient may flow to is given to `apply` as arguments of their own, for it looks at each: the tensors
+    # that come first. Then all arguments together, and what was computed, which leaves as the output that is
+    # differentiated.
+    first = _leading_tensors(operators.raw(name))
+
     def forward(ctx: Any, *args: Any) -> Any:
-        results = args[-1]
+        given, results = args[-2:]
         output = results[0] if len(results) == 1 else tuple(results)
         ctx.ops = operators
-        setup_context(ctx, args[:-1], output)
+        setup_context(ctx, given, output)
         return output
 
     def backward_of_all(ctx: Any, *grads: Any) -> tuple[Any, ...]:
-        return *backward(ctx, *grads), None
+        return *backward(ctx, *grads)[:first], None, None
 
     function = _function(f"{name}_immediate", forward=forward, backward=backward_of_all)
     # Without what `Function.apply` does for transforms first, which is as long again: `direct` answers to none.
@@ -266,10 +270,16 @@ def _immediate_call(
 
     def call(*args: Any) -> Any:
         results = direct(*args)
-        return record(*args, results) if type(results) is list else results
+        return record(*args[:first], args, results) if type(results) is list else results
 
     immediate(name, call)
     return call
+
+
+def _leading_tensors(operator: Any) -> int:
+    """How many of an operator's first arguments are tensors, or may be."""
+    types = [str(a.type) for a in operator._schema.arguments]
+    return next((i for i, kind in enumerate(types) if kind not in ("Tensor", "Optional[Tensor]")), len(types))
 
 
 def _function(name: str, **methods: Callable[..., Any]) -> Any:

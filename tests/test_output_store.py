@@ -12,7 +12,7 @@ from lmser_kernels import _library, add_act, conv2d_add_act, conv_transpose2d_ad
 
 pytestmark = pytest.mark.native
 
-LARGE = (4, 32, 64, 64)  # 2 MiB of float32, twice the size from which the store is used
+LARGE = (4, 32, 64, 64)  # 2 MiB of float32, eight times the size from which the store is used
 
 
 @pytest.fixture(autouse=True)

@@ -153,17 +153,26 @@ void rows_across(const FewRows<T>& f, const T* weight, std::int64_t in, int chan
   if (f.rows <= kDirectRows)
     return across_of<T>(f.rows, std::make_integer_sequence<int, kDirectRows>{})(f, weight, in, channels, to);
   const int vectors = (channels + L - 1) / L, width = vectors * L, last = channels - (vectors - 1) * L;
-  for (std::int64_t k = 0; k < f.depth; ++k) {
-    const T* const w = weight + k * in;
-    T* const line = panel + k * width;
-    for (int v = 0; v + 1 < vectors; ++v) store<T>(line + v * L, load<T>(w + v * L));
-    store<T>(line + (vectors - 1) * L, load_n<T>(w + (vectors - 1) * L, last));
-  }
   const int most = kTilePixels[vectors], tiles = (f.rows + most - 1) / most;
-  for (int i = 0, m = 0; i < tiles; ++i) {
-    const int next = f.rows * (i + 1) / tiles;
-    product_fn<T>(next - m, vectors)({f.from, f.offset + m, 1, 0, f.depth, panel, to.data + m * to.row, to.row});
-    m = next;
+  // As much of the depth at a time as stays in the first-level cache; sums go on from where they were.
+  constexpr std::int64_t kPanel = 24 << 10;
+  const std::int64_t bytes = f.depth * width * std::int64_t(sizeof(T)),
+                     pieces = bytes > kPanel ? (bytes + kPanel - 1) / kPanel : 1;
+  for (std::int64_t piece = 0; piece < pieces; ++piece) {
+    const std::int64_t k0 = f.depth * piece / pieces, depth = f.depth * (piece + 1) / pieces - k0;
+    for (std::int64_t k = 0; k < depth; ++k) {
+      const T* const w = weight + (k0 + k) * in;
+      T* const line = panel + k * width;
+      for (int v = 0; v + 1 < vectors; ++v) store<T>(line + v * L, load<T>(w + v * L));
+      store<T>(line + (vectors - 1) * L, load_n<T>(w + (vectors - 1) * L, last));
+    }
+    for (int i = 0, m = 0; i < tiles; ++i) {
+      const int next = f.rows * (i + 1) / tiles;
+      ProductTile<T> tile{f.from + k0, f.offset + m, 1, 0, depth, panel, to.data + m * to.row, to.row};
+      tile.more = piece > 0;
+      product_fn<T>(next - m, vectors)(tile);
+      m = next;
+    }
   }
 }
 
