@@ -28,8 +28,9 @@ namespace {
 template <class T>
 class Prepared final : public PreparedConv::State {
  public:
-  Prepared(const InstructionSet& isa, const Geometry& geometry, const View& weight, int calls, const View& beside)
-      : isa_(isa), geometry_(geometry), weight_(weight), beside_(beside), calls_(calls) {}
+  Prepared(const InstructionSet& isa, const Geometry& geometry, const View& weight, int calls, const View& beside,
+           bool far = false)
+      : isa_(isa), geometry_(geometry), weight_(weight), beside_(beside), calls_(calls), far_(far) {}
 
   const ConvPlan& prepare(const ThreadPool& pool, Source source, Sink sink) override {
     const Geometry g = normal_form(source, sink);
@@ -110,7 +111,7 @@ class Prepared final : public PreparedConv::State {
     ConvPlan plan = plan_conv(g, tile, sizeof(T), pool.threads, how, calls_);
     const ConvPlan* const of_whole = filtered && g == geometry_ ? &plan : nullptr;
     if (weight_.dtype == kDTypeOf<T> && !beside_ && lies_well(weight_, geometry_) &&
-        takes_unpacked(geometry_, tile, sizeof(T), pool.threads, calls_, of_whole))
+        takes_unpacked(geometry_, tile, sizeof(T), pool.threads, calls_, far_, of_whole))
       plan = plan_unpacked(g, tile, pool.threads, taps_lie_together(weight_));
     return packed(pool, {g, filtered, nullptr, pool.threads, std::move(plan), nullptr});
   }
@@ -286,17 +287,18 @@ class Prepared final : public PreparedConv::State {
   Geometry geometry_;
   View weight_, beside_;
   int calls_;
+  bool far_;
   std::deque<Packed> packed_;  // references stay while others are added
 };
 
 }  // namespace
 
 PreparedConv::PreparedConv(const InstructionSet& isa, const Geometry& geometry, DType dtype, const View& weight,
-                           int calls, bool filtering, const View& beside) {
+                           int calls, bool filtering, const View& beside, bool far) {
   if (dtype == DType::f64)
-    state_ = std::make_unique<Prepared<double>>(isa, geometry, weight, calls, beside);
+    state_ = std::make_unique<Prepared<double>>(isa, geometry, weight, calls, beside, far);
   else
-    state_ = std::make_unique<Prepared<float>>(isa, geometry, weight, calls, beside);
+    state_ = std::make_unique<Prepared<float>>(isa, geometry, weight, calls, beside, far);
   state_->filtering = filtering;
 }
 PreparedConv::PreparedConv(PreparedConv&&) noexcept = default;
@@ -316,15 +318,15 @@ void PreparedConv::run(const ThreadPool& pool, const Source& source, const Sink&
 
 template <class T>
 void run_conv_as(const InstructionSet& isa, const ThreadPool& pool, const Geometry& geometry, const Source& source,
-                 Sink sink, const View& weight, const View& bias) {
+                 Sink sink, const View& weight, const View& bias, bool far) {
   const Buffer<T> dense = dense_bias<T>(bias);
   sink.bias = dense.get();
-  PreparedConv(isa, geometry, kDTypeOf<T>, weight).run(pool, source, sink);
+  PreparedConv(isa, geometry, kDTypeOf<T>, weight, 1, true, {}, far).run(pool, source, sink);
 }
 void run_conv(const InstructionSet& isa, const ThreadPool& pool, const Geometry& geometry, const Source& source,
-              const Sink& sink, const View& weight, const View& bias) {
+              const Sink& sink, const View& weight, const View& bias, bool far) {
   const auto run = source.base.dtype == DType::f64 ? run_conv_as<double> : run_conv_as<float>;
-  run(isa, pool, geometry, source, sink, weight, bias);
+  run(isa, pool, geometry, source, sink, weight, bias, far);
 }
 
 template <class T>
@@ -355,7 +357,7 @@ ConvPlan inspect_conv(const InstructionSet& isa, int threads, Geometry g, DType 
   const TileShape& tile = wide ? isa.f64.tile : isa.f32.tile;
   const std::int64_t value_bytes = wide ? 8 : 4;
   // The weight can be read as it lies where it is of the type that is computed in.
-  if ((wide || dtype == DType::f32) && takes_unpacked(g, tile, value_bytes, threads, 1))
+  if ((wide || dtype == DType::f32) && takes_unpacked(g, tile, value_bytes, threads, 1, false))
     return plan_unpacked(g, tile, threads);
   return plan_conv(g, tile, value_bytes, threads);
 }

@@ -16,9 +16,10 @@ struct ThreadPool {
 };
 
 // out = sink(conv or conv_transpose of source with weight). `weight` is the convolution's (C_out, C_in, kh, kw)
-// in either direction.
+// in either direction. `far`: since the weight was last used so much else has been done, as a pass forward and back,
+// that it is looked for beyond the nearer caches, and what was packed of it as well.
 void run_conv(const InstructionSet& isa, const ThreadPool& pool, const Geometry& geometry, const Source& source,
-              const Sink& sink, const View& weight, const View& bias);
+              const Sink& sink, const View& weight, const View& bias, bool far = false);
 
 // One convolution and then another of as many outputs, whose sink adds what the first one's has. Each of its units
 // comes right after the first one's unit of the same outputs, which are still in the cache. Nothing else that is read
@@ -37,11 +38,11 @@ void run_conv_pair(const InstructionSet& isa, const ThreadPool& pool, const Conv
 // decides whether a packing that costs more pays; `filtering` false asks for the direct sum. `beside` is the weight of
 // a transposed convolution of stride 1 whose sums are added, taken of the channels of `Source::beside`: a convolution
 // of as many taps, padded by taps - 1 - its padding, which must be `geometry`'s; `geometry.in_c` counts both. Of the
-// compute type.
+// compute type. `far` as in `run_conv`.
 class PreparedConv {
  public:
   PreparedConv(const InstructionSet& isa, const Geometry& geometry, DType dtype, const View& weight, int calls = 1,
-               bool filtering = true, const View& beside = {});
+               bool filtering = true, const View& beside = {}, bool far = false);
   PreparedConv(PreparedConv&&) noexcept;
   PreparedConv& operator=(PreparedConv&&) noexcept;
   ~PreparedConv();

@@ -10,9 +10,11 @@
 namespace lmser {
 namespace {
 
-// In products for each pair of channels: packing a weight 36 points wide instead of 9, or, for each lane of a register,
-// where the packed weight leaves the caches; and forming a filtered gradient of it where its sums leave them.
-constexpr double kPack = 40, kLargePack = 48, kLargePackBytes = 4 << 20, kLargeGradSum = 160;
+// In products for each pair of channels: packing a weight 36 points wide instead of 9; reading one that other layers,
+// or the pass back, have driven out of the second-level cache since its last call; both, for each lane of a register,
+// where the packed weight leaves the caches by itself; and forming a filtered gradient of it where its sums leave them.
+constexpr double kPack = 40, kFarPack = 300, kFarPackBytes = 512 << 10, kLargePack = 48, kLargePackBytes = 4 << 20,
+                 kLargeGradSum = 160;
 
 // How much dearer a filtered product is than a direct one, and, for each channel, its share of the transforms.
 struct Dearer {
@@ -170,7 +172,7 @@ WinogradGrid trimmed(WinogradGrid w, const Geometry& g) {
 // Minimal filtering at stride 1, or none where the direct sum is faster. Both are counted in multiply-adds of the
 // register tiles. In these the transforms of a tile cost kTransform for each of its padded channels and each lane of a
 // register (products become cheaper with wider ones, memory does not), packing a weight 36 points wide instead of 9
-// costs kPack for each, or kLargePack and each lane where it leaves the caches, and starting costs kStart. Fitted to
+// costs kPack, kFarPack or kLargePack (above), and starting costs kStart. Fitted to
 // the measured times of both on 3 to 512 channels, sizes 2 to 56 and batches 1 to 16 (AVX-512, AVX2 and SSE2, one and
 // two threads), where below 8 channels the products are too short for any of this. A grid whose last tiles are smaller
 // has fewer products, and dearer transforms: one tile at a time, of several kinds.
@@ -183,8 +185,11 @@ WinogradGrid winograd_grid_stride1(const ConvPlan& p, std::int64_t value_bytes, 
   const double products = double(g.batch) * w.products(), lanes = p.tile.lanes;
   const double transforms =
       double(g.batch * w.rows * w.cols * w.points()) * (w.last_h || w.last_w ? kTrimmedTransform : kTransform);
-  const bool large = double(w.weights() * value_bytes) * in * out > kLargePackBytes;
-  const double pack = in * out * (large ? kLargePack * lanes : kPack) / calls;
+  const double bytes = double(w.weights() * value_bytes) * in * out,
+               pack = in * out / calls *
+                      (bytes > kLargePackBytes ? kLargePack * lanes
+                       : bytes > kFarPackBytes ? kFarPack
+                                               : kPack);
   const double direct =
       double(w.taps * w.taps) * double(g.batch * g.out_h * g.out_w) * in * (p.dot ? double(g.out_c) : out);
   const double filtered = products * in * out + lanes * (transforms * (padded_in + out) + kStart) + pack;

@@ -254,10 +254,11 @@ inline std::int64_t small_pixels(const Geometry& g) {
 }
 // Whether there are so few pixels of the small side that the weight is read as it lies, which `lies_well` says it can
 // be: packing it, or comparing it with what was packed before, would take longer than the product saves. Asked of the
-// whole batch, so that its parts have its bits. `calls` would share one packing; `packed` is the whole batch's plan
-// with a packed weight, where it has been made already.
+// whole batch, so that its parts have its bits. `calls` would share one packing; `far`: the weight and what was packed
+// of it have left the nearer caches; `packed` is the whole batch's plan with a packed weight, where it has been made
+// already.
 bool takes_unpacked(const Geometry& whole, const TileShape& tile, std::int64_t value_bytes, int threads, int calls,
-                    const ConvPlan* packed = nullptr);
+                    bool far, const ConvPlan* packed = nullptr);
 ConvPlan plan_unpacked(const Geometry& geometry, const TileShape& tile, int threads, bool taps_together = true);
 // So few rows of a product that each value of the matrix is used as soon as it is read.
 inline constexpr int kDirectRows = 4;

@@ -29,7 +29,7 @@ Side side_of(const Maybe& state, const Maybe& weight, const Tensor& first, const
 // Those of few pixels are left apart: their weights are read as they lie, not packed.
 template <class T>
 bool same_taps(const InstructionSet& isa, const ThreadPool& pool, const Geometry& up, const Geometry& down) {
-  if (takes_unpacked(up, kernels_of<T>(isa).tile, sizeof(T), pool.threads, 1)) return false;
+  if (takes_unpacked(up, kernels_of<T>(isa).tile, sizeof(T), pool.threads, 1, false)) return false;
   return up.kernel_h == down.kernel_h && up.kernel_w == down.kernel_w && up.pad_h == up.kernel_h - 1 - down.pad_h &&
          up.pad_w == up.kernel_w - 1 - down.pad_w;
 }

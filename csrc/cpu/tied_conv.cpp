@@ -95,14 +95,14 @@ void run_conv_backward(const Geometry& geometry, const Incoming& in, const Sourc
       if (out.input) {
         Sink sink = sink_of(images_of(out.input, n0, n1));
         sink.gate = input.gate, sink.gate_slope = input.gate_slope;
-        run_conv(isa, pool, up, total, sink, w, {});
+        run_conv(isa, pool, up, total, sink, w, {}, true);
       }
       if (out.weight) run_weight_grad(isa, pool, up, {{total, input}}, out.weight, later);
     } else {
       if (out.input) {
         Sink sink = sink_of(images_of(out.input, n0, n1));
         sink.upsample_h = side.pool_h, sink.upsample_w = side.pool_w, sink.scale = side.scale;
-        run_conv(isa, pool, transposed(g), total, sink, w, {});
+        run_conv(isa, pool, transposed(g), total, sink, w, {}, true);
       }
       if (out.weight)
         run_weight_grad(isa, pool, g, {{input, total}}, out.weight, later, bias_beside && !formed ? out.bias : View{});

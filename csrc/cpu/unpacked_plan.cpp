@@ -22,20 +22,27 @@ constexpr std::int64_t kMostPixels = 128, kMostOfGradient = 256, kMostPossible =
 // form of a gradient takes to turn a value into the weight's order, and more where the gradient goes to memory. Fitted
 // to measured times of all forms: 32 to 784 channels, 1 to 200 pixels, 1x1, 3x3 and 5x5, both strides and directions
 // (AVX-512, two threads); but minimal filtering of 3 taps to those of CLmser at batch 1, among whose other layers its
-// weight, three to four times as large, has left the caches when it is its turn again.
-constexpr double kCompared = 0.5, kPackedAgain = 1, kFar = 2.1, kFiltered3 = 26, kFiltered5 = 10,
+// weight, three to four times as large, has left the caches when it is its turn again, and comparing to layers of 64
+// channels forwards and back, where it takes longer than in calls that follow each other.
+constexpr double kCompared = 0.65, kPackedAgain = 1, kFar = 2.1, kFiltered3 = 26, kFiltered5 = 10,
                  kFilteredProduct = 1.3, kUnpackedProduct = 1.05, kLanesAdded = 3, kGathered = 1.9, kCopied = 0.12,
                  kTurned = 1.9, kFarTurned = 6;
 constexpr double kFarBytes = 16 << 20;
+// Reading a register that has left the second-level cache, of weights whose packings do not stay there beside each
+// other and their gradient: fitted to layers of 64 to 256 channels forwards and back at 7 x 7 pixels.
+constexpr double kAway = 24, kAwayBytes = 96 << 10;
 
 double weight_bytes(const Geometry& g, std::int64_t value_bytes) {
   return double(g.kernel_h * g.kernel_w * value_bytes) * double(g.in_c) * double(g.out_c);
 }
 
 // For each register of the weight.
-double packed_cost(const ConvPlan& p, std::int64_t pixels, double bytes, int calls) {
+double packed_cost(const ConvPlan& p, std::int64_t pixels, double bytes, int calls, bool away) {
   const Geometry& g = p.geometry;
-  const double lanes = p.tile.lanes, far = bytes > kFarBytes ? kFar * lanes : 0;
+  // What was packed, and what that was compared with, are read beside the weight.
+  const double lanes = p.tile.lanes,
+               wider = p.winograd.m ? double(p.winograd.weights()) / (g.kernel_h * g.kernel_w) : 1,
+               far = (bytes > kFarBytes ? kFar * lanes : 0) + (away && bytes > kAwayBytes ? kAway * (wider + 1) : 0);
   if (p.winograd.m) {
     const double products = double(g.batch) * p.winograd.products() / (double(g.kernel_h) * g.kernel_w);
     return kFilteredProduct * products + (p.winograd.taps == 5 ? kFiltered5 : kFiltered3) + far;
@@ -57,7 +64,7 @@ double unpacked_cost(const ConvPlan& p, std::int64_t pixels) {
 Unpacking choose_unpacking(Unpacking unpacking) { return chosen_unpacking.exchange(unpacking); }
 
 bool takes_unpacked(const Geometry& whole, const TileShape& tile, std::int64_t value_bytes, int threads, int calls,
-                    const ConvPlan* packed) {
+                    bool far, const ConvPlan* packed) {
   const std::int64_t pixels = small_pixels(whole);
   const Unpacking how = chosen_unpacking.load();
   if (pixels == 0 || how == Unpacking::never) return false;
@@ -65,7 +72,7 @@ bool takes_unpacked(const Geometry& whole, const TileShape& tile, std::int64_t v
   if (pixels > kMostPixels || calls > 1 || filtering_mode() != Filtering::where_faster) return false;
   std::optional<ConvPlan> own;
   if (!packed) packed = &own.emplace(plan_conv(whole, tile, value_bytes, threads, Filtering::where_faster, calls));
-  return unpacked_cost(*packed, pixels) < packed_cost(*packed, pixels, weight_bytes(whole, value_bytes), calls);
+  return unpacked_cost(*packed, pixels) < packed_cost(*packed, pixels, weight_bytes(whole, value_bytes), calls, far);
 }
 
 bool gathers_gradient(const Geometry& g, const TileShape& tile, std::int64_t value_bytes, const View& grad) {

@@ -199,10 +199,20 @@ void outer_rows(const OuterProduct<T>& p, std::int64_t row0, std::int64_t row1) 
       k += vectors * L;
     }
     if (rest) {
+      // The last columns end a register of which others, done already, are the beginning.
+      alignas(64) T sums[kMost * L];
+      const std::int64_t before = whole ? L - rest : 0;
+      if (whole) {
+        t.small = p.from + p.columns - L, t.sum = sums, t.sum_stride = L, t.fresh = true;
+        gradient_fn<T>(rows, 1)(t);
+      }
       for (int m = 0; m < rows; ++m) {
         Vec<T> sum{};
-        for (std::int64_t x = 0; x < p.pixels; ++x)
-          sum += t.big[m + x * p.small_step] * load_partial<T>(p.from + x * p.columns_step + whole, rest);
+        if (whole)
+          sum = load_partial<T>(sums + m * L + before, rest);
+        else
+          for (std::int64_t x = 0; x < p.pixels; ++x)
+            sum += t.big[m + x * p.small_step] * load_partial<T>(p.from + x * p.columns_step, rest);
         T* const to = p.to + (row + m) * p.row + whole;
         store_partial<T>(to, p.accumulate ? load_partial<T>(to, rest) + sum : sum, rest);
       }
