@@ -34,14 +34,15 @@ def layers() -> str:
 
 
 def elsewhere() -> str:
-    """Networks on a processor that starts two multiply-adds of 64 bytes a cycle."""
+    """Networks, and the grid of layers, on a processor that starts two multiply-adds of 64 bytes a cycle."""
     file = "cpu_wide.json"
     result = _read(file)
     where = (
         f"{_machine(result)}; copies run at {result['copy_bandwidth_gbs']:.0f} GB/s read and written: "
-        f"`lmser bench --only CLmser --only Lmser --skip bfloat16 --json bench/results/{file}`."
+        f'`lmser bench --only CLmser --only Lmser --only ", grid" --skip bfloat16 --json bench/results/{file}`.'
     )
-    return "\n".join([*_table(result["rows"]), "", where])
+    lines = _table(row for row in result["rows"] if "grid" not in row["workload"])
+    return "\n".join([*lines, "", *_grid(result["rows"]), "", where])
 
 
 def half() -> str:
