@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import gc
+import io
 import subprocess
 import sys
 import weakref
@@ -271,6 +273,25 @@ class TestOnlyPlainCalls:
         assert _library.module.idle_bytes() >= x.numel() * 4
         assert _library.module.add_act(x, None, None, "identity", 0.0).data_ptr() == address
         lmser_kernels.empty_cache()
+
+    def test_small_results_own_their_memory(self):
+        x = torch.randn(2, 3, 5, 7)
+        found = _library.module.add_act(x, None, None, "identity", 0.0)
+        assert type(found) is Tensor
+        assert found._version == 0
+        assert found._base is None
+        assert found.untyped_storage().nbytes() == x.numel() * 4
+        others = [_library.module.add_act(x + i, None, None, "identity", 0.0) for i in range(8)]
+        view, copied = found[1], copy.deepcopy(found)
+        saved = io.BytesIO()
+        torch.save(found, saved)
+        del found, others
+        again = [_library.module.add_act(x - i, None, None, "identity", 0.0) for i in range(8)]
+        assert torch.equal(view, x[1])
+        assert torch.equal(copied, x)
+        saved.seek(0)
+        assert torch.equal(torch.load(saved), x)
+        assert all(torch.equal(r, x - i) for i, r in enumerate(again))
 
     def test_what_cannot_be_had_is_said_by_the_operator(self):
         x = torch.ones(1, 1, 1, 1).expand(1 << 20, 1 << 20, 4, 1)
