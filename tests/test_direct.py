@@ -24,6 +24,7 @@ from lmser_kernels import (
     add_act,
     conv2d_add_act,
     conv_transpose2d_add_act,
+    dispatch,
     max_pool2d_act,
     max_unpool2d,
     tied_conv2d,
@@ -213,6 +214,16 @@ class TestGradients:
             assert all(ref() is None for ref in alive)
         finally:
             gc.enable()
+
+
+def test_gradients_flow_to_the_first_tensors_alone():
+    """What is recorded without the dispatcher gives no gradient to a tensor behind the settings."""
+    found = set(dispatch._immediate) - {"reflect", "reflect_loss"}  # which record in their own way
+    assert {"conv2d_add_act_backward", "tied_conv2d_weight_grad", "max_select2d"} <= found
+    for name in found:
+        operator = dispatch.compiled.raw(name)
+        later = operator._schema.arguments[dispatch._leading_tensors(operator) :]
+        assert {a.name for a in later if "Tensor" in str(a.type)} <= {"input_gate"}, name
 
 
 def taken(x: Tensor, other: Tensor | None = None) -> bool:

@@ -49,6 +49,7 @@ Store& store() {
 }  // namespace
 
 Piece take(std::size_t bytes) {
+  if (bytes < kLeast) return {pages(bytes), bytes};
   Store& s = store();
   const auto in_use = [&](std::size_t more) {
     const std::size_t live = s.live.fetch_add(more, std::memory_order_relaxed) + more;
@@ -83,6 +84,7 @@ Piece take(std::size_t bytes) {
 }
 
 void give(Piece piece) noexcept {
+  if (piece.bytes < kLeast) return free_pages(piece.data, piece.bytes);
   Store& s = store();
   s.live.fetch_sub(piece.bytes, std::memory_order_relaxed);
   const std::unique_lock<std::mutex> lock(s.mutex, std::try_to_lock);

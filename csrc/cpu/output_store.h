@@ -13,7 +13,7 @@
 
 namespace lmser::output_store {
 
-constexpr std::size_t kLeast = kMapped;                               // smaller results come from the C library
+constexpr std::size_t kLeast = kMapped;  // smaller pieces are the C library's, and not kept
 constexpr std::size_t kMostIdle = kReuse ? std::size_t(1) << 30 : 0;  // what is kept at most while nobody uses it
 
 constexpr std::size_t kSlack = 16;
